@@ -4,8 +4,11 @@
     python3 client.py list                        what is on 127.0.0.1:9000
     python3 client.py put notes.txt photos/       files and whole folders
     python3 client.py get notes.txt photos        into the current folder; -o DEST for elsewhere
-    python3 client.py --host 192.0.2.7 --password WORD --pin SHA256 get '*.jpg' -o pictures/
-                                                  (the server printed the pin at its start)
+    python3 client.py put src --exclude '*.o' --delete --dry-run    how a tree would be made alike
+    python3 client.py --host 192.0.2.7 --tls --password WORD get '*.jpg' -o pictures/
+                                                  (as the server printed it at its start; a password
+                                                  of your own needs --pin SHA256 too)
+    export SIXSOCKETS_HOST=192.0.2.7:9000         then no command needs --host and --port
     tar c . | python3 client.py put - --as box.tar     and: get box.tar -o - | tar x
     python3 client.py delete old.txt              rename OLD NEW, mkdir NAME, stat NAME, help
     python3 client.py who                         the other clients
@@ -15,10 +18,10 @@
     python3 client.py chat --nick anna            talk with those who are in it
     python3 client.py                             a shell with these commands
 
-If the connection is lost, a command reconnects and resumes by itself (--retries). If that fails
-too, the same command resumes later. A file that is there already, with the same size and time, is
-skipped; --force replaces a different one. The receiving side checks length and SHA-256 before it
-gives a file its name and reports success.
+If the connection is lost, a command reconnects for two minutes and resumes by itself (--retries).
+If that fails too, the same command resumes later. A file that is there already, with the same size
+and time, is skipped; --force replaces a different one. The receiving side checks length and SHA-256
+before it gives a file its name and reports success.
 
 What is said on the wire (server.py's docstring specifies it):
 
@@ -36,10 +39,11 @@ What is said on the wire (server.py's docstring specifies it):
 
 The password comes from --password, --ask-password or SIXSOCKETS_PASSWORD in the environment, which
 no process list shows. The client never sends it, but proves that it knows it. It tells nothing
-else to a server that cannot prove the same. --tls, --cacert and --pin encrypt.
+else to a server that cannot prove the same. --tls, --cacert and --pin encrypt. A password that the
+server made is proof enough of its certificate: both proofs cover it, and nobody can guess it.
 
 Limits: without TLS others can read what is sent. An upload from standard input cannot be resumed.
-Links inside a folder are skipped and named.
+Links inside a folder are skipped and named, names that start with a dot unless you say --hidden.
 """
 
 # The map
@@ -129,7 +133,6 @@ RETRIES = 16  # attempts after a lost connection: their pauses add up to two min
 ABSENT = {7, 28, 52}
 # how a line that answers something can begin
 ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client", "got")
-MANY = 64  # files of a folder from which one list is quicker than a stat for each
 # a password that a server made: no 0, 1, i, l, o, which look alike
 MADE = re.compile("[a-hj-km-np-z2-9]{6}(?:-[a-hj-km-np-z2-9]{6}){2}")
 CHAT_PROMPT = "> "
@@ -143,9 +146,6 @@ LONGEST = 1000  # characters of one line of the chat; more are several
 SENDERS = 1000  # folders from others whose names here are remembered
 # folders that stay open: what is asked for runs ahead of what comes, often into the next folder
 NEAR = 4
-# seconds for which a folder is read while the server writes its own: one that waits for longer to
-# be heard hangs up
-MEANWHILE = 2.0
 REPLAYED = 50  # lines from before that a server tells who joins
 NICK = re.compile(r"[\w.-]{1,32}")
 CHAT_COMMANDS = "/who", "/nick", "/quit"
@@ -348,6 +348,7 @@ class Batch:
 
     def exchange_all(self, files: Iterator[File]) -> None:
         self.files.append(files)
+        self.use_link(connected(self.args))  # to find these may have needed a new connection
         while True:
             try:
                 return self.exchange()
@@ -453,16 +454,21 @@ class Batch:
         self.deleted += verb == "delete"
         self.report(file, "deleted" if file.doomed else "ok")
 
-    def check_share(self, doomed: int, total: int, name: str) -> None:
-        """--delete removes more than half only with --force."""
-        if doomed * 2 > total and not (self.args.force or self.args.dry_run):
+    def choose_doomed(
+        self, name: str, content: Iterator[str], is_kept: Callable[[str], bool]
+    ) -> list[str]:
+        """What --delete removes of a folder's content: more than half of it only with --force."""
+        found = [below for below in content if not self.kept_out(below)]
+        doomed = [below for below in found if not is_kept(below.rstrip("/"))]
+        if len(doomed) * 2 > len(found) and not (self.args.force or self.args.dry_run):
             raise Failure(
                 23 if self.verb == "get" else 25,
-                f"--delete would remove {doomed:,} of the {total:,} files and folders in "
+                f"--delete would remove {len(doomed):,} of the {len(found):,} files and folders in "
                 f"{printable(name)}",
                 "that is more than half: perhaps another folder is meant",
                 "--dry-run shows them, --force removes them",
             )
+        return doomed
 
     def count_file(self, size: int) -> None:
         self.progress.files += 1
@@ -706,12 +712,10 @@ class Puts(Batch):
 
     def put_file(self, file: File, status: os.stat_result) -> Conversation:
         """What the server has of that name decides whether the bytes are sent."""
-        again, part, over = file._replace(status=status, fresh=False, listed=None), 0, False
+        again, part, over = file._replace(status=status, fresh=False), 0, False
         if not file.fresh:
-            there = file.listed
-            if not there:
-                self.ask_about(file.name, status)
-                there = yield again
+            self.ask_about(file.name, status)
+            there = yield again
             if there.keys.get("reason") not in ABSENT_THERE:
                 if self.is_same(file, status, there):
                     return self.skip_same(file, status.st_size)
@@ -753,7 +757,7 @@ class Puts(Batch):
                 sha = sha if offset else hashlib.sha256()
                 os.lseek(fd, offset, os.SEEK_SET)
                 self.progress.resumed += offset
-                given_up = send_body(self.link, fd, status, sha, self.is_wanted)
+                given_up = send_body(self.link, fd, status, sha, self.may_go_on)
         answer = yield file
         if given_up == "changed":
             raise Failure(
@@ -767,7 +771,7 @@ class Puts(Batch):
     def show_checked(self, count: int) -> None:
         self.progress.update(count, "checked")
 
-    def is_wanted(self, count: int) -> bool:
+    def may_go_on(self, count: int) -> bool:
         """Between chunks: or has the server refused it already?"""
         return count < BATCH or not self.link.peek()
 
@@ -789,7 +793,7 @@ class Puts(Batch):
     def is_same(self, file: File, status: os.stat_result, there: "Line") -> bool:
         if there.verb == "err":
             raise refusal(there, "put", file.name)
-        if there.keys.get("type", there.verb) != "file":
+        if there.keys.get("type") != "file":
             return False
         size = there.number("size")
         if self.args.compare != "content":
@@ -802,7 +806,7 @@ class Puts(Batch):
 
     def check_force(self, file: File, status: os.stat_result, there: "Line") -> None:
         """Only --force replaces a file, and nothing replaces a folder."""
-        if there.keys.get("type", there.verb) != "file":
+        if there.keys.get("type") != "file":
             raise Failure(
                 25,
                 f"server already has a folder {printable(file.name)}",
@@ -827,11 +831,7 @@ class Puts(Batch):
         if not (fresh and self.args.dry_run):
             fresh = yield from self.make_folder(file)
         if file.path:
-            ours = self.children(file, fresh)
-            first = list(itertools.islice(ours, MANY))
-            if not fresh and len(first) == MANY and self.args.compare != "content":
-                first = self.with_listing(file.name, first, ours)
-            self.files.append(itertools.chain(first, ours))
+            self.files.append(self.children(file, fresh))
 
     def make_folder(self, file: File) -> Generator[File, "Line", bool]:
         """Whether it is new; with --dry-run, whether it would be."""
@@ -850,46 +850,28 @@ class Puts(Batch):
         """What the folders there have, and those here have not."""
         found: list[File] = []
         for source in self.sources():
-            if not os.path.isdir(source.path):
-                continue
-            doomed, total = [], 0
-            for entry in lines_of(self.args, "list", source.name, deep="yes"):
-                below = entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
-                if entry.verb != "note" and not self.kept_out(below):
-                    total += 1
-                    if self.is_gone(source.path, below):
-                        doomed.append(File(entry.words[0], doomed=True))
-            self.check_share(len(doomed), total, source.name)
-            found += doomed
-        self.use_link(connected(self.args))
+            if os.path.isdir(source.path):
+                entries = lines_of(self.args, "list", source.name, deep="yes")
+                names = (
+                    entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
+                    for entry in entries
+                    if entry.verb != "note"
+                )
+                for below in self.choose_doomed(
+                    source.name, names, functools.partial(self.is_here, source.path)
+                ):
+                    found.append(File(f"{source.name}/{below}".rstrip("/"), doomed=True))
         return reversed(found)  # a folder comes after what is in it
 
-    def is_gone(self, top: str, below: str) -> bool:
-        """Whether nothing of that name is in the folder here. What is behind a link counts."""
+    def is_here(self, top: str, below: str) -> bool:
+        """Whether something of that name is in the folder here, or may be behind a link."""
         try:
-            above, leaf = os.path.split(os.path.join(top, *check_name(below.rstrip("/"))))
-            return self.folder(top, above).stat(leaf) is None
+            above, leaf = os.path.split(os.path.join(top, *check_name(below)))
+            return self.folder(top, above).stat(leaf) is not None
         except FileNotFoundError:
-            return True
-        except (OSError, Refused):
             return False
-
-    def with_listing(self, name: str, first: list[File], more: Iterator[File]) -> list[File]:
-        """Ask for a listing, and note in each file what it tells. Only large ones need a stat."""
-        self.link.put(line("list", name))
-        self.link.flush()
-        due = time.monotonic() + MEANWHILE
-        while len(first) < LISTED and time.monotonic() < due and (file := next(more, None)):
-            first.append(file)
-        theirs = answer_lines(self.link, self.link.reply(), "list", name)
-        known = {entry.words[0]: entry for entry in itertools.islice(theirs, LISTED)}
-        whole = not sum(1 for _ in theirs)
-        return [
-            file._replace(listed=known.get(file.name), fresh=whole and file.name not in known)
-            if file.status and file.status.st_size < RESUMABLE
-            else file
-            for file in first
-        ]
+        except (OSError, Refused):
+            return True
 
     def keeps_copy(self, file: File) -> Generator[File, "Line", bool]:
         """Whether the server stores in this folder what is sent: then a copy would contain a copy.
@@ -1212,7 +1194,7 @@ class Gets(Batch):
             file = file._replace(stream=part)
         else:
             folder, leaf = self.local(file.path)
-            if self.is_here(file, facts, folder, leaf):
+            if self.is_same(file, facts, folder, leaf):
                 return self.skip_same(file, size)
             if self.args.dry_run:
                 return self.plan("replace", file, size)
@@ -1238,41 +1220,36 @@ class Gets(Batch):
         return self.top is None or not os.path.lexists(os.path.join(self.top.path, file.path))
 
     def surplus(self) -> Iterator[File]:
-        """Remove what is here and not there: first it is counted, then it goes."""
+        """Remove what is here and not there."""
         for path, known in self.known.items():
             if self.top is None or self.is_new(File("", path)):
                 continue
-            folder = self.folder(tuple(check_name(path)))
-            extra = [below.strip("/") not in known for _, _, below in self.content(folder, "")]
-            self.check_share(sum(extra), len(extra), path)
-            for above, leaf, below in self.content(folder, ""):
-                if below.strip("/") not in known:
-                    self.remove(File(f"{path}/{below}".rstrip("/")), above, leaf, below[-1] == "/")
+            content = self.content(self.folder(tuple(check_name(path))), "")
+            for below in self.choose_doomed(path, content, known.__contains__):
+                self.remove(File(f"{path}/{below}".rstrip("/")), below.endswith("/"))
         return iter(())
 
-    def remove(self, file: File, folder: "Folder", leaf: str, is_folder: bool) -> None:
+    def remove(self, file: File, is_folder: bool) -> None:
         if self.args.dry_run:
             return self.plan("delete", file)
         with contextlib.suppress(OSError, Refused):  # what is in it was left alone
+            folder, leaf = self.local(file.name)
             folder.protect(leaf, is_folder)
             folder.remove(leaf, is_folder)
             self.deleted += 1
             self.report(file, "deleted")
 
-    def content(self, folder: "Folder", below: str) -> Iterator[tuple["Folder", str, str]]:
-        """Each file and folder that --delete may remove, a folder after what is in it."""
+    def content(self, folder: "Folder", below: str) -> Iterator[str]:
+        """The files and folders in it, a folder after what is in it."""
         for leaf in folder.entries():
             status = folder.stat(leaf)
-            is_folder = bool(status and stat.S_ISDIR(status.st_mode))
-            path = f"{below}{leaf}{'/' * is_folder}"
-            special = not status or not (is_folder or stat.S_ISREG(status.st_mode))
-            if special or PART.fullmatch(leaf) or self.kept_out(path):
-                continue
-            if is_folder:
-                yield from self.content(folder.below(leaf), path)
-            yield folder, leaf, path
+            if status and stat.S_ISDIR(status.st_mode):
+                yield from self.content(folder.below(leaf), f"{below}{leaf}/")
+                yield f"{below}{leaf}/"
+            elif status and stat.S_ISREG(status.st_mode) and not PART.fullmatch(leaf):
+                yield below + leaf
 
-    def is_here(self, file: File, facts: "Line", folder: "Folder", leaf: str) -> bool:
+    def is_same(self, file: File, facts: "Line", folder: "Folder", leaf: str) -> bool:
         there, size = folder.stat(leaf), facts.number("size")
         if there is None:
             return False
@@ -1318,17 +1295,6 @@ class Gets(Batch):
             part.close()  # this program, a shell, may be the next to ask for it
             raise
         return part
-
-    def where(self, file: File, current: int) -> str:
-        """Also the part that is kept here, if there is one."""
-        text = super().where(file, current)
-        if file.listed and self.top and file.path:
-            folder, leaf = self.local(file.path)
-            facts = file.listed
-            name = lasting_name(leaf, facts.number("size"), facts.number("mtime_ns"))
-            if folder.stat(name):
-                text += f"; what came is kept as {printable(os.path.join(folder.path, name))}"
-        return text
 
     def claim(self, file: File, part: "Part") -> None:
         if not part.claim():
@@ -1683,14 +1649,8 @@ class Inbox:
     def store(self, name: str, request: "Line") -> None:
         folder, parts = self.locate(name, request)
         size = request.number_or_none("size")
-        part = Part(
-            folder,
-            parts[-1],
-            None,
-            request.number_or_none("mtime_ns"),
-            request.is_set("exec"),
-        )
-        progress = Progress(self.args)
+        mtime_ns, executable = request.number_or_none("mtime_ns"), request.is_set("exec")
+        part, progress = Part(folder, parts[-1], None, mtime_ns, executable), Progress(self.args)
         progress.total = size or 0
 
         def tell_both(received: int) -> None:
@@ -1705,28 +1665,13 @@ class Inbox:
             part.begin(0)
             verified = receive_body(self.link, part, size, lambda announced: None, tell_both)
             parts[-1] = self.finish(part)
-        except Lost as lost:
-            raise lost_failure(
-                lost,
-                18,
-                f"connection lost at {part.received:,} of {size or 0:,} bytes of {printable(name)}",
-                "receive again, and let it be sent again",
-            ) from None
         finally:
             progress.clear()
             part.drop()
         given = "/".join(parts)
-        self.link.put(
-            line(
-                "ok",
-                "put",
-                name,
-                size=part.received,
-                sha256=part.sha.hexdigest(),
-                verified=verified,
-                **{"as": given if given != name else None},
-            )
-        )
+        facts = {"size": part.received, "sha256": part.sha.hexdigest(), "verified": verified}
+        other = given if given != name else None
+        self.link.put(line("ok", "put", name, **facts, **{"as": other}))
         self.link.flush()
         self.show(given, part, request)
 
@@ -2008,19 +1953,25 @@ def do_chat(args: argparse.Namespace) -> int:
         chat.ringer.close()
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "list": do_list,
-    "get": do_get,
-    "put": do_put,
-    "delete": do_delete,
-    "rename": do_rename,
-    "mkdir": do_mkdir,
-    "stat": do_stat,
-    "help": do_help,
-    "who": do_who,
-    "send": do_put,
-    "receive": do_receive,
-    "chat": do_chat,
+class Command(NamedTuple):
+    run: Callable[[argparse.Namespace], int]
+    text: str  # what -h says of it
+    places: tuple[str, ...] = ()  # its arguments
+
+
+COMMANDS = {
+    "list": Command(do_list, "what is there", ("PATH?",)),
+    "get": Command(do_get, "fetch files, folders, or what a pattern matches", ("NAME+",)),
+    "put": Command(do_put, "send files, folders, or - for standard input", ("PATH+",)),
+    "delete": Command(do_delete, "delete files and empty folders", ("NAME+",)),
+    "rename": Command(do_rename, "give it another name, or another folder", ("OLD", "NEW")),
+    "mkdir": Command(do_mkdir, "make a folder", ("FOLDER",)),
+    "stat": Command(do_stat, "size and time of a file", ("NAME",)),
+    "help": Command(do_help, "what the server understands"),
+    "who": Command(do_who, "who is connected"),
+    "send": Command(do_put, "the same as put, to other clients", ("PATH+",)),
+    "receive": Command(do_receive, "wait for what others send"),
+    "chat": Command(do_chat, "talk with those who are in it"),
 }
 
 
@@ -2036,7 +1987,7 @@ BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave 
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
 BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-FREE = {"help", "say", "said"}  # verbs whose line is text from the first space on
+FREE = {"help", "say", "said", "tell", "told"}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
@@ -2146,7 +2097,7 @@ def parse(raw: bytes) -> Line:
     for word in rest:
         key, equals, value = word.partition("=")
         if equals:
-            found.keys[key] = unquote(value)
+            found.keys[key.lower()] = unquote(value)
         elif word:
             found.words.append(unquote(word))
         else:  # two spaces, or one at the end
@@ -2555,9 +2506,9 @@ class Link(Wire):
 
     def hear(self) -> Line:
         """The next line that is an answer."""
-        while self.listen():
-            pass
-        return self.arrived.pop()[0]
+        while not self.arrived:
+            self.listen()
+        return self.arrived.popleft()[0]
 
     def listen(self) -> Optional[Line]:
         """Read a line. An answer is kept; a note goes to handle_note(), and is returned."""
@@ -2586,12 +2537,6 @@ class Link(Wire):
     def ask(self, *words: str, **keys: object) -> Line:
         """One request, and its answer."""
         self.put(line(*words, **keys))
-        return self.reply()
-
-    def reply(self) -> Line:
-        """The answer to the last request. Those before it are kept for their requests."""
-        while len(self.arrived) < len(self.asked):
-            self.listen()
         return self.hear()
 
 
@@ -3684,9 +3629,12 @@ def run_line(args: argparse.Namespace, words: list[str]) -> int:
     if verb in OWN_COMMANDS:
         return OWN_COMMANDS[verb](args, *words[1:2]) or 0
     if verb not in COMMANDS:
-        raise Failure(
-            2, f"unknown command {printable(words[0])}", "the shell has no such word", "help"
-        )
+        import difflib  # not at the top: only a misspelt word needs it
+
+        close = difflib.get_close_matches(verb, [*COMMANDS, *WORDS, *OWN_COMMANDS], 1)
+        hint = f"did you mean {close[0]}? help lists all" if close else "help"
+        what = f"unknown command {printable(words[0])}"
+        raise Failure(2, what, "the shell has no such word", hint)
     if verb in ("put", "get", "delete") and len(words) == 1:
         words = [verb, next_line("which file? ")]
     if "\0" in "".join(words):
@@ -4710,15 +4658,15 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
 
 
-# what the arguments of the commands are
+# an argument: its name for us, how many of it, and what -h says of it
 ARGUMENTS = {
-    "NAME": "a file or folder there",
-    "NAME+": "files, folders or patterns there",
-    "PATH+": "files and folders here, or - for standard input",
-    "OLD": "its name there",
-    "NEW": "the new name, or a folder there",
-    "FOLDER": "the name of the new folder",
-    "hidden": "names that start with a dot too",
+    "NAME": ("name", None, "a file or folder there"),
+    "NAME+": ("names", "+", "files, folders or patterns there"),
+    "PATH+": ("paths", "+", "files and folders here, or - for standard input"),
+    "PATH?": ("folder", "?", "a folder or a pattern there (default: all that is shared)"),
+    "OLD": ("old", None, "its name there"),
+    "NEW": ("new", None, "the new name, or a folder there"),
+    "FOLDER": ("folder", None, "the name of the new folder"),
 }
 
 
@@ -4726,83 +4674,59 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """A parser for these words. Only their command gets its flags: twelve would slow the start."""
     parser = Parser(prog="client.py")
     parser.set_defaults(**DEFAULTS)
-    parser.add_argument(
-        "--version", action="version", version=f"%(prog)s {VERSION}, protocol {PROTOCOL}"
-    )
+    version = f"%(prog)s {VERSION}, protocol {PROTOCOL}"
+    parser.add_argument("--version", action="version", version=version)
     common_flags(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", prog="client.py")
-
-    def command(name: str, text: str, *places: str) -> Callable[..., object]:
-        made = commands.add_parser(name, argument_default=argparse.SUPPRESS, help=text)
-        if name not in words:
-            return lambda *names, **more: None
-        common_flags(made)
-        for place in places:
-            many = place.endswith("+")
-            made.add_argument(
-                {"NAME+": "names", "PATH+": "paths"}.get(place, place.lower()),
-                nargs="+" if many else None,
-                metavar=place.rstrip("+"),
-                help=ARGUMENTS[place],
-            )
-        return made.add_argument
-
-    flag = command("list", "what is there")
-    flag("folder", nargs="?", metavar="PATH", help="a folder (default: all that is shared)")
-    flag("-r", action="store_true", help="all folders below too")
-    flag = command(
-        "get", "fetch files, folders, or what a pattern such as '*.jpg' matches", "NAME+"
-    )
-    flag(
-        "-o",
-        dest="output",
-        metavar="DEST",
-        help="a folder, a name, or - for standard output (default: here)",
-    )
-    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
-    tree_flags(flag)
-    flag = command("put", "send files, folders, or - for standard input", "PATH+")
-    flag("--as", dest="name", metavar="NAME", help="what it is called there")
-    flag("--into", metavar="FOLDER", help="the folder there, made when missing")
-    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
-    tree_flags(flag)
-    flag = command("delete", "delete files and empty folders", "NAME+")
-    flag("-r", action="store_true", help="folders with all that is in them")
-    flag("--dry-run", action="store_true", help="show what would be done, and change nothing")
-    command("rename", "give a file or folder another name, or another folder", "OLD", "NEW")
-    command("mkdir", "make a folder", "FOLDER")
-    command("stat", "size and time of a file", "NAME")
-    command("help", "what the server understands")
-    command("who", "who is connected")
-    flag = command("send", "send files, folders, or - for standard input to other clients", "PATH+")
-    flag(
-        "--to",
-        action="append",
-        metavar="HOST:PORT|NICK",
-        help="who gets it; may be given several times",
-    )
-    flag("--all", action="store_true", help="everybody who is receiving")
-    flag("--as", dest="name", metavar="NAME", help="what it is called there")
-    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
-    tree_flags(flag)
-    flag = command("receive", "wait for what others send")
-    flag("-o", dest="output", metavar="DIR", help="the folder for it (default: here)")
-    flag("--count", type=between(1, 1e9), metavar="N", help="end after so many files")
-    who = "take files from these alone: nicks or addresses"
-    flag("--from", dest="senders", nargs="+", metavar="NICK|ADDRESS", help=who)
-    flag("--ask", action="store_true", help="ask before taking what somebody sends")
-    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
-    command("chat", "talk with those who are in it")
+    for name, command in COMMANDS.items():
+        made = commands.add_parser(name, argument_default=argparse.SUPPRESS, help=command.text)
+        if name in words:
+            common_flags(made)
+            for place in command.places:
+                key, many, text = ARGUMENTS[place]
+                made.add_argument(key, nargs=many, metavar=place.rstrip("+?"), help=text)
+            own_flags(name, made.add_argument)
     return parser
 
 
+def own_flags(command: str, flag: Callable[..., object]) -> None:
+    if command in ("list", "delete"):
+        flag("-r", action="store_true", help="folders with all that is in them")
+    if command in ("get", "receive"):
+        what = "a folder, a name, or - for standard output (default: here)"
+        flag("-o", dest="output", metavar="DEST", help=what)
+    if command in ("put", "send"):
+        flag("--as", dest="name", metavar="NAME", help="what it is called there")
+    if command in ("get", "put", "send"):
+        tree_flags(flag)
+    if command in ("get", "put", "send", "receive"):
+        flag("--hidden", action="store_true", help="names that start with a dot too")
+    if command == "put":
+        flag("--into", metavar="FOLDER", help="the folder there, made when missing")
+    if command == "delete":
+        flag("--dry-run", action="store_true", help="show what would be done, and change nothing")
+    if command == "send":
+        flag("--to", action="append", metavar="HOST:PORT|NICK", help="who gets it, or several")
+        flag("--all", action="store_true", help="everybody who is receiving")
+    if command == "receive":
+        who = "take files from these alone: nicks or addresses"
+        flag("--count", type=between(1, 1e9), metavar="N", help="end after so many files")
+        flag("--from", dest="senders", nargs="+", metavar="NICK|ADDRESS", help=who)
+        flag("--ask", action="store_true", help="ask before taking what somebody sends")
+
+
+# flags without a value
+SWITCHES = {f"--{name}" for name in ("ask-password", "tls", "insecure", "force", "no-resume")}
+SWITCHES |= {"--quiet", "--json", "--trace", "--trace-hex"}
+
+
 def command_place(words: Sequence[str]) -> int:
-    """Where the command stands: the first word that is no flag and no value of one."""
-    flags, is_value = build_parser([])._option_string_actions, False
-    for place, word in enumerate(words):
-        if not is_value and not word.startswith("-"):
+    """Where the command stands, in whatever case: behind no flag that takes a value."""
+    known = {*COMMANDS, *WORDS, "bye"}
+    for place, (before, word) in enumerate(zip(["", *words], words)):
+        value = before.startswith("-") and "=" not in before and before not in SWITCHES
+        if word.lower() in known and not value:
             return place
-        is_value = word in flags and flags[word].nargs is None
     return len(words)
 
 
@@ -4813,7 +4737,7 @@ def run_with_retries(args: argparse.Namespace) -> int:
     args.tries = 0  # new connections since something went well
     while True:
         try:
-            return COMMANDS[args.command](args)
+            return COMMANDS[args.command].run(args)
         except Lost as lost:
             if args.command == "chat" or not reconnected(args, lost):
                 raise

@@ -3,31 +3,39 @@
 
     python3 httpclient.py get http://HOST/big.iso        saved as big.iso; repeat it to continue
     python3 httpclient.py get URL -o - | tar x           to standard output; or -o FOLDER, -o NAME
-    python3 httpclient.py get URL --connections 4 --checksum sha256:HEX
-    python3 httpclient.py put notes.txt photo.jpg http://HOST:8000/inbox/
+    python3 httpclient.py get URL --connections 4 --checksum sha256:HEX    or -i FILE, with URLs
+    python3 httpclient.py put notes.txt photo.jpg http://HOST:8000/inbox/  or --text TEXT URL
     python3 httpclient.py upload DIR http://HOST:8000/inbox/    a folder; repeat it to send changes
     python3 httpclient.py mirror http://HOST/pub/ -o copy       the reverse, from any index page
-    python3 httpclient.py list /                         --host and --port complete the URL
+    python3 httpclient.py list -r /                      --host and --port complete the URL
     python3 httpclient.py post URL --data 'a=1&b=2'      or --data @FILE, --form photo=@me.jpg
     python3 httpclient.py delete|head|mkdir URL, move URL NEW
 
 A download is written to a hidden part (.six-*.part) beside its destination. A note (.six-*.json)
-holds the URL, the ETag or Last-Modified, and the size. After a lost connection, or when you repeat
-the command, the download continues by Range with If-Range; a file that changed starts over. Length
-and digest are checked before the part gets its name. get replaces a file only with --force, or with
---newer if the server's file is newer or of another size. mirror replaces what differs, with --newer
-only such files. A name that only the server proposes replaces nothing. A file that would run later
-is refused: these scripts, and code in a folder from which Python imports.
+holds the URL, the ETag or Last-Modified, the size, and the ranges that are still to come. A link
+that had worked is tried again for two minutes (--retries). Then, or when you repeat the command,
+the download continues by Range with If-Range; a file that changed starts over. Length and digest
+are checked before the part gets its name. get replaces a file only with --force, or with --newer if
+the server's file is newer or of another size. mirror replaces what differs, with --newer only such
+files. A name that only the server proposes replaces nothing. A file that would run later is
+refused: these scripts, and code in a folder from which Python imports. gzip and deflate are
+decoded; what comes in another coding is kept, with its ending.
 
 A file that is here already is not fetched again. The ETag that came with it proves that, where
-Linux can keep it (user.six.etag); else Last-Modified and size do. upload sends a file whose size or
-time differs from the server's; if the server keeps no times, it sends what is newer. Large uploads
-ask first (Expect: 100-continue). They can be resumed, also through proxies, if the reply to OPTIONS
-has Upload-Limit: then the server speaks draft-ietf-httpbis-resumable-upload-10 (interop version 8).
-Files keep their time if the server knows X-OC-Mtime. "sent unverified" means that the server
-replied 200 and a page, which a server that ignores PUT would do too.
+Linux can keep it (user.six.etag); else Last-Modified and size do. put asks first (HEAD): the same
+file is skipped, another one is replaced only with --force. upload sends a file whose size or time
+differs from the server's; if the server keeps no times, it sends what is newer. Large uploads wait
+for the server's word (Expect: 100-continue). They can be resumed, also through proxies, if the
+reply to OPTIONS has Upload-Limit: then the server speaks
+draft-ietf-httpbis-resumable-upload-10 (interop version 8). Files keep their time if the server
+knows X-OC-Mtime, and the right to execute if it knows X-Executable. "sent unverified" means that
+the server replied 200 and a page, which a server that ignores PUT would do too.
 
-A password is sent only to the server for which --password, --user, --token, -H or the URL gave it,
+For mirror and upload, --exclude leaves out what matches, as in .gitignore, and --hidden takes names
+that start with a dot. --delete deletes what the source does not have, once all else came through:
+never what is left out, and more than half only with --force. --dry-run shows it all before.
+
+A password is sent only to the server for which --password, --user, -H or the URL gave it,
 never along a redirect to another one. SIXSOCKETS_PASSWORD is only for --host and --port. Otherwise
 ~/.netrc is read, and on a terminal you are asked. Without https, others can read the password.
 --pin SHA256 trusts the certificate that httpserver.py --tls printed.
@@ -38,9 +46,9 @@ a certificate that is not trusted.
 
 # The map
 #
-# Begin with Client.ask(), Client.exchange(), Client.converse(): a request and its reply.
+# Begin with Client.ask(), Client.request(), Client.converse(): a request and its reply.
 # The sections, in the order of the file:
-#   the conversation    URL, Head, Client, Client.ask(), Client.exchange(), Client.retry(), check()
+#   the conversation    URL, Head, Client, Client.ask(), Client.converse(), Client.retry(), check()
 #   the wire            Connection, Reply, BodySource
 #   getting             get(), Download, Download.receive(), Download.store(), Span, Part, Stream
 #   sending             put(), Upload, post()
@@ -174,6 +182,8 @@ HOST = r"[!-,\-/-~]{1,63}(?:\.[!-,\-/-~]{1,63})*\.?"
 LENGTH = r"[0-9]{1,18}"
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
 DATE = r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT"
+# in Caddy's indexes
+ISO_DATE = r"([0-9]{4})-(0[1-9]|1[0-2])-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.[0-9]+)?Z"
 CHUNK_LINE = rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n"
 CONTENT_RANGE = r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)"
 SHA256_FIELD = r"(?i)(?:^|,)\s*sha-256=:?([A-Za-z0-9+/]{43}=):?"
@@ -182,7 +192,8 @@ FILENAME_STAR = r"(?i)\bfilename\*\s*=\s*utf-8'[^']*'([^\s;]+)"
 LINK = r"(?i)<a\s(?:[^<>]*?\s)?href\s*=\s*(?:\"([^\"<>]*)\"|'([^'<>]*)'|([^\s<>\"']+))"
 PLAIN = r"[A-Za-z0-9_%-][A-Za-z0-9_.%~-]*/?"  # a link that needs no resolving; most are like this
 # names that Windows does not take, or takes for a device
-WINDOWS_ILLEGAL = r"[\\<>:\"|?*\x00-\x1f]|[. ]$"
+WINDOWS_DEVICE = r"con(?:in\$|out\$)?|prn|aux|nul|(?:com|lpt)[0-9¹²³]"
+WINDOWS_ILLEGAL = rf"(?i)[\\<>:\"|?*\x00-\x1f]|[. ]$|^(?:{WINDOWS_DEVICE})(?=\.|$)"
 GZIP_NAMES = ".gz", ".tgz"
 DECODED = "gzip", "deflate"
 # what a file in a coding is called that we do not decode
@@ -191,7 +202,6 @@ CLOSED = "the server closed it"
 PART_NAME = r"\.six-[0-9a-f]{32}\.(?:part|json)"
 SIGNED = r"x-(?:amz|goog)-[^&=]*|awsaccesskeyid|googleaccessid|signature|expires"
 SIGNATURE = rf"(?i)(?<=[?&])(?:{SIGNED})=[^&]*&?"
-WINDOWS_DEVICE = r"(?i)(?:con(?:in\$|out\$)?|prn|aux|nul|(?:com|lpt)[0-9¹²³])(?:\.|$)"
 
 
 # --- the conversation: one request, one reply, and what comes after it ---
@@ -262,7 +272,7 @@ class Head(NamedTuple):
     @property
     def coding(self) -> str:
         coding = self.get("content-encoding").lower().removeprefix("x-")
-        return "" if coding == "identity" else coding
+        return "" if coding in ("identity", "none") else coding  # none: some servers say so
 
     @property
     def success(self) -> bool:
@@ -311,7 +321,7 @@ class Client:
         fields, same_origin = fields or {}, True
         for _ in range(MAX_REDIRECTS + 1):
             login = self.origin(url).login_fields if same_origin else {}
-            reply = self.exchange(method, url, {**fields, **login}, body)
+            reply = self.converse(method, url, {**fields, **login}, body)
             head = reply.head
             # standard input, once read, cannot be sent twice
             if not (body and body.sent) and self.is_asked_again(reply, body, same_origin):
@@ -367,24 +377,6 @@ class Client:
             self.origins[key] = Origin(url, self.args)
         return self.origins[key]
 
-    def exchange(
-        self, method: str, url: URL, fields: Fields, body: Optional["BodySource"]
-    ) -> "Reply":
-        """Send one request and read its reply.
-
-        The server may just have closed a kept connection. Then retry once on a new one."""
-        request = self.request(method, url, fields, body)
-        connection = self.kept_connection(url)
-        if connection and (method not in IDEMPOTENT or body and body.length is None):
-            connection.close()
-        elif connection:
-            try:
-                return self.converse(connection, request, method, url, body)
-            except Transient as failure:
-                if failure.code not in (52, 55) or connection.answered:
-                    raise
-        return self.converse(self.connect(url), request, method, url, body)
-
     def request(self, method: str, url: URL, fields: Fields, body: Optional["BodySource"]) -> bytes:
         # https goes through a tunnel, which needs no absolute URL
         proxy = self.origin(url).proxy if url.scheme == "http" else None
@@ -403,13 +395,11 @@ class Client:
         return request_head(method, url.full if proxy else url.target, merged(own, fields))
 
     def converse(
-        self,
-        connection: "Connection",
-        request: bytes,
-        method: str,
-        url: URL,
-        body: Optional["BodySource"],
+        self, method: str, url: URL, fields: Fields, body: Optional["BodySource"]
     ) -> "Reply":
+        """Send one request and read its reply."""
+        request = self.request(method, url, fields, body)
+        connection = self.connection(url)
         narrate(self.args, ">", request)
         try:
             connection.answered = False
@@ -428,14 +418,17 @@ class Client:
         self.idle[url.origin] = connection
         return reply
 
-    def kept_connection(self, url: URL) -> "Optional[Connection]":
-        """The connection of the last reply, if its body was read to the end.
+    def connection(self, url: URL) -> "Connection":
+        """The connection of the last reply, if it is open and nothing waits there; else a new one.
 
-        Bytes that follow that body answer no request, so a connection with such bytes is closed."""
-        connection = self.idle.pop(url.origin, None)
-        if connection and connection.start != connection.end:
-            connection.close()
-        return connection if connection and connection.sock.fileno() >= 0 else None
+        Bytes that follow a reply's body answer no request. An end of the stream waits there too, if
+        the server has closed it."""
+        kept = self.idle.pop(url.origin, None)
+        if kept and kept.sock.fileno() >= 0:
+            if kept.start == kept.end and not select.select([kept.sock], [], [], 0)[0]:
+                return kept
+            kept.close()
+        return self.connect(url)
 
     def connect(self, url: URL) -> "Connection":
         origin, sock_to = self.origin(url), functools.partial(self.open_socket, url)
@@ -451,14 +444,15 @@ class Client:
                 "http:// instead of https://?",
             ) from None
         except Failure as failure:
+            lines = lines_of(failure)
             if failure.code == 6 and not origin.proxy:
-                raise unknown_host(url, self.args, failure) from None
+                # perhaps it is a path, without the slash at its beginning
+                path = f"/{url.host}{url.path.rstrip('/')}"
+                lines[2] = f"check it; {path} is a path on {self.args.host}:{self.args.port}"
             # a lack of file descriptors on this machine does not pass
             passing = failure.code in (6, 7, 28) and os.strerror(errno.EMFILE) not in str(failure)
-            if not origin.reached or not passing:
-                raise
-            lines = [line[7:] for line in str(failure).split("\n")]
-            raise Transient(failure.code, *lines) from None
+            kind = Transient if origin.reached and passing else Failure
+            raise kind(failure.code, *lines) from None
         origin.reached = True
         with contextlib.suppress(OSError):  # the peer may have closed it already
             narrate(self.args, "*", f"connected to {address(sock.getpeername())}".encode())
@@ -467,8 +461,7 @@ class Client:
     def open_socket(self, url: URL) -> socket.socket:
         proxy = self.origin(url).proxy
         via = proxy or url
-        host = via_family(via.host, via.port, self.args)
-        sock = open_connection(self.args, host, via.port, server_command(url, proxy))
+        sock = open_connection(self.args, via.host, via.port, server_command(url, proxy))
         try:
             if proxy and url.scheme == "https":
                 self.tunnel(sock, url, proxy)
@@ -535,9 +528,7 @@ class Client:
             while waiting or asked:
                 url, reply = (asked or waiting)[0], None
                 if not connection:
-                    connection = self.kept_connection(url) or self.retry(
-                        url, functools.partial(self.connect, url)
-                    )
+                    connection = self.retry(url, functools.partial(self.connection, url))
                 with contextlib.suppress(Failure):
                     if len(asked) <= window // 2:  # so that several share a segment
                         self.send_requests(connection, waiting, make, asked, window)
@@ -583,13 +574,6 @@ class Client:
                 connection.send(data)
                 data = b""
         connection.send(data)
-
-
-def unknown_host(url: URL, args: argparse.Namespace, failure: "Failure") -> "Failure":
-    """For a name that is perhaps a path, without the slash at its beginning."""
-    error, why, _ = (line[7:] for line in str(failure).split("\n"))
-    path = f"/{url.host}{url.path.rstrip('/')} is a path on {args.host}:{args.port}"
-    return Failure(6, error, why, f"check the spelling; {path}")
 
 
 def redirected(
@@ -1950,25 +1934,16 @@ def part_name(url: URL) -> str:
 
 def remove_old_parts(folder: str, names: set[str]) -> None:
     """Remove parts and notes that nobody can continue, or that are a week old, unless they are
-    locked."""
+    locked. A part without a note or without content need not be old."""
     for stem in {name[: -len("part")] for name in names if is_part(name)}:
-        paths = [stem + end for end in ("part", "json") if stem + end in names]
-        with contextlib.suppress(OSError):
-            remove_if_old([os.path.join(folder, name) for name in paths])
-
-
-def remove_if_old(paths: list[str]) -> None:
-    """Remove a part and its note, or the note of an upload, if it is old and nobody has locked it.
-
-    A part without a note or without content need not be old."""
-    found = os.lstat(paths[0])
-    if not stat.S_ISREG(found.st_mode):
-        return
-    with open(paths[0], "rb") as file:
-        alone = len(paths) < 2 and paths[0].endswith(".part")
-        useless = lock_file(file.fileno()) and (alone or not found.st_size)
-        for path in paths if useless or time.time() - found.st_mtime > PART_AGE else []:
-            os.unlink(path)
+        ends = [end for end in ("part", "json") if stem + end in names]
+        paths = [os.path.join(folder, stem + end) for end in ends]
+        with contextlib.suppress(OSError), open(paths[0], "rb", opener=open_own) as file:
+            found = os.fstat(file.fileno())
+            useless = lock_file(file.fileno()) and (ends == ["part"] or not found.st_size)
+            if useless or time.time() - found.st_mtime > PART_AGE:
+                for path in paths:
+                    os.unlink(path)
 
 
 # --- sending: put, post, delete, mkdir, move, head ---
@@ -2807,8 +2782,6 @@ def authorization(url: URL, args: argparse.Namespace) -> str:
     """The login from the URL, the command line, the environment (only for --host), or .netrc."""
     if login := url.login or args.user:
         return basic(login)
-    if args.token:
-        return f"Bearer {args.token}"
     if password := args.asked.get(url.origin) or given_password(args, url.host, url.port):
         return basic(":" + password)
     path = os.path.expanduser("~/.netrc")
@@ -2866,21 +2839,6 @@ def proxy_of_environment(url: URL) -> str:
     https = value("https_proxy") or value("HTTPS_PROXY")
     own = https if url.scheme == "https" else value("http_proxy")
     return own or value("all_proxy") or value("ALL_PROXY") or ""
-
-
-def via_family(host: str, port: int, args: argparse.Namespace) -> str:
-    """The host, or with -4 or -6 its first address of that family."""
-    if not args.family:
-        return host
-    for family, target in resolve(host, port, socket.SOCK_STREAM):
-        if family == args.family:
-            return str(target[0])
-    raise Failure(
-        6,
-        f'host "{host}" has no address of the kind asked for',
-        "-4 is for IPv4, -6 for IPv6",
-        "leave out -4 and -6",
-    )
 
 
 def server_command(url: URL, proxy: Optional[URL]) -> str:
@@ -2946,6 +2904,8 @@ def parse_head(raw: bytes) -> Head:
         if other:
             raise ValueError(f"{other[:60]!r} where a header belongs")
         name, value = name.lower(), value.strip(" \t")
+        if name == "location" and fields.get(name, value) != value:
+            raise ValueError("two places to go to")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     version, status, reason = found.groups("")
     return Head(version, int(status), reason, fields, content_length(fields), f"{first}\n{rest}")
@@ -2974,11 +2934,14 @@ def content_range(head: Head) -> Optional[tuple[int, int, int]]:
 
 @functools.lru_cache(maxsize=64)  # the files of a folder share many dates
 def parse_date(text: str) -> Optional[float]:
-    """Seconds since 1970, from the date of RFC 9110 section 5.6.7 that is not obsolete."""
-    found = re.fullmatch(DATE, text)
-    if not found or found[2] not in MONTHS:
+    """Seconds since 1970. Reads the date of RFC 9110 section 5.6.7 that is not obsolete, and ISO
+    8601."""
+    if (found := re.fullmatch(DATE, text)) and found[2] in MONTHS:
+        day, month, year = int(found[1]), MONTHS.index(found[2]) // 3, int(found[3])
+    elif found := re.fullmatch(ISO_DATE, text):
+        day, month, year = int(found[3]), int(found[2]) - 1, int(found[1])
+    else:
         return None
-    day, month, year = int(found[1]), MONTHS.index(found[2]) // 3, int(found[3])
     hour, minute, second = map(int, found.groups()[3:])
     # a year from March to February ends with its leap day
     year, month = (year, month - 2) if month > 1 else (year - 1, month + 10)
@@ -3015,8 +2978,7 @@ def safe_name(name: str) -> str:
     name = re.sub(r"[\x00-\x1f\x7f-\x9f]", "_", re.split(r"[/\\]", name)[-1])
     name = re.sub(r"^\.", "_", name)
     if os.name == "nt":
-        name = re.sub(r'[<>:"|?*]', "_", name).rstrip(". ")
-        name = "_" + name if re.match(WINDOWS_DEVICE, name) else name
+        name = re.sub(WINDOWS_ILLEGAL, "_", name)
     if len(os.fsencode(name)) > 255:  # the limit of most file systems
         stem, dot, ending = name.rpartition(".")
         short = os.fsdecode(os.fsencode(stem or name)[:200])
@@ -3030,9 +2992,7 @@ def check_name(name: str, hidden: bool) -> bool:
         return False
     if name.startswith(".") and not hidden:
         return False
-    return os.name != "nt" or not (
-        re.search(WINDOWS_ILLEGAL, name) or re.match(WINDOWS_DEVICE, name)
-    )
+    return os.name != "nt" or not re.search(WINDOWS_ILLEGAL, name)
 
 
 def is_part(name: str) -> bool:
@@ -3083,7 +3043,7 @@ def json_entries(text: str, url: URL) -> list[Entry]:
 def json_entry(item: dict[str, Any]) -> Optional[Entry]:
     get = item.get
     name: Any = get("name")
-    size, mtime, etag = get("size"), get("mtime"), get("etag")
+    size, mtime, etag = get("size"), get("mtime", get("mod_time")), get("etag")
     link = get("href", get("url"))
     try:
         # exact even where the name is no text
@@ -3933,6 +3893,11 @@ class Changed(Failure):
     """The file on the server changed while its ranges were fetched."""
 
 
+def lines_of(failure: Failure) -> list[str]:
+    """The three lines, without what each begins with."""
+    return [line[7:] for line in str(failure).split("\n")]
+
+
 class Transient(Failure):
     """A failure that may pass, so that a retry makes sense. after: the seconds that the server
     named. lasting: worth minutes of retries."""
@@ -3952,7 +3917,7 @@ class Transient(Failure):
 
     def given_up(self, count: int) -> Failure:
         """What is reported when no retry follows: with the bytes that have passed until then."""
-        error, why, hint = (line[7:] for line in str(self).split("\n"))
+        error, why, hint = lines_of(self)
         if self.after and self.after > LONGEST_WAIT:
             hint = f"repeat the command in {self.after:.0f} s: so long the server wants you to wait"
         elif count:
@@ -4137,7 +4102,7 @@ def attempt(args: argparse.Namespace, act: Callable[[], object]) -> None:
         say(str(failure))
         args.progress.count("failed")
         if args.json:
-            error = str(failure).split("\n")[0][7:]
+            error = lines_of(failure)[0]
             emit_json(args, {"result": "failed", "code": failure.code, "error": error})
 
 
@@ -4196,10 +4161,7 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
     )
     trust_flags(group)
     flag("--user", metavar="USER:PASSWORD", help="log in with Basic")
-    flag("--token", help="log in with Bearer")
     flag("--proxy", metavar="URL", help="go through this proxy; '' for none")
-    flag("-4", dest="family", action="store_const", const=socket.AF_INET, help="IPv4 only")
-    flag("-6", dest="family", action="store_const", const=socket.AF_INET6, help="IPv6 only")
     seconds, tries = between(0.01, 1e6, float), between(0, 1000)
     flag("--timeout", type=seconds, metavar="S", help="silence allowed (default 30)")
     flag(

@@ -34,6 +34,11 @@ complete upload says so for as long as its file stays. X-OC-Mtime sets a file's 
 upload gets the time when it began. All state is in the folder, so several servers can share one
 folder. Runs of zeros become holes where the disk has them.
 
+With --drop-box, who connects can add files and folders, resume an own upload, and nothing else.
+Each sender has a folder: named by the login, or by the field Sender (percent-encoded), or by the
+address. A name that exists gets a number; Stored-As tells the name (percent-encoded), the log who
+handed in what, and with --json as one JSON object a line.
+
 One password is for all: --password, --ask-password or SIXSOCKETS_PASSWORD. On addresses other than
 loopback the server makes and prints one, unless it has --open. Clients send it by Basic (RFC 7617),
 with any name; for more than that, put a proxy in front. After ten wrong ones within a minute an
@@ -44,10 +49,10 @@ a certificate for the run, whose SHA-256 httpclient.py takes as --pin.
 Limits: on loopback there is no password unless one is given; without --tls others can read all,
 the password too. Links are not followed; names that start with a dot are not served without
 --hidden; a path has at most 64 names. No request changes these scripts or what Python imports at
-their start. HTML and SVG run no script here, except with --read-only. A Host
-that is no name of this machine is refused, and so is a change that another site's page sends: no
-web page reaches the folder. A proxy in front passes the Host of the address behind it, and the one
-that the browser asked for as X-Forwarded-Host.
+their start. HTML and SVG run no script here, except with --read-only. A Host that is no name of
+this machine is refused, unless --allow-host names it or each request needs the password, and so is
+a change that another site's page sends: no web page reaches the folder. A proxy in front passes the
+Host of the address behind it, and the one that the browser asked for as X-Forwarded-Host.
 """
 
 # The map
@@ -60,8 +65,7 @@ that the browser asked for as X-Forwarded-Host.
 #   the loop           Task, Server, Server.turn(), Server.enter(), Server.work(), serve()
 #   methods            check_request(), get(), get_file(), put(), receive_upload(), post_form(),
 #                      patch(), delete(), mkcol(), move()
-#   archives, page     get_tar(), get_zip(), listing(), page_body(), error_page()
-#   the QR code        qr_code(), qr_frame(), show_qr()
+#   archives, page     get_tar(), get_zip(), listing(), page_body(), error_page(), qr_code()
 #   shared fences      Guard, is_program(), Traced, Stop, bind(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
 #
@@ -78,6 +82,14 @@ that the browser asked for as X-Forwarded-Host.
 #
 # Each state has a queue in which the first deadline comes first; Server.enter() alone moves a
 # connection from one to another. No deadline: idle, or with a worker, which has its own.
+#
+# Why none of http.server's classes? Their habits break rules that tests/test_httpserver.py holds:
+#   a malformed field line ends the head and hides all fields after it    ("1 a header line ...")
+#   a lone CR passes in a field, \x0b and \xa0 for a space                ("3 a lone CR", "4 ...")
+#   the body of a refused request is read as the next request             (..._becomes_the_next_...)
+#   head and body leave apart, and Nagle holds the second for 40 ms       (..._in_one_segment)
+#   no deadline for a head, and a thread even for an idle connection      (..._its_bytes_drip)
+#   it takes 30 times as long for a small file                            (tests/benchmark.py)
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
@@ -100,6 +112,7 @@ import argparse
 import base64
 import codecs
 import contextlib
+import copy
 import enum
 import errno
 import functools
@@ -141,6 +154,7 @@ PORT = 8000
 MAX_HEAD = 32768  # bytes of a request's head, all of it
 MAX_TARGET = 8192  # bytes of the target in it
 MAX_FIELDS = 100  # header fields in it
+MAX_USER = 64  # bytes of the name in a login that the log shows
 MAX_PROXIES = 8  # trusted proxies, one behind another
 MAX_LINE = 1024  # bytes of a chunk's size line with its extensions
 # bytes of the fields after the last chunk, and of the head of a field of a form
@@ -202,6 +216,7 @@ MAX_SEARCHED = 10000  # folders whose last search for old parts is remembered
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 # a client must name this version of the resumable-upload draft to get interim answers
 INTEROP = "8"
+DROP_BOX = "This is a drop box: files can be added, and nothing else can be done."
 PROXIED = frozenset(
     ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 )
@@ -328,6 +343,8 @@ URL = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE | re.DOTALL)
 BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 DIGITS = re.compile(r"[0-9]{1,18}")
+QUOTED = r'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+CHUNK = re.compile(rf"([0-9A-Fa-f]{{1,15}})(?:;{TOKEN}(?:=(?:{TOKEN}|{QUOTED}))?)*")  # §7.1.1
 
 
 class Request:
@@ -354,6 +371,13 @@ class Request:
             and not self.query
             and "want-repr-digest" not in fields
         )
+
+    def below(self, folder: str) -> "Request":
+        """The same request for a name in this folder, whatever is there."""
+        moved = copy.copy(self)
+        moved.names = (folder, *self.names)
+        moved.fields = {name: self.fields[name] for name in self.fields.keys() - CONDITIONS}
+        return moved
 
 
 HEADS: dict[bytes, Request] = {}  # those of one client are often the same: parse them once
@@ -655,7 +679,7 @@ def is_own_host(host: str, names: frozenset[str]) -> bool:
     A foreign name whose address was changed to ours (DNS rebinding) does not."""
     found = HOST.fullmatch(host)
     name = found[1].lower().rstrip(".") if found else ""
-    if name in names or name.endswith(".localhost"):
+    if name in names or "*" in names or name.endswith(".localhost"):
         return True
     with contextlib.suppress(ValueError):
         return bool(ipaddress.ip_address(name.strip("[]")))
@@ -1472,6 +1496,7 @@ class Connection:
         "span",
         "state",
         "unsent",
+        "user",
         "waited",
     )
 
@@ -1479,6 +1504,7 @@ class Connection:
         self.server, self.sock, self.args = server, sock, server.args
         # the peer, and the client of the last request: a proxy speaks for many
         self.hop = self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
+        self.user = "-"  # the name in the login, as the log shows it
         self.state, self.deadline, self.events = State.CLOSED, 0.0, 0
         self.buffer = b""
         self.scanned = self.sent = self.moved = 0
@@ -1547,7 +1573,8 @@ class Connection:
                 return None
             head = self.buffer[:size]
             request = HEADS.get(head) or cached_head(head)
-        self.buffer, self.scanned, self.peer = self.buffer[size:], 0, self.hop
+        self.buffer, self.scanned = self.buffer[size:], 0
+        self.peer, self.user = self.hop, "-"
         if self.server.is_proxy(self):
             self.peer = client_behind(self.server.proxies, request.fields) or self.hop
         return request
@@ -1588,7 +1615,8 @@ class Connection:
         """The one place where a request becomes an answer, or an error becomes one."""
         try:
             check_request(self, request)
-            answer = METHODS[request.method](self, request)
+            act = hand_in if self.args.drop_box else METHODS[request.method]
+            answer = act(self, request)
             return answer if request.method == "HEAD" else read_short(answer)
         # a bug of this server too: the client must get an answer
         except Exception as problem:  # noqa: BLE001
@@ -1812,13 +1840,13 @@ class Connection:
             self.deliver(request, answer)
         except (Gone, OSError, Refusal) as problem:
             size = "?" if answer.length is None else answer.length
-            cut = f"ended at {self.sent} of {size} bytes: {reason_of(problem)}"
+            cut = f"ended at {max(0, self.sent)} of {size} bytes: {reason_of(problem)}"
             answer.note, answer.close = answer.note or cut, True
             raise Gone from None
         finally:
             del self.body
             self.release()
-            self.server.count_answer(self, request, answer, self.sent)
+            self.server.count_answer(self, request, answer, max(0, self.sent))
         return not answer.close
 
     def deliver(self, request: Request, answer: Answer) -> None:
@@ -2007,11 +2035,9 @@ class BodyReader:
             self.trailer[found[1].lower()] = found[2].strip()
 
     def chunk_size(self) -> int:
-        found = re.fullmatch(
-            rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?", self.read_line(MAX_LINE)
-        )
+        found = CHUNK.fullmatch(self.read_line(MAX_LINE).decode("latin-1"))
         if not found:
-            raise Refusal(400, "a chunk's size is not in hex digits")
+            raise Refusal(400, "a chunk's size or extension is malformed")
         return int(found[1], 16)
 
     def drain(self) -> bool:
@@ -2098,7 +2124,7 @@ class Server:
         self.args, self.sock, self.shared, self.stop = args, sock, shared, stop
         self.read_only = args.read_only or bool(shared.only)
         self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
-        self.names = own_names(args.host)
+        self.names = own_names(args.host) | {name.lower() for name in args.allow_host}
         self.proxies = frozenset(args.trust_proxy)
         self.replaced = frozenset(line.partition(":")[0].lower() for line in args.header)
         self.extra = "".join(f"{line}\r\n" for line in args.header)
@@ -2336,11 +2362,17 @@ class Server:
 
         Also count it for --requests and --once."""
         note = answer.note or cut
+        if answer.status == 304 and answer.fields.get("Cache-Control") == "no-store":
+            return  # an open page asks every few seconds whether its folder has changed
         if not self.args.quiet:
             line = f'"{request.line}" {answer.status}' if request else f'"-" {answer.status}'
             noted = f' "{printable(note)}"' if note else ""
-            when = log_time(int(time.time()))
-            self.lines.append(f"{conn.peer} - - {when} {line} {sent or '-'}{noted}\n")
+            text = f"{line} {sent or '-'}{noted}"
+            if self.args.json:
+                self.log(conn.peer, text)
+            else:
+                when = log_time(int(time.time()))
+                self.lines.append(f"{conn.peer} - {conn.user} {when} {text}\n")
         with self.lock:
             self.count += 1
             if self.args.once:
@@ -2355,7 +2387,15 @@ class Server:
             self.stop.wake()
 
     def note(self, text: str) -> None:
-        self.lines.append(f"{log_time(int(time.time()))} {text}\n")
+        self.log("", text)
+
+    def log(self, client: str, text: str, facts: Optional[Mapping[str, object]] = None) -> None:
+        """A line of the log; with --json an object, with facts in place of the text."""
+        line = f"{log_time(int(time.time()))} {client}{' ' * bool(client)}{text}"
+        if self.args.json:
+            now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            line = json.dumps({"time": now, "client": client, **(facts or {"text": text})})
+        self.lines.append(line + "\n")
 
     def note_left_out(self, entry: Entry, why: str) -> None:
         self.note(f"left out of an archive, because {why}: {printable(entry.name)}")
@@ -2481,6 +2521,15 @@ def serve(args: argparse.Namespace) -> int:
     sys.setswitchinterval(0.001)
     mimetypes.init()
     shared, log = open_shared(args), open_log(args.log) if args.log else 2
+    if args.drop_box and (args.read_only or shared.only):
+        raise Failure(
+            2,
+            "--drop-box and --read-only exclude each other"
+            if args.read_only
+            else "--drop-box needs a folder",
+            "nothing could be handed in" if args.read_only else "one file cannot be handed in to",
+            f"{SERVER} FOLDER --drop-box",
+        )
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
     door = make_door(args, str(target[0]))
     if door.tls:
@@ -2534,8 +2583,12 @@ def open_shared(args: argparse.Namespace) -> Shared:
 def check_request(conn: Connection, request: Request) -> None:
     """What holds for every method, in the order in which a stranger would try."""
     server, fields, method = conn.server, request.fields, request.method
-    if request.host and not is_own_host(request.host, server.names):
-        raise Refusal(421, "that host is not this machine")
+    # Where each request needs the password, a foreign name is no danger: a page of another site
+    # that has its name point to this machine gets no password from the browser, which knows it
+    # for our names alone.
+    asked = server.door.guard and not conn.args.public_read
+    if request.host and not asked and not is_own_host(request.host, server.names):
+        raise Refusal(421, "no name of this machine; its owner can allow it with --allow-host NAME")
     if server.door.guard:
         check_password(conn, request, server.door.guard)
     if method not in METHODS:
@@ -2559,9 +2612,10 @@ def check_password(conn: Connection, request: Request, guard: "Guard") -> None:
     reads = request.method in ("GET", "HEAD") and "upload" not in parameters(request.query)
     if conn.args.public_read and reads:
         return
-    given = basic_password(request.fields.get("authorization", ""))
-    if given is None:
+    login = basic_login(request.fields.get("authorization", ""))
+    if login is None:
         raise Refusal(401, "a password is asked for", CHALLENGE)
+    user, given = login
     right = secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret)
     reason = guard.judge(conn.peer, right)
     if reason == "busy":
@@ -2569,15 +2623,16 @@ def check_password(conn: Connection, request: Request, guard: "Guard") -> None:
         raise Refusal(429, "busy: too many wrong passwords came from this address", later)
     if reason:
         raise Refusal(401, "wrong password", CHALLENGE)
+    conn.user = urllib.parse.quote(user[:MAX_USER], safe="") or "-"
 
 
-def basic_password(field: str) -> Optional[bytes]:
-    """What stands behind the first colon; None for what is no login by Basic."""
+def basic_login(field: str) -> Optional[tuple[bytes, bytes]]:
+    """The name and the password, parted by the first colon; None for what is no login by Basic."""
     scheme, _, token = field.partition(" ")
     with contextlib.suppress(ValueError):
-        _, colon, password = base64.b64decode(token.strip(), validate=True).partition(b":")
+        user, colon, password = base64.b64decode(token.strip(), validate=True).partition(b":")
         if scheme.lower() == "basic" and colon:
-            return password
+            return user, password
     return None
 
 
@@ -2617,9 +2672,9 @@ def get(conn: Connection, request: Request) -> Answer:
 
 def redirect(path: str, request: Request) -> Answer:
     """To a path of ours, never to a host (§15.4.9; // and \\ would begin one)."""
-    return text_answer(
-        308, "it is there", {"Location": path + ("?" + request.query if request.query else "")}
-    )
+    target = path + ("?" + request.query if request.query else "")
+    # browsers would keep it for ever, but the next server on this port may share something else
+    return text_answer(308, "it is there", {"Location": target, "Cache-Control": "no-store"})
 
 
 def get_folder(conn: Connection, request: Request, found: "Found", options: Fields) -> Answer:
@@ -2803,8 +2858,7 @@ def put(conn: Connection, request: Request) -> Answer:
 
 def post(conn: Connection, request: Request) -> Answer:
     """To a folder: store a form's files, or the body under a new name. To a file: like PUT."""
-    size = check_size(conn, request)
-    is_form = request.fields.get("content-type", "").lower().startswith("multipart/form-data")
+    size, is_form = check_size(conn, request), has_form(request)
     if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
         return put(conn, request)
     names = (*request.names, suggested_name(request))
@@ -2813,6 +2867,11 @@ def post(conn: Connection, request: Request) -> Answer:
         if is_form:
             return post_form(conn, request)
         return receive_upload(conn, request, place, Plan(names, "number"))
+
+
+def has_form(request: Request) -> bool:
+    kind = request.fields.get("content-type", "").lower()
+    return request.method == "POST" and kind.startswith("multipart/form-data")
 
 
 def announced_length(request: Request) -> Optional[int]:
@@ -3027,6 +3086,7 @@ def complete_upload(conn: Connection, part: "Part", plan: Plan) -> Answer:
     part.kept = resumable  # until the lock on the folder is held
     mtime = plan.time if resumable else plan.mtime
     name, info, replaced = part.finish_upload(conn, plan, mtime)
+    log_hand_in(conn, plan, name, part.size, actual)
     fields["ETag"] = etag(info)
     if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
         fields["X-OC-Mtime"] = "accepted"
@@ -3135,6 +3195,7 @@ def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: 
         conn.server.search_old_parts(place)
         write_body(conn, part, data)
         final, _, _ = part.finish_upload(conn, plan)
+        log_hand_in(conn, plan, final, part.size, None)
     return url_path([*plan.names[:-1], final])
 
 
@@ -3369,6 +3430,89 @@ def move_to(old: "Place", found: "Found", new: "Place", request: Request, names:
     if there:
         return Answer(204)
     return text_answer(201, "moved", {"Location": url_path(names, slash=found.is_folder)})
+
+
+# A drop box: --drop-box.
+def hand_in(conn: Connection, request: Request) -> Answer:
+    """Add a file or folder below the sender's own; all else is refused, whatever is there.
+
+    No answer tells whether a name exists: one that does gets a number."""
+    upload, folder = "upload" in parameters(request.query), sender_folder(conn, request)
+    if request.method == "OPTIONS":
+        return options(conn, request)
+    # without a login, whoever knows the upload's URL is its sender: nobody can guess that
+    own = upload and request.names and (conn.user == "-" or request.names[0] == folder)
+    if own and request.method in ("HEAD", "PATCH", "DELETE"):
+        return handed_in(METHODS[request.method](conn, request), request.names[0], request)
+    if request.method == "GET" and "text/html" in request.fields.get("accept", ""):
+        fields = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
+        crumbs = (os.path.basename(conn.server.shared.path) or "files", *request.names)
+        login = "" if conn.user == "-" else urllib.parse.unquote(conn.user)
+        return Answer(200, fields | page_fields(), drop_page(crumbs, login).encode())
+    if upload or request.method not in ("PUT", "POST", "MKCOL"):
+        raise Refusal(403, DROP_BOX)
+    return handed_in(add_to_box(conn, request.below(folder)), folder, request)
+
+
+def add_to_box(conn: Connection, request: Request) -> Answer:
+    size, names, is_form = check_size(conn, request), request.names, has_form(request)
+    if request.method != "MKCOL" and (request.slash or len(names) == 1 or is_form):
+        names = (*names, suggested_name(request))
+    with conn.server.shared.locate(names, change=True, make=True) as place:
+        if request.method == "MKCOL":
+            with contextlib.suppress(FileExistsError):
+                conn.server.shared.make_folder(place)
+            return text_answer(201, "made")
+        check_space(conn, place, size)
+        if is_form:
+            return post_form(conn, request)
+        return receive_upload(conn, request, place, Plan(names, "number"))
+
+
+def handed_in(answer: Answer, folder: str, request: Request) -> Answer:
+    """Tell names as the sender would write them, and nothing that could be fetched."""
+    path, own = answer.fields.get("Location", ""), url_path([folder]) + "/"
+    if not path.startswith(own) or "?upload=" in path:
+        return answer
+    stored = path[len(own) :]
+    if answer.status == 303:
+        return text_answer(303, "stored", {"Location": "/" + stored})
+    fields = {name: value for name, value in answer.fields.items() if name != "Location"}
+    fields["Stored-As"] = stored
+    if answer.status != 201:
+        return Answer(answer.status, fields)
+    if "application/json" in request.fields.get("accept", ""):
+        fields["Content-Type"] = "application/json"
+        name = utf8_name(os.fsdecode(urllib.parse.unquote_to_bytes(stored)))
+        return Answer(201, fields, json.dumps({"name": name}).encode() + b"\n")
+    return Answer(201, fields, answer.body.replace(b" " + own.encode(), b" "))
+
+
+def sender_folder(conn: Connection, request: Request) -> str:
+    """The name in the login, or else the one that the page has asked for, or the address."""
+    given = request.fields.get("sender", "") if conn.user == "-" else conn.user
+    name = re.sub(r"[^\w.-]", "-", urllib.parse.unquote(given) or conn.peer)
+    name = name.strip(".")[:64] or "-"
+    return "_" + name if WINDOWS_NAME.fullmatch(name) else name
+
+
+def log_hand_in(
+    conn: Connection, plan: Plan, name: str, size: int, digest: Optional[bytes]
+) -> None:
+    if not conn.args.drop_box:
+        return
+    sender, *names = plan.names
+    path = printable_name("/".join([*plan.names[:-1], name]))
+    facts = {
+        "handed_in": path,
+        "by": sender,
+        "name": printable_name("/".join(names)),
+        "size": size,
+        "sha256": digest.hex() if digest else None,
+        "verified": bool(digest),
+    }
+    told = f"handed in by {sender}: {path}, {size} bytes, verified={'yes' if digest else 'no'}"
+    conn.server.log(conn.peer, told, facts)
 
 
 METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
@@ -3660,11 +3804,11 @@ button,.pick,select,label{cursor:pointer}button:hover,.pick:hover{background:var
 input[type=search],input[type=text]{flex:1 1 12rem;min-width:8rem}
 :focus-visible,.pick:focus-within{outline:2px solid var(--bar);outline-offset:1px}
 .pick input{position:absolute;opacity:0;width:1px;padding:0}
-input[type=checkbox]{width:1.1rem;height:1.1rem;flex:none;accent-color:var(--bar)}
+input[type=checkbox]{width:1.1rem;height:1.1rem;min-height:0;flex:none;accent-color:var(--bar)}
 #status{margin:.25rem 0}#status:empty{display:none}
 table{border-collapse:collapse;width:100%;table-layout:fixed}
 td,th{padding:.2rem .5rem;border-bottom:1px solid var(--line);text-align:left}
-td{height:2.6rem}tr:focus-within,tbody tr:hover,.chosen{background:var(--soft)}
+td{height:2.9rem}tr:focus-within,tbody tr:hover,.chosen{background:var(--soft)}
 td:nth-child(2) a{display:block;padding:.25rem 0;white-space:pre-wrap}
 td:nth-child(3),th:nth-child(3){width:8.5rem;text-align:right}
 td:nth-child(4),th:nth-child(4){width:10.5rem}
@@ -3683,7 +3827,7 @@ td button:hover,td button:focus,td:last-child a:hover,td:last-child a:focus{colo
 svg{width:1.25rem;height:1.25rem;fill:none;stroke:currentColor;stroke-width:1.8}
 .grid thead{display:none}
 .grid tbody{display:grid;grid-template-columns:repeat(auto-fill,minmax(10rem,1fr));gap:.6rem}
-.grid tr{display:grid;grid-template-columns:2.6rem 1fr;border:1px solid var(--line);
+.grid tr{display:grid;grid-template:1fr auto/2.6rem 1fr;border:1px solid var(--line);
 border-radius:.5rem;overflow:hidden}
 .grid td{border:0;height:auto}.grid td:nth-child(2){grid-column:1/-1;grid-row:1;width:auto}
 .grid td:nth-child(n+3){display:none}
@@ -3709,12 +3853,15 @@ dialog::backdrop{background:#0006}dialog textarea,dialog select{width:100%}
 dialog label{display:flex;gap:.5rem;align-items:center;min-height:2.75rem}
 @media(scripting:none){.js,td:empty{display:none!important}}
 @media(max-width:40rem),(hover:none){.hint{display:none}
-button,.pick,select,nav a,footer a{min-height:2.75rem}.pick,nav a,footer a{display:inline-flex;
+button,.pick,input,select,nav a,footer a{min-height:2.75rem}
+.pick,nav a,footer a{display:inline-flex;
 align-items:center}td:first-child label,th:first-child label{min-height:2.75rem;width:2.75rem}
 td button,td:last-child a{width:2.75rem;height:2.75rem}}
-@media(max-width:40rem){body{padding:.6rem}
+@media(max-width:40rem){body{padding:.6rem}#dock .tools>:first-child{flex:1 1 100%}
+#dock .tools{gap:.3rem}#dock button{padding:.3rem .5rem}
 thead,tbody,table:not(.grid){display:block}thead tr{display:flex;align-items:center;gap:1rem}
-th{border:0;width:auto!important;padding:0}th:first-child{margin-right:-.6rem}th:last-child{display:none}
+th{border:0;width:auto!important;padding:0}
+th:first-child{margin-right:-.6rem}th:last-child{display:none}
 table:not(.grid) tbody tr{display:grid;grid-template-columns:2.75rem auto 1fr auto;
 align-items:center;border-bottom:1px solid var(--line)}
 table:not(.grid) td{border:0;height:auto;width:auto!important;padding:0 .25rem}
@@ -3858,26 +4005,27 @@ function picture(row) {
   if (pictures && !image && isPicture(row))
     link.prepend(make('img', '', {loading: 'lazy', alt: '', src: hrefOf(row)}));
 }
-// the box and the buttons of each row, some rows at a time, so that the first are there at once
-function dress(some) {
-  for (const row of some.splice(0, 200)) {
-    const [box, tools] = $('row').content.cloneNode(true).children, name = nameOf(row);
-    box.firstChild.setAttribute('aria-label', 'Choose ' + name);
-    for (const tool of tools.children) {
-      tool.title = tool.dataset.does + ' ' + name;
-      tool.setAttribute('aria-label', tool.title);
-    }
-    if (isFolder(row) || !isText(row)) tools.querySelector('.copy').remove();
-    const get = tools.querySelector('.get'), folder = isFolder(row);
-    get.href = hrefOf(row) + (folder ? '?zip' : '');
-    get.download = folder ? '' : name;
-    row.cells[0].append(box);
-    row.cells[4].append(...tools.children);
-    picture(row);
+// the box and the buttons of a row, once it is near the window: a long list is drawn at once
+const watcher = new IntersectionObserver(found => {
+  for (const {target, isIntersecting} of found) if (isIntersecting) dress(target);
+}, {rootMargin: '500px'});
+function dress(row) {
+  watcher.unobserve(row);
+  const [box, tools] = $('row').content.cloneNode(true).children, name = nameOf(row);
+  box.firstChild.setAttribute('aria-label', 'Choose ' + name);
+  box.firstChild.checked = row.classList.contains('chosen');
+  for (const tool of tools.children) {
+    tool.title = tool.dataset.does + ' ' + name;
+    tool.setAttribute('aria-label', tool.title);
   }
-  if (some.length) setTimeout(dress, 0, some);
+  if (isFolder(row) || !isText(row)) tools.querySelector('.copy').remove();
+  const get = tools.querySelector('.get'), folder = isFolder(row);
+  get.href = hrefOf(row) + (folder ? '?zip' : '');
+  get.download = folder ? '' : name;
+  row.cells[0].replaceChildren(box);
+  row.cells[4].replaceChildren(...tools.children);
+  picture(row);
 }
-function undress(row) { row.cells[0].textContent = row.cells[4].textContent = ''; dress([row]); }
 function tally() {
   $('empty').hidden = list.rows.length > 0;
   $('grid').hidden = !rows().some(row => !isFolder(row) && isPicture(row));
@@ -3929,7 +4077,7 @@ function merge(page) {
   list.dataset.tag = news.dataset.tag;
   $('count').textContent = page.getElementById('count').textContent;
   arrange(ordered(all));
-  dress(fresh);
+  for (const row of fresh) watcher.observe(row);
   tally();
   // what is in sight stays where it is
   if (scrollY && first && first.isConnected) scrollBy(0, topOf(first) - before);
@@ -4022,7 +4170,7 @@ async function rename(row) {
   const link = linkOf(row);
   link.setAttribute('href', href + (folder ? '/' : ''));
   link.textContent = name + (folder ? '/' : '');
-  undress(row);
+  dress(row);
   arrange(ordered(rows()));
   link.focus();
   tally();
@@ -4080,6 +4228,7 @@ const busy = () => active > 0;
 const identity = job => 'part ' + JSON.stringify([job.base + job.path + job.file.name,
   job.file.size, job.file.lastModified]);
 function add(file, path, over) {
+  if (nameless()) return;
   const job = {file, path, over, base: here, sent: 0, note: ''};
   job.id = identity(job);
   if (file.size && [...jobs].some(other => other.id === job.id && isOpen(other))) return;
@@ -4118,7 +4267,7 @@ async function makeAll(job) {
   const parts = job.path.split('/').slice(0, -1).map(encodeURIComponent);
   for (const end of parts.keys()) {
     const url = job.base + parts.slice(0, end + 1).join('/') + '/';
-    const answer = await net(url, {method: 'MKCOL'});
+    const answer = await net(url, {method: 'MKCOL', headers: sender()});
     if (!answer.ok && answer.status !== 405) throw new Error(sentence(await answer.text()));
   }
   update(job, 'done');
@@ -4168,6 +4317,7 @@ async function create(job) {
       'Upload-Length': job.file.size,
       'X-OC-Mtime': Math.max(0, Math.floor(job.file.lastModified / 1000)),
       'Content-Type': 'application/octet-stream',
+      ...sender(),
       ...both && {'Content-Disposition': "inline; filename*=UTF-8''" + name},
       ...job.over !== 'replace' && !both && {'If-None-Match': '*'},
     };
@@ -4214,7 +4364,7 @@ async function locate(job) {
   kept('localStorage', job.id, {url: job.url, tab: me});
   progress(job, +answer.headers.get('Upload-Offset'));
   if (answer.headers.get('Upload-Complete') !== '?1') return false;
-  finish(job, answer.headers.get('Location'));
+  finish(job, placeIn(field => answer.headers.get(field)));
   return true;
 }
 function forget(job) {
@@ -4233,7 +4383,7 @@ function send(job) {
     request.upload.onprogress = event => progress(job, start + event.loaded);
     request.onload = () => {
       const status = request.status, text = request.responseText;
-      if (status < 300) return good(request.getResponseHeader('Location') || '');
+      if (status < 300) return good(placeIn(field => request.getResponseHeader(field)));
       if (status === 412 || status === 404) { forget(job); return good(null); }
       return bad(status === 409 ? new Error(text) : failure(status, text));
     };
@@ -4245,10 +4395,11 @@ function progress(job, sent) {
   job.sent = Math.min(sent, job.file.size);
   showPanel();
 }
+const placeIn = field => field('Stored-As') || field('Location') || '';
 function finish(job, place) {
   forget(job);
   job.sent = job.file.size;
-  const name = place ? decodeURIComponent(place.split('/').pop()) : job.file.name;
+  const name = place ? decodeURIComponent(place.split(/\/|%2F/).pop()) : job.file.name;
   update(job, 'done', name === job.file.name ? '' : 'stored as ' + name);
   if ($('drop')) handedIn(job, name);
 }
@@ -4266,6 +4417,30 @@ function giveUp(job) {
   if (url) net(url, {method: 'DELETE'}).catch(() => {});
 }
 function retry(job) { enqueue(Object.assign(job, {sent: 0, note: ''})); }
+
+// A drop box: who hands in, and what was handed in from here. It tells nothing of what it holds.
+const sender = () => $('drop') ? {Sender: encodeURIComponent($('drop').value.trim())} : {};
+function nameless() {
+  if (!$('drop') || $('drop').value.trim()) return false;
+  say('Your name first, please.');
+  $('drop').focus();
+  return true;
+}
+function handedIn(job, name) {
+  const all = kept('localStorage', 'handed in') || [], when = new Date().toLocaleString();
+  all.unshift([job.path + name, size(job.file.size), when]);
+  kept('localStorage', 'handed in', all.slice(0, 500));
+  showHandedIn();
+}
+function showHandedIn() {
+  const all = kept('localStorage', 'handed in') || [];
+  $('handed').replaceChildren(...all.map(facts => make('li', facts.join(', '))));
+}
+function startDropBox() {
+  if (!$('drop').value) $('drop').value = kept('localStorage', 'name') || '';
+  $('drop').onchange = () => kept('localStorage', 'name', $('drop').value);
+  showHandedIn();
+}
 
 // The panel: all uploads in a few lines that stay in sight; details on demand, failed ones always.
 let open = false, drawn = 0, samples = [];
@@ -4286,7 +4461,7 @@ function drawJob(job) {
   const [, note, button] = job.line.children;
   job.line.className = job.state;
   note.textContent = job.note || job.state;
-  button.textContent = job.state === 'failed' ? 'try again' : 'cancel';
+  button.textContent = job.state === 'failed' ? 'Try again' : 'Cancel';
   button.hidden = !isOpen(job) && job.state !== 'failed';
   button.onclick = () => job.state === 'failed' ? retry(job) : cancel(job);
   if (!wanted) job.line.remove();
@@ -4354,7 +4529,7 @@ async function showUnfinished() {
 }
 function unfinished(id, part, offset) {
   const [path, bytes] = JSON.parse(id.slice(5)), line = make('li', '', {className: 'unfinished'});
-  const folder = path.slice(0, path.lastIndexOf('/') + 1), stop = make('button', 'give up');
+  const folder = path.slice(0, path.lastIndexOf('/') + 1), stop = make('button', 'Give up');
   const where = folder.startsWith(here) ? '' : ' in ' + decodeURI(folder);
   line.append(make('span', path.slice(folder.startsWith(here) ? here.length : folder.length)),
     make('small', `${size(offset)} of ${size(bytes)}, choose the file again${where} to go on`),
@@ -4429,7 +4604,7 @@ function startListing() {
     head.firstElementChild.onclick = () => sortBy(+head.dataset.key);
   if (column !== 1 || way !== 1) sort();
   inheritFilter();
-  dress(rows());
+  for (const row of list.rows) watcher.observe(row);
   tally();
   $('filter').oninput = () => filter(true);
   $('grid').onclick = () => showPictures(!pictures);
@@ -4465,15 +4640,23 @@ function startChanges() {
 if (list) startListing();
 if (writes) startUploads();
 if (list && writes) startChanges();
+if ($('drop')) startDropBox();
 """
 UPLOAD = """<noscript><form class="tools" method="post" enctype="multipart/form-data">
 <input type="file" name="file" multiple aria-label="files to upload"> <button>Upload</button></form>
 </noscript><div class="tools js">
 <label class="pick">Upload files<input id="pick" type="file" multiple></label>
 <label class="pick">Upload folder<input id="pickdir" type="file" webkitdirectory></label>
-<button id="paste">Paste text</button>
-<button id="mkdir">New folder</button> <span class="hint dim">or drop and paste files here</span>
+<button id="paste">Paste text</button>@@ <span class="hint dim">or drop and paste files here</span>
 </div>
+"""
+MKDIR = """
+<button id="mkdir">New folder</button>"""
+DROP_BOX = """<h1>Hand in</h1><p><label for="drop">Your name</label>
+<input id="drop" type="text" autocomplete="name" maxlength="64"@@></p>
+"""
+HANDED_IN = """<p id="status" role="status"></p><div class="js"><h2>Handed in from here</h2>
+<ul id="handed"></ul></div><div id="dock">
 """
 FIND = """<p id="status" role="status"></p><div class="tools js">
 <input id="filter" type="search" placeholder="Filter" aria-label="Filter names">
@@ -4487,7 +4670,8 @@ COLUMNS = """<thead><tr>
 <th scope="col" data-key="3" aria-sort="none"><button>Changed</button></th><td></td></tr></thead>
 """
 CHOSEN = """<div id="chosen" hidden><div class="tools"><span id="howmany" role="status"></span>
-<button id="zip">Download as zip</button>@@<button id="none">Choose none</button></div></div>
+<button id="zip" title="As one zip archive">Download</button>@@<button id="none">None</button>
+</div></div>
 """
 CHANGES = """<button id="rename">Rename</button><button id="move">Move</button>
 <button id="delete">Delete</button>"""
@@ -4580,7 +4764,7 @@ def path_links(crumbs: Names) -> str:
 
 
 def page_body(items: Iterable[Entry], tag: str, hidden: bool, read_only: bool) -> Iterator[str]:
-    yield ("" if read_only else UPLOAD) + FIND
+    yield ("" if read_only else UPLOAD.replace("@@", MKDIR)) + FIND
     yield f'<table>{COLUMNS}<tbody data-tag="{tag}">\n'
     folders = files = total = 0
     left = MAX_COUNTED_NAMES
@@ -4642,6 +4826,17 @@ def table_row(entry: Entry, inner: Optional[int]) -> str:
     return (
         f'<tr><td><td><a href="{href}">{name}{"/" * entry.is_folder}</a>'
         f'<td data-v="{value}">{size}<td data-v="{when}">{readable_time(when)}<td>\n'
+    )
+
+
+def drop_page(crumbs: Names, login: str) -> str:
+    """All that a drop box shows: where to hand in. The login may have told the name."""
+    known = f' value="{html.escape(login)}" readonly' if login else ""
+    return (
+        page_head(html.escape(utf8_name(crumbs[-1])))
+        + DROP_BOX.replace("@@", known)
+        + UPLOAD.replace("@@", "")
+        + f"{HANDED_IN}{PANEL}</div><script>{SCRIPT}</script></body></html>\n"
     )
 
 
@@ -5655,15 +5850,9 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
             "what reads it has ended, or its disk is full",
             f"{SERVER} > FILE",
         ) from None
+    if args.drop_box:
+        say("drop box: who connects can add files, each in a folder of their own, and nothing else")
     others = reachable_at(sock)
-    login = f"any:{door.made}@" if door.made else ""
-    for other in others:
-        say(
-            f"from another machine:  {url_of(door, other, port, login)}\n"
-            f"or:  {CLIENT} --host {other} --port {port}{door.flags} list /"
-        )
-    if others and not args.no_qr:
-        show_qr(url_of(door, others[0], port, login))
     if not others:
         named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
         with_client = (
@@ -5675,10 +5864,21 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
             f"only this machine can reach it, with a browser or:  {with_client}\n"
             "for others, start it with --host 0.0.0.0"
         )
+    found = interface_addresses(host)
+    if others != [socket.gethostname()] or not found:  # the way out for a lack of a default route
+        found = [*others, *found]
+    others = list(dict.fromkeys(found))
+    login = f"any:{door.made}@" if door.made else ""
+    urls = [url_of(door, other.replace("%", "%25"), port, login) for other in others]
+    say("from another machine:  " + "\n                       ".join(urls))
+    if not args.no_qr:
+        show_qr(urls[0])
+    say(f"or:  {CLIENT} --host {others[0]} --port {port}{door.flags} list /")
     if not door.guard:
         say(
-            "nobody is asked for a password: everybody who reaches it can read it"
-            + " and change it" * (not args.read_only)
+            "nobody is asked for a password: everybody who reaches it can "
+            + ("add files" if args.drop_box else "read it")
+            + " and change it" * (not args.read_only and not args.drop_box)
         )
     if not door.tls:
         say(
@@ -5686,6 +5886,21 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
             + " and the password in it" * bool(door.guard)
             + "; --tls encrypts"
         )
+
+
+def interface_addresses(host: str) -> list[str]:
+    """The addresses of all interfaces, where Linux tells them, if the server listens on all."""
+    found: list[str] = []
+    with contextlib.suppress(OSError):
+        if host in ("0.0.0.0", "::"):
+            with open("/proc/net/fib_trie") as routes:
+                found += re.findall(r"-- ([0-9.]+)\n +/32 host LOCAL", routes.read())
+        if host == "::":
+            with open("/proc/net/if_inet6") as interfaces:
+                for number, _, _, scope, _, name in map(str.split, interfaces):
+                    zone = f"%{name}" * (scope == "20")  # link-local: the same on each interface
+                    found.append(str(ipaddress.IPv6Address(int(number, 16))) + zone)
+    return [each for each in found if each != "::1" and not each.startswith("127.")]
 
 
 def url_of(door: Door, host: str, port: int, login: str = "") -> str:
@@ -5714,94 +5929,27 @@ def build_parser() -> argparse.ArgumentParser:
         "directory",
         nargs="?",
         default=None,
-        metavar="FOLDER|FILE",
-        help="what is shared (default the current folder)",
+        metavar="FOLDER|FILE|PORT",
+        help="what is shared (default the current folder); a number that is no name there: --port",
     )
+    add("-d", "--directory", dest="folder", default=".", metavar="DIR", help="the same")
     add(
-        "--directory",
-        dest="folder",
-        default=".",
-        metavar="DIR",
-        help="the same, as in python3 -m http.server",
-    )
-    add(
+        "-b",
+        "--bind",
         "--host",
+        dest="host",
         default="127.0.0.1",
         help="the address to listen on; :: is IPv6 and IPv4 (default 127.0.0.1)",
     )
-    add(
-        "--port",
-        type=between(0, 65535),
-        default=PORT,
-        help=f"the port; 0 takes any free one (default {PORT})",
-    )
+    any_port = f"the port; 0 takes any free one (default {PORT})"
+    add("-p", "--port", type=between(0, 65535), default=PORT, help=any_port)
     door_flags(parser)
-    add(
-        "--public-read",
-        action="store_true",
-        help="ask for the password only where something changes: GET and HEAD go without",
-    )
-    add("--read-only", action="store_true", help="refuse every change")
-    add("--hidden", action="store_true", help="show and serve names that start with a dot")
-    add(
-        "--max-size",
-        type=parse_size,
-        default=0,
-        metavar="N",
-        help="largest upload, such as 500M or 2Gi (default no limit)",
-    )
-    add(
-        "--min-free",
-        type=parse_size,
-        default=0,
-        metavar="N",
-        help="bytes that uploads leave free on the disk (default 0)",
-    )
-    add(
-        "--max-clients",
-        type=between(1, 1e6),
-        default=10000,
-        metavar="N",
-        help="connections; for one more the longest idle is closed, or it gets 503 (default 10000)",
-    )
-    add(
-        "--trust-proxy",
-        type=proxy_address,
-        action="append",
-        default=[],
-        metavar="ADDRESS",
-        help="a proxy's address: clients are those that it names in X-Forwarded-For or Forwarded",
-    )
-    add(
-        "--durable",
-        action="store_true",
-        help="an upload is on the disk before it is answered (fsync)",
-    )
-    add(
-        "--header",
-        type=header_line,
-        action="append",
-        default=[],
-        metavar="'NAME: VALUE'",
-        help="add this to every answer, instead of the server's own field of that name",
-    )
-    add(
-        "--requests",
-        type=between(0, 1e12),
-        default=0,
-        metavar="N",
-        help="end after so many answers (default never)",
-    )
-    add("--once", action="store_true", help="end when one client has got the whole of a file")
-    add(
-        "--timeout",
-        type=between(0.01, 1e6, float),
-        default=30.0,
-        metavar="S",
-        help="silence allowed inside a head or body (default 30)",
-    )
+    sharing_flags(parser)
+    limit_flags(parser)
+    proxy_flags(parser)
     add("--log", metavar="FILE", help="where the access log goes (default stderr)")
     add("--quiet", action="store_true", help="no access log")
+    add("--json", action="store_true", help="each line of the log is a JSON object")
     add("--trace", action="store_true", help="print a line for each socket call")
     add("--trace-hex", action="store_true", help="the same, with the first bytes")
     add("--no-qr", action="store_true", help="no QR code of the address on a terminal")
@@ -5809,10 +5957,87 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def sharing_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--public-read",
+        action="store_true",
+        help="ask for the password only where something changes",
+    )
+    add("--read-only", action="store_true", help="refuse every change")
+    box = "who connects can add files and folders, and nothing else"
+    add("--drop-box", action="store_true", help=box)
+    add("--hidden", action="store_true", help="show and serve names that start with a dot")
+    fsync = "an upload is on the disk before it is answered (fsync)"
+    add("--durable", action="store_true", help=fsync)
+    add("--once", action="store_true", help="end when one client has got the whole of a file")
+
+
+def limit_flags(parser: argparse.ArgumentParser) -> None:
+    limits = (
+        (
+            "--max-size",
+            parse_size,
+            0,
+            "N",
+            "largest upload, such as 500M or 2Gi (default no limit)",
+        ),
+        ("--min-free", parse_size, 0, "N", "bytes that uploads leave free on the disk (default 0)"),
+        (
+            "--max-clients",
+            between(1, 1e6),
+            10000,
+            "N",
+            "connections; for one more the longest idle is closed, or it gets 503 (default 10000)",
+        ),
+        ("--requests", between(0, 1e12), 0, "N", "end after so many answers (default never)"),
+        (
+            "--timeout",
+            between(0.01, 1e6, float),
+            30.0,
+            "S",
+            "silence allowed inside a head or body (default 30)",
+        ),
+    )
+    for flag, kind, default, unit, text in limits:
+        parser.add_argument(flag, type=kind, default=default, metavar=unit, help=text)
+
+
+def proxy_flags(parser: argparse.ArgumentParser) -> None:
+    """What can be given several times."""
+    several: tuple[tuple[str, Callable[[str], object], str, str], ...] = (
+        (
+            "--allow-host",
+            str,
+            "NAME",
+            "a name under which clients may ask for this server; * is any",
+        ),
+        (
+            "--trust-proxy",
+            proxy_address,
+            "ADDRESS",
+            "a proxy's address: clients are those that it names in X-Forwarded-For or Forwarded",
+        ),
+        (
+            "--header",
+            header_line,
+            "'NAME: VALUE'",
+            "add this to every answer, in place of the server's own field",
+        ),
+    )
+    for flag, kind, unit, text in several:
+        add = parser.add_argument
+        add(flag, type=kind, action="append", default=[], metavar=unit, help=text)
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     speak_utf8()
     parser = build_parser()
     args = parser.parse_args(argv)
+    port = re.fullmatch("[0-9]{1,9}", args.directory or "")
+    if port and not os.path.lexists(args.directory):  # as in python3 -m http.server
+        args = parser.parse_args(["--port", args.directory], argparse.Namespace(**vars(args)))
+        args.directory = None
     args.directory = args.directory or args.folder
     try:
         return serve(args)

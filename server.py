@@ -32,12 +32,35 @@ announced.
     C: bye
     S: ok bye
 
+A body need not end in a line feed: the next line begins right behind its last byte, as here `end`
+behind `abc`. A client should send `data`, the body and `end` in one call, or set TCP_NODELAY:
+otherwise Nagle's algorithm holds the last of them back for 40 ms.
+
+    C: put abc.txt
+    C: data 3
+    C: abcend
+    S: ok put abc.txt size=3 sha256=ba7816bf… verified=no
+
+A put that was interrupted goes on. The client asks how much is there, and tells the digest of as
+many bytes of its own:
+
+    C: stat film.mp4 size=3145728 mtime_ns=1700000000500000000
+    S: err stat film.mp4 reason=no-such-file part=2097152
+    C: put film.mp4 size=3145728 mtime_ns=1700000000500000000 offset=2097152 sha256=(of the first)
+    S: note film.mp4 offset=2097152
+    C: data 1048576
+    C: (1048576 bytes)
+    C: end sha256=(of the whole file)
+    S: ok put film.mp4 size=3145728 sha256=(of the whole file) verified=yes
+
 Lines. A line is a verb and words with single spaces between them. It ends with LF, or CRLF, and has
-at most 32768 bytes with that. Verbs are case-insensitive. A word is positional, or key=value.
-Unknown keys are ignored; if a key is given twice, the last value counts. An empty line means
-nothing. In names and values a space, `%`, `=` and every byte that is not part of a printable UTF-8
-character are written %XX; other bytes may be. Numbers are decimal digits; mtime_ns (nanoseconds
-since 1970) may begin with a minus sign.
+at most 32768 bytes with that. Verbs and keys are case-insensitive. A word is positional, or
+key=value. Unknown keys are ignored; if a key is given twice, the last value counts. An empty line
+means nothing. In names and values a space, `%`, `=` and every byte that is not part of a printable
+UTF-8 character are written %XX; other bytes may be. No line has a control character (a tab neither,
+not even in the text of `say`), a space at its beginning or end, two spaces in a row (but in such a
+text), or a `%` without two hex digits: these are bad-line. Numbers are decimal digits, at most
+8999999999999999999; mtime_ns (nanoseconds since 1970) may begin with a minus sign.
 
 Names. A name is a path below the shared folder, with `/` between its components: at most 4096 bytes
 and 64 components. Refused as bad-name: an empty component, `.`, `..`, a leading `/`, NUL, and
@@ -47,12 +70,13 @@ not followed.
 
 Requests and answers. The server speaks first: the greeting above. A client may send requests
 without waiting for the answers, which come in the same order: `ok VERB NAME… key=value…` or `err
-VERB NAME… reason=CODE …` (each word is cut off after 900 characters). Lines that begin with `note`
-may come before an answer. received=N and checked=N tell how far the server is, at most ten times a
-second; offset=N answers a `put` that names one; in `list`, reason=CODE tells what was left out. Any
-request except help and say may have the key nick=NAME, which is what others know this client by
-from now on. It has 1 to 32 letters, digits, `_`, `.` or `-`, else it is refused as bad-nick. If
-another client has that nick already, in whatever case, a number is added.
+VERB NAME… reason=CODE …`. They repeat the request's positional words (err two at most, each cut off
+after 900 characters), but `send` only NAME, and `help`, `say` and `tell` none. Lines that begin
+with `note` may come before an answer. received=N and checked=N tell how far the server is, at most
+ten times a second; offset=N answers a `put` that names one; in `list`, reason=CODE tells what was
+left out. Any request except help, say and tell may have the key nick=NAME, which is what others
+know this client by from now on. It has 1 to 32 letters, digits, `_`, `.` or `-`, else it is refused
+as bad-nick. If another client has that nick already, in whatever case, a number is added.
 
     help                    help VERB WORDS -- TEXT, a line for each verb, then ok help count=N
     list [FOLDER] [deep=yes]
@@ -94,6 +118,7 @@ another client has that nick already, in whatever case, a number is added.
                             you=HOST:PORT count=N, below
     say TEXT                the rest of the line as it is, at most 4000 bytes, to all others in the
                             chat; ok say
+    tell NICK TEXT          the same to one in the chat alone; NICK is a nick or HOST:PORT; ok tell
     ping                    ok ping
     bye                     ok bye, and the server closes
     upload, download, and logout, stop, quit are other words for put, get and bye.
@@ -143,7 +168,10 @@ server answers all new connections from there with `err - reason=busy retry=SECO
 greeting (under TLS with the alert access_denied).
 
 TLS. With --tls the client begins with a TLS handshake (1.2 or later), and all the rest is the same
-inside. A client that begins without TLS is answered without TLS, with reason=tls-only.
+inside. A client that begins without TLS, or says nothing for five seconds, is answered without TLS:
+
+    C: list
+    S: err - reason=tls-only
 
 From client to client. A connection that has sent `receive` waits for what others send. This is what
 Bob sees on his, who takes the first file, refuses the second inside its body, and is left with a
@@ -216,35 +244,77 @@ seconds (stalled): one that reads nothing, or that has been sent all and neither
 by 1024 bytes a second. A sender that sends nothing but notes for so long, while others wait for its
 receivers, is refused (stalled).
 
-Chat. After `ok chat`, and until the next request other than help, who, ping, say, these lines come
-between answers: said from=NAME TEXT (one space, then the text to the end of the line), joined NAME
-at=HOST:PORT, left NAME. NAME is the nick or HOST:PORT. One client may say 40 lines (or join so
-often) at once and 20 a second; more are refused as too-fast. For a client that does not read, 200
-lines are kept; of more it loses the oldest, and gets `note chat lost=N` before the next.
+Chat. After `ok chat`, and until the next request other than help, who, ping, say, tell, these lines
+come between answers: said from=NAME TEXT (one space, then the text to the end of the line), told
+from=NAME TEXT (to this client alone), joined NAME at=HOST:PORT, left NAME. NAME is the nick or
+HOST:PORT. One client may say 40 lines (or join so often) at once and 20 a second; more are refused
+as too-fast. For a client that does not read, 200 lines are kept; of more it loses the oldest, and
+gets `note chat lost=N` before the next.
 
-Reason codes. The connection goes on after: no-such-file, no-such-folder (one above it is missing),
-exists (with size= mtime_ns=, except for mkdir), is-a-folder, not-a-folder, not-a-file (a link or
-special file), not-empty, not-permitted (with why= a sentence if what arrives would later run as
-part of a program: one of these scripts, or what Python imports), not-possible, bad-name, too-deep
-(more than 64 components, also of what is in a folder that is renamed; `list` does not look into
-what is further down, or longer than names are), hidden-name, read-only, too-large (limit=),
-too-long (more than size= announced), incomplete (less), wrong-digest, aborted, bad-number (of a
-key), disk-full, disk-read-only, busy (another client is writing it, or another
-program has locked the folder), bad-nick, not-received, not-in-chat, too-fast (limit=),
-auth-required, not-needed (auth without a password, or a second time), stalled (of a send), usage,
-unknown-verb, failed.
-received=N tells how far a put came.
+Reason codes. The connection goes on after these; every err that comes inside the body of a put has
+received=N, the bytes that have come.
 
-The server closes after `err auth` reason=wrong-password or busy, after `err - reason=` bad-line,
-line-too-long, bad-number (of `data`), this-is-http, this-is-tls, and after tls-only, server-full
-and busy, which come instead of the greeting. It closes too if a line, once begun, or a body stands
-still for --timeout seconds, or if the password is not proved within them. After that a client may
-be silent between requests for ever, with one exception: if the server is full, and one address (of
-IPv6: 64 bits) has more than half of all places, a client from another address takes the place of
-the one there that has been silent longest. Clients in receive or chat go last, and none goes while
-its request is carried out. If the connection ends inside a put of 1 MiB or more that announced size
-and mtime_ns, what was received is kept for seven days. What no put can go on with goes at
-once, or an hour after the server was killed.
+    no-such-file            there is none, or (with one file shared) it is another
+    no-such-folder          a folder above it is missing
+    exists                  the name is taken (a file: with size= mtime_ns=, but for mkdir)
+    is-a-folder             a file was expected, or a folder's name cannot be a file's
+    not-a-folder            a file was found where a folder was expected
+    not-a-file              a link or special file
+    not-empty               delete of a folder with something in it
+    not-permitted           the system allows it not, or (with why=) it would be part of a program
+                            that runs later: a script of ours, or what Python imports
+    not-possible            as to rename a folder into itself
+    bad-name                see Names; also what this system cannot call a file
+    too-deep                more than 64 components, also of what is in a folder that is renamed;
+                            as a note, what `list` does not look into
+    hidden-name             a component starts with a dot, and the server has no --hidden
+    read-only               the server has --read-only
+    drop-box                the server has --drop-box (stat: with part= for an interrupted put)
+    too-large               more than --max-size (limit=)
+    too-long                more bytes than size= announced (size=); say and tell: text (limit=)
+    incomplete              fewer bytes than size= announced (size=)
+    wrong-digest            the digest of `end` is another (sha256= of what came)
+    aborted                 the body ended with abort, or with another request
+    bad-number              the value of a key is no number
+    disk-full               no room, or less than --min-free would be left
+    disk-read-only          the disk
+    busy                    another connection writes this very part and is not silent, or another
+                            program has locked the folder, or the server has no descriptor left
+    bad-nick                see Requests
+    not-received            of a send: no receiver has the file (receivers= verified=0)
+    stalled                 of a send: see The sender's side
+    not-in-chat             say or tell before chat
+    no-such-client          tell: nobody of that name is in the chat
+    too-fast                the chat's limit (limit=)
+    auth-required           the password is not proved yet
+    not-needed              auth without a password, or a second time
+    usage                   too few or too many words (usage=)
+    unknown-verb            (try=help)
+    failed                  the system gave another error
+
+The server closes after these. They come as `err - reason=`, and instead of the greeting where that
+is said; wrong-password and busy also as `err auth reason=`.
+
+    bad-line                see Lines
+    line-too-long           more than 32768 bytes
+    bad-number              of `data`
+    this-is-http            a request of HTTP
+    this-is-tls             TLS, where the server has none
+    tls-only                (instead) the reverse
+    server-full             (instead) there are --max-clients; also no thread or descriptor
+    busy                    (instead) too many wrong passwords from there (retry= seconds)
+    wrong-password          the proof is wrong
+    taken-over              another connection puts the same file (name, size, mtime_ns), and this
+                            one had been silent for a second
+
+It closes too if a line, once begun, or a body stands still for --timeout seconds, or if the
+password is not proved within them. After that a client may be silent between requests for ever,
+with one exception: if the server is full, and one address (of IPv6: 64 bits) has more than half of
+all places, a client from another address takes the place of the one there that has been silent
+longest. Clients in receive or chat go last, and none goes while its request is carried out. If the
+connection ends inside a put of 1 MiB or more that announced size and mtime_ns, what was received is
+kept for seven days. What no put can go on with goes at once, or an hour after the server was
+killed.
 
 Drop box. With --drop-box a client can put, mkdir and resume, and nothing else (help, ping, auth and
 bye are allowed; stat is always err, with part= if the client's own interrupted put left bytes).
@@ -327,6 +397,7 @@ PROTOCOL = "1"
 PORT = 9000  # where client.py looks by itself
 CLIENT = "python3 client.py"
 GRACE = 2.0  # seconds that Ctrl-C leaves for transfers under way
+TLS_WAIT = 5.0  # seconds in which a TLS client begins; who waits for a greeting is told tls-only
 LINGER = 1.0  # seconds that a client has for reading why the server closes
 MAX_REFUSED = 64  # clients over the limit that are kept that long
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
@@ -404,12 +475,12 @@ def answer(session: "Session", request: "Line") -> None:
     except (Refused, BadNumber, OSError) as error:
         result = reason_of(error)
         session.finish_sends()
-        repeated = {"send": words[1:], "say": []}.get(verb, words)[:2]
+        repeated = {"send": words[1:], "say": [], "tell": []}.get(verb, words)[:2]
         named = [word[:MAX_ECHO] for word in (verb, *repeated)]
         session.send_line("err", *named, reason=result, **getattr(error, "keys", {}))
     if verb not in UNLOGGED or result not in EXPECTED:
         # somebody may have typed the password after `auth`
-        what = " ".join([verb, *words] if verb != "auth" else [verb])
+        what = " ".join([verb, *words] if verb not in ("auth", "tell") else [verb])
         elapsed = time.monotonic() - session.started
         session.note(f"{what[:300]}: {session.moved} bytes, {elapsed:.3f} s, {result}")
 
@@ -521,48 +592,57 @@ def do_get(session: "Session", request: "Line", name: str) -> None:
 
 
 def do_put(session: "Session", request: "Line", name: str) -> None:
-    size, over = request.number_or_none("size"), request.is_set("over")
-    drops = session.args.drop_box
+    size, offset = request.number_or_none("size"), request.number("offset")
+    over, drops = request.is_set("over"), session.args.drop_box
     if drops and over:
         raise Refused("drop-box")
     part = session.part(request, name, make=drops)
-    session.check_room(size or 0, min(request.number("offset"), part.length()))
+    session.check_room(size or 0, min(offset, part.length()))
     session.check_vacant(part.folder, part.leaf, over or drops)
     session.claim(part)
     try:
-        if "offset" in request.keys:
-            agree_on_offset(session, request, name, part)
-        else:
-            part.begin(0)
-        verified = receive_body(
-            session,
-            part,
-            size,
-            lambda announced: session.check_room(announced, part.received),
-            session.progress(name, "received"),
-        )
-        finish_beside(part) if drops else part.finish(over)
+        verified = store(session, request, name, part)
     except (Lost, Broken) as lost:
-        keeps = part.keep()
-        session.server.kept += keeps
-        kept = "kept for seven days" if keeps else "nothing is kept"
+        kept = "kept for seven days" if session.keep(part) else "nothing is kept"
         whole = "?" if size is None else size
         session.note(f"put {name}: cut at {part.received} of {whole} bytes ({lost}); {kept}")
         raise
-    except OSError as error:
-        # another program has locked the folder: the client may come back and find it all here
-        session.server.kept += error.errno == errno.EBUSY and part.keep()
-        raise Refused(reason_of(error), received=part.received) from None
+    except (OSError, Refused) as error:
+        reason, keys = reason_of(error), getattr(error, "keys", {})
+        if reason == "busy":  # another program has locked the folder: the client may come back
+            session.keep(part)
+        there = part.folder.stat(part.leaf) if reason == "exists" else None
+        keys = {**keys, **(facts(there) if there else {}), "received": part.received}
+        raise Refused(reason, **keys) from None
     finally:
         session.moved = part.received
         part.drop()
         session.disclaim(part)
-    facts = {"size": part.received, "sha256": part.sha.hexdigest(), "verified": verified}
+    told = {"size": part.received, "sha256": part.sha.hexdigest(), "verified": verified}
     if drops:
-        above = name.rpartition("/")[0]
-        facts["as"] = f"{above}/{part.leaf}" if above else part.leaf
-        session.note_handed_in(name, facts)
-    session.ok(request, **facts)
+        told["as"] = "/".join([*name.split("/")[:-1], part.leaf])
+        session.note_handed_in(name, told)
+    session.ok(request, **told)
+
+
+def store(session: "Session", request: "Line", name: str, part: "Part") -> str:
+    """Receive a body into its part, and give that its name: whether it was verified."""
+    if "offset" in request.keys:
+        agree_on_offset(session, request, name, part)
+    else:
+        part.begin(0)
+    verified = receive_body(
+        session,
+        part,
+        request.number_or_none("size"),
+        lambda announced: session.check_room(announced, part.received),
+        session.progress(name, "received"),
+    )
+    if session.args.drop_box:
+        finish_beside(part)
+    else:
+        part.finish(request.is_set("over"))
+    return verified
 
 
 def finish_beside(part: "Part") -> None:
@@ -782,6 +862,21 @@ def do_say(session: "Session", request: "Line", text: str) -> None:
     session.put(b"ok say\n")
 
 
+def do_tell(session: "Session", request: "Line", text: str) -> None:
+    if session.mode != "chat":
+        raise Refused("not-in-chat")
+    name, _, words = text.partition(" ")
+    raw = words.encode(*NAMES)
+    if not raw:
+        raise Refused("usage", usage=f"tell {COMMANDS['tell'].usage}")
+    if len(raw) > MAX_SAY:
+        raise Refused("too-long", limit=MAX_SAY)
+    session.limit_rate()
+    if not session.lobby.tell(session, name.casefold(), raw):
+        raise Refused("no-such-client")
+    session.put(b"ok tell\n")
+
+
 class Command(NamedTuple):
     run: Callable[..., None]  # gets the session, the request and its positional words
     usage: str
@@ -825,6 +920,7 @@ COMMANDS = {
     ),
     "chat": Command(do_chat, "[NICK]", "join: hear what others say", 0, 1),
     "say": Command(do_say, "TEXT", "to all others in the chat", 1, 1),
+    "tell": Command(do_tell, "NICK TEXT", "to one in the chat alone", 1, 1),
     "ping": Command(do_ping, "", "is anybody there"),
     "bye": Command(do_bye, "", "the end"),
 }
@@ -832,9 +928,9 @@ ALIASES = {"upload": "put", "download": "get", "logout": "bye", "stop": "bye", "
 BEFORE_AUTH = {"help", "ping", "auth", "bye"}
 DROPPING = {*BEFORE_AUTH, "put", "mkdir", "stat"}  # all that --drop-box allows
 NOT_ALONE = {"data", "end", "abort", "note"}  # they mean something only inside a body
-STAYS = {"help", "who", "ping", "say"}  # they do not end a `receive` or `chat` that waits
+STAYS = {"help", "who", "ping", "say", "tell"}  # they do not end a `receive` or `chat` that waits
 # not logged unless they are refused: they move and change nothing (a `send` when it is answered)
-UNLOGGED = {"help", "stat", "ping", "bye", "who", "chat", "say", "auth", "send"}
+UNLOGGED = {"help", "stat", "ping", "bye", "who", "chat", "say", "tell", "auth", "send"}
 # their results that are not worth a line in the log
 EXPECTED = {"ok", "no-such-file", "no-such-folder", "too-fast"}
 
@@ -851,7 +947,7 @@ BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave 
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
 BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-FREE = {"help", "say", "said"}  # verbs whose line is text from the first space on
+FREE = {"help", "say", "said", "tell", "told"}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
@@ -961,7 +1057,7 @@ def parse(raw: bytes) -> Line:
     for word in rest:
         key, equals, value = word.partition("=")
         if equals:
-            found.keys[key] = unquote(value)
+            found.keys[key.lower()] = unquote(value)
         elif word:
             found.words.append(unquote(word))
         else:  # two spaces, or one at the end
@@ -1763,6 +1859,7 @@ class Session(Wire):
         )  # whether the client may do more than ask and log in
         self.nonce = os.urandom(16).hex()
         self.nick = self.mode = self.doing = ""  # mode: "receive" or "chat" while it waits in one
+        self.reason = ""  # why another thread ended it
         # what others have left for it, and the lock of that; lines of the chat that were dropped
         self.bell: Bell | None = None
         self.lock, self.queue, self.missed = threading.Lock(), deque[bytes](), 0
@@ -1795,6 +1892,8 @@ class Session(Wire):
             self.note(f"hung up on: {broken}")
         finally:
             self.lobby.leave(self, "gone")
+            if self.reason:
+                self.out += line("err", "-", reason=self.reason)
             self.hang_up()
 
     def encrypt(self) -> None:
@@ -1803,16 +1902,22 @@ class Session(Wire):
         if context is None:
             return
         try:
-            first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
-            if first and first != TLS[:1]:
-                raise Broken("tls-only")
-            secured = over_tls(context, self.sock)
-            self.sock = secured
-            shake_hands(secured)
+            self.sock.settimeout(min(TLS_WAIT, self.timeout))
+            with contextlib.suppress(socket.timeout):
+                first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
+                self.sock.settimeout(self.timeout)
+                if first in (b"", TLS[:1]):
+                    return self.shake_hands(context)
+            raise Broken("tls-only")
         except OSError as error:
             why = getattr(error, "reason", "") or error.strerror
             why = "silent" if isinstance(error, socket.timeout) else why
             raise Lost(f"no TLS: {why}") from None
+
+    def shake_hands(self, context: "ssl.SSLContext") -> None:
+        secured = over_tls(context, self.sock)
+        self.sock = secured
+        shake_hands(secured)
 
     def greet(self) -> None:
         keys = {"auth": "none"}
@@ -1939,12 +2044,14 @@ class Session(Wire):
     def is_idle(self) -> bool:
         return self.idle and not self.owed and not self.relays
 
-    def cut(self) -> None:
-        """From another thread: end whatever this connection waits for.
+    def cut(self, reason: str = "") -> None:
+        """From another thread: end whatever this connection waits for; its own tells the reason.
 
         (A TLS socket's own shutdown() is for its own thread only.)"""
+        self.reason = reason
         with contextlib.suppress(OSError):
-            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+            how = socket.SHUT_RD if reason else socket.SHUT_RDWR
+            socket.socket.shutdown(self.sock, how)
 
     # what others leave for it, and what it leaves for others
     def share(self) -> None:
@@ -2016,6 +2123,15 @@ class Session(Wire):
             if not isinstance(error, socket.timeout):
                 raise Lost(error.strerror or "closed") from None
         self.sock.settimeout(self.timeout)
+
+    def leave_line(self, text: bytes) -> None:
+        """From another thread. A slow client loses its oldest lines; nobody waits for it."""
+        with self.lock:
+            if len(self.queue) == UNHEARD:
+                self.queue.popleft()
+                self.missed += 1
+            self.queue.append(text)
+        self.ring()
 
     # as a receiver
     def hear(self) -> None:
@@ -2180,7 +2296,7 @@ class Session(Wire):
         return Part(*self.find(name, make), size, mtime_ns, request.is_set("exec"))
 
     def claim(self, part: Part) -> None:
-        """Become the one writer of a part. An earlier writer that is silent has lost its link: cut
+        """Become the one writer of a part. An earlier writer that is silent has lost its link: end
         it. Count tries, not time: if the machine was suspended, that writer got no time either."""
         try:
             for _ in range(TRIES):
@@ -2188,12 +2304,17 @@ class Session(Wire):
                 if other is self and part.claim():
                     return
                 if other is not self and time.monotonic() - other.last_heard > STALE:
-                    other.cut()
+                    other.cut("taken-over")
                 time.sleep(RETRY)
             raise Refused("busy")
         except (Refused, OSError):
             self.disclaim(part)
             raise
+
+    def keep(self, part: Part) -> bool:
+        keeps = part.keep()
+        self.server.kept += keeps
+        return keeps
 
     def disclaim(self, part: Part) -> None:
         """The part has no writer any more, unless the next one has come in already."""
@@ -2339,16 +2460,21 @@ class Lobby:
             self.history.append(said)
             self.tell_all(said, session)
 
+    def tell(self, session: "Session", name: str, text: bytes) -> bool:
+        """To one alone; False if nobody of that name is in the chat."""
+        told = b"told from=%b %b\n" % (quote(session.display_name()).encode(), text)
+        with self.lock:
+            for each in self.chatters:
+                if name in (each.peer, each.nick.casefold()):
+                    each.leave_line(told)
+                    return True
+        return False
+
     def tell_all(self, text: bytes, but: "Session | None" = None) -> None:
-        """Leave a line for all in the chat. A slow client loses its oldest; no other waits."""
+        """Leave a line for all in the chat."""
         for session in self.chatters:
             if session is not but:
-                with session.lock:
-                    if len(session.queue) == UNHEARD:
-                        session.queue.popleft()
-                        session.missed += 1
-                    session.queue.append(text)
-                session.ring()
+                session.leave_line(text)
 
 
 def refusal(reason: str) -> Line:

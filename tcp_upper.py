@@ -58,7 +58,6 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import errno
-import io
 import itertools
 import os
 import re
@@ -178,14 +177,14 @@ def check(echo: Echo, chunk: bytes) -> None:
 
 
 # --- the server: accept, a thread for each client, the end ---
-def outcome(problem: Optional[OSError], stopping: bool, reset: bool) -> str:
+def outcome(echo: Echo, problem: Optional[OSError], stopping: bool) -> str:
     """What became of a connection, for the log."""
     # a timeout with a number is the kernel's: the other machine has vanished
     if isinstance(problem, socket.timeout) and not problem.errno:
         return "hung up on: it did not read its answer"
     if problem is not None:
         return f"the client left early ({problem.strerror})"
-    if reset:
+    if echo.received >= echo.args.reset_after:
         return "reset by --reset-after"
     return "stopped" if stopping else "done"
 
@@ -286,10 +285,9 @@ class Server:
             answer(echo)
         except OSError as error:
             problem = error
-        seconds = time.monotonic() - echo.began
-        end = outcome(problem, self.stop.asked, echo.received >= self.args.reset_after)
-        numbers = f"received {echo.received}, sent {echo.sent} bytes in {seconds:.3f} s"
-        log(f"{address(peer)} {numbers}: {end}")
+        end = outcome(echo, problem, self.stop.asked)
+        numbers = f"received {echo.received}, sent {echo.sent} bytes"
+        log(f"{address(peer)} {numbers} in {time.monotonic() - echo.began:.3f} s: {end}")
         conn.close()
         self.clients.pop(conn, None)  # in a child it is not there
         self.stop.wake()
@@ -364,7 +362,7 @@ def wait_for_reply(echo: Echo) -> None:
     )
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """Text for a terminal: what could move the cursor or change colours appears in hex."""
     return "".join(
         char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text
@@ -383,7 +381,7 @@ def ping_report(sent: int, trips: Sequence[float]) -> str:
 def write_out(data: bytes) -> None:
     """To standard output: a file or a pipe gets the bytes, a terminal text; \\xNN is no text."""
     if os.isatty(1):
-        data = shown(data.decode(errors="backslashreplace")).encode()
+        data = printable(data.decode(errors="backslashreplace")).encode()
     while data:
         try:
             data = data[os.write(1, data) :]
@@ -417,9 +415,8 @@ def converse(echo: Echo) -> None:
     """The prompt: each line is a message, until Ctrl-D. readline adds history and editing."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        # bytes that are no text come through as they were typed
-        sys.stdin.reconfigure(errors="surrogateescape")
+    # bytes that are no text come through as they were typed
+    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     screen = sys.stdout if os.isatty(1) else sys.stderr  # a prompt is no result
     with contextlib.redirect_stdout(screen), contextlib.suppress(EOFError):
         while True:
@@ -978,7 +975,7 @@ def no_echo(args: Namespace, notice: bytes = b"") -> Failure:
     more = "wait until a client leaves, or start the server with a larger --max-clients"
     return Failure(
         7 if full else 56,
-        f"{place(args)} says: {shown(notice.decode(errors='backslashreplace').strip())}",
+        f"{place(args)} says: {printable(notice.decode(errors='backslashreplace').strip())}",
         "that is a notice: an echo has no small letters",
         more if full else "check the port: ss -ltnup on the server shows which program has it",
     )

@@ -64,7 +64,6 @@ import argparse
 import contextlib
 import errno
 import heapq
-import io
 import itertools
 import os
 import random
@@ -171,7 +170,7 @@ def exchange(echo: Echo, message: bytes) -> bytes:
         problems.append(echo.problem)
         if not echo.beginnings:
             why = f" ({echo.problem.strerror})" if echo.problem else ""
-            say(f"no reply in {seconds:g} s{why}")
+            say(f"no reply in {seconds:g} s{why}")  # on stderr
     if None in problems:  # not every try was refused
         echo.problem = None
     raise NotAnEcho
@@ -247,37 +246,35 @@ class Server:
         """
         if peer[1] in self.services:
             return self.refuse(
-                peer, f"datagrams from port {peer[1]} get no answer: a service has it", True
+                peer, f"datagrams from port {peer[1]} get no answer: a service has it"
             )
         if data == reply:
             slot = hash(peer) % SLOTS
             self.capitals[slot] += 1
             if self.capitals[slot] % ECHO_LIMIT == 0:
                 why = f"no answer to one in {ECHO_LIMIT} datagrams without a small letter"
-                return self.refuse(peer, f"{why}: it may be an answer", True)
+                return self.refuse(peer, f"{why}: it may be an answer")
         if len(data) > self.args.recv_size:  # the kernel would cut off as much, but not tell
             why = f"the datagram is larger than the buffer of {self.args.recv_size} bytes"
             log(f"{address(peer)} truncated: {why}")
         return True
 
-    def refuse(self, peer: "Address", why: str, once: bool = False) -> bool:
-        """Tell why a datagram gets no answer; once, if strangers could fill the log with it."""
+    def refuse(self, peer: "Address", why: str) -> bool:
+        """Tell why a datagram gets no answer; once, or strangers could fill the log with it."""
         if why not in self.told:
-            log(f"{address(peer)} {why}{' (said once)' * once}")
-        if once:
             self.told.add(why)
+            log(f"{address(peer)} {why} (said once)")
         return False
 
     def dispatch(self, reply: bytes, peer: "Address") -> None:
         """Treat an answer as the bad network would that the options play."""
-        if len(self.numbers) >= MAX_PEERS and peer not in self.numbers:
-            self.numbers.clear()
         number = self.numbers[peer] = self.numbers.get(peer, 0) + 1
+        if len(self.numbers) > MAX_PEERS:
+            self.numbers.clear()
         lost, doubled, reordered = outcome(self.args, peer[0], number)
         if lost or len(self.waiting) >= MAX_WAITING:
             why = "by --loss" if lost else f"{MAX_WAITING} answers are waiting"
-            self.refuse(peer, f"datagram {number} lost: {why}")
-            return
+            return log(f"{address(peer)} datagram {number} lost: {why}")
         rest = reply[: self.args.truncate]
         cut = f"truncated from {len(reply)} to {len(rest)} bytes"
         for what, done in (cut, rest != reply), ("doubled", doubled), ("reordered", reordered):
@@ -297,7 +294,7 @@ class Server:
             self.sock.sendto(reply, peer)
         except OSError as error:
             # the network is down, a firewall says no, the send buffer is full: lost, as UDP may
-            self.refuse(peer, f"answers lost: {error.strerror}", True)
+            self.refuse(peer, f"answers lost: {error.strerror}")
 
     def release(self) -> Optional[float]:
         """Send the answers that are due. Returns the seconds until the next is, None for none."""
@@ -335,7 +332,7 @@ def wait_for_reply(echo: Echo, deadline: float) -> bool:
     return bool(select.select([echo.sock], [], [], left)[0])
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """Text for a terminal: what could move the cursor or change colours appears in hex."""
     return "".join(
         char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text
@@ -344,14 +341,13 @@ def shown(text: str) -> str:
 
 def ping_report(sent: int, trips: Mapping[bytes, float], doubled: int) -> str:
     """The end of --ping: trips are the milliseconds until each answer came, in their order."""
-    lines = f"sent {sent}, received {len(trips)}, lost {sent - len(trips)}"
-    numbers = [int(reply[5:]) for reply in trips]
+    numbers, times = [int(reply[5:]) for reply in trips], trips.values()
     highest = itertools.accumulate(numbers, max)
     overtaken = sum(number < most for number, most in zip(numbers, highest))
+    lines = f"sent {sent}, received {len(trips)}, lost {sent - len(trips)}"
     lines += f", doubled {doubled}, out of order {overtaken}"
     if trips:
-        times = trips.values()
-        mean = sum(times) / len(times)
+        mean = sum(times) / len(trips)
         lines += f"\nround trip min/avg/max {min(times):.3f}/{mean:.3f}/{max(times):.3f} ms"
     return lines + "\n"
 
@@ -359,7 +355,7 @@ def ping_report(sent: int, trips: Mapping[bytes, float], doubled: int) -> str:
 def write_out(data: bytes) -> None:
     """To standard output: a file or a pipe gets the bytes, a terminal text; \\xNN is no text."""
     if os.isatty(1):
-        data = shown(data.decode(errors="backslashreplace")).encode()
+        data = printable(data.decode(errors="backslashreplace")).encode()
     while data:
         try:
             data = data[os.write(1, data) :]
@@ -393,9 +389,8 @@ def converse(echo: Echo) -> None:
     """The prompt: each line is a message, until Ctrl-D. readline adds history and editing."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        # bytes that are no text come through as they were typed
-        sys.stdin.reconfigure(errors="surrogateescape")
+    # bytes that are no text come through as they were typed
+    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     screen = sys.stdout if os.isatty(1) else sys.stderr  # a prompt is no result
     with contextlib.redirect_stdout(screen), contextlib.suppress(EOFError):
         while True:
@@ -448,8 +443,8 @@ def talk(echo: Echo) -> None:
         try:
             ping(echo)
         finally:
-            report = ping_report(echo.pings, echo.trips, echo.pongs - len(echo.trips))
-            write_out(report.encode())
+            doubled = echo.pongs - len(echo.trips)
+            write_out(ping_report(echo.pings, echo.trips, doubled).encode())
     elif args.text:
         write_out(exchange(echo, os.fsencode(" ".join(args.text))) + b"\n")
     elif os.isatty(0):
@@ -560,20 +555,17 @@ class TracedDatagrams(Traced):
     handshake = "UDP: nothing is sent,"
 
     def send(self, data: Any, flags: int = 0) -> int:
-        count: int = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data)
-        return count
+        return self.move("send", super().send, data)
 
     def sendto(self, data: Any, peer: Any) -> int:  # type: ignore[override]
-        what = f"sendto {address(peer)}"
-        count: int = self.attempt(">", what, super().sendto, data, peer)
-        self.show_sent(what, data)
-        return count
+        return self.move(f"sendto {address(peer)}", super().sendto, data, peer)
 
-    def show_sent(self, what: str, data: bytes) -> None:
-        size = len(data)  # a datagram is sent whole or not at all
-        self.sent += size
-        self.show(">", f"{what} {size} of {size} bytes (sent so far {self.sent})", data)
+    def move(self, what: str, call: Callable[..., int], data: bytes, *peer: "Address") -> int:
+        """A call that sends a datagram, complete or not at all."""
+        count: int = self.attempt(">", what, call, data, *peer)
+        self.sent += count
+        self.show(">", f"{what} {count} of {count} bytes (sent so far {self.sent})", data)
+        return count
 
     def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
         data, peer = self.attempt("<", "recvfrom", super().recvfrom, size, flags)

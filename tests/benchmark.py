@@ -111,7 +111,7 @@ GOALS = [
     Goal("many-up", "client.py to server.py", "rsync to rsyncd", 1.0),
     Goal("many-up", "client.py to server.py", "scp to sshd", 5),
     Goal("many-up", "client.py, nothing changed", "client.py to server.py", 3),
-    Goal("down", "curl from httpserver.py", "curl from nginx", 0.9),
+    Goal("down", "curl from httpserver.py", "curl from nginx", 0.95),
     Goal("down", "curl from httpserver.py", "curl from http.server", 1.2),
     Goal("up", "curl to httpserver.py", "curl to nginx", 1.0),
     Goal("up", "curl form to httpserver.py", "curl form to uploadserver", 4),
@@ -119,8 +119,14 @@ GOALS = [
     Goal("down", "httpclient.py from nginx", "wget from nginx", 1.2),
     Goal("many-down", "httpclient.py from nginx", "wget from nginx", 3),
     Goal("many-down", "httpclient.py from nginx", "curl from nginx", 0.5),
-    Goal("kept", "httpserver.py", "nginx", 0.4, 16),
-    Goal("kept", "httpserver.py", "caddy", 1.0, 16),
+    Goal("kept", "httpserver.py", "nginx", 0.6, 16),
+    Goal("kept", "httpserver.py", "caddy", 2.0, 16),
+    Goal("browser", "httpserver.py", "nginx", 0.4),
+    Goal("browser", "httpserver.py", "caddy", 1.3),
+    Goal("in-turn", "httpserver.py", "nginx", 0.4),
+    Goal("in-turn", "httpserver.py", "caddy", 1.3),
+    Goal("middle", "httpserver.py", "nginx", 0.9),
+    Goal("new", "httpserver.py", "caddy", 1.1, 16),
     Goal("kept", "httpserver.py", "copyparty", 8, 16),
     Goal("kept", "httpserver.py", "http.server", 20, 16),
     Goal("new", "httpserver.py", "http.server", 2, 16),
@@ -140,7 +146,7 @@ GOALS = [
     Goal("memory-many", "httpclient.py", None, 50),
     Goal("start", "client.py", "python: socket, hashlib, argparse", 1 / 1.5),
     Goal("start", "httpclient.py", "python: http.client, argparse", 1 / 1.5),
-    Goal("tls", "curl from httpserver.py TLS", "curl from nginx TLS", 0.8),
+    Goal("tls", "curl from httpserver.py TLS", "curl from nginx TLS", 0.92),
     Goal("tls", "client.py from server.py TLS", "scp from sshd", 1.0),
     Goal("relay", "one to one", "direct put", 0.6),
     Goal("relay", "one to five", "one to one", 1.0),
@@ -1555,6 +1561,52 @@ def requests(kept, own=False):
     return cells
 
 
+BROWSER = {
+    "User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
+    "Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8",
+    "Accept-Language": "en-US,en;q=0.5",
+    "Accept-Encoding": "gzip, deflate, br, zstd",
+    "Cookie": "session=0123456789abcdef; theme=dark",
+    "Sec-Fetch-Dest": "document",
+    "Sec-Fetch-Mode": "navigate",
+    "Sec-Fetch-Site": "none",
+    "Priority": "u=0, i",
+}
+# wrk asks for another one of these files each time
+IN_TURN = """
+local number = 0
+request = function()
+    number = (number + 1) %% %d
+    return wrk.format("GET", string.format("/many/%%05d.bin", number))
+end
+"""
+
+
+def browsing(path, connections, many=False):
+    """Cells that count the requests of wrk with a browser's header fields."""
+
+    def measure(bench, name):
+        wrk, server = bench.need("wrk"), bench.server(name)
+        fields = [word for name, value in BROWSER.items() for word in ("-H", f"{name}: {value}")]
+        if many:
+            script = bench.work / "in-turn.lua"
+            script.write_text(IN_TURN % min(1000, MANY[bench.size]))
+            fields += ["-s", str(script)]
+        seconds = max(1, round(LOAD_S[bench.size]))
+        command = [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", *fields, url(server, path)]
+        told = bench.ask(command)
+        if bad := re.search(r"Non-2xx.*|Socket errors.*", told):
+            raise Wrong(bad[0])
+        return float(re.search(r"Requests/sec:\s+([\d.]+)", told)[1])
+
+    def cells(bench):
+        if not (bench.share / path).exists():
+            make_file(bench.share / path, MIB)
+        return [Cell(name, None, lambda n=name: measure(bench, n)) for name in HTTP_SERVERS]
+
+    return cells
+
+
 def load_check(bench):
     """This file's own load beside wrk and ab on one server: what is behind 'requests' where they are missing."""
 
@@ -2184,6 +2236,27 @@ SUITES = {
         "more",
         "connections at once",
         requests("kept"),
+    ),
+    "browser": Suite(
+        "Requests for 1 KiB with a browser's header fields, 16 kept connections",
+        "requests/s",
+        "more",
+        "",
+        browsing("1k.bin", 16),
+    ),
+    "in-turn": Suite(
+        "The same for a thousand files in turn",
+        "requests/s",
+        "more",
+        "",
+        browsing("1k.bin", 16, many=True),
+    ),
+    "middle": Suite(
+        "Requests for 1 MiB with a browser's header fields, 4 kept connections",
+        "requests/s",
+        "more",
+        "",
+        browsing("1m.bin", 4),
     ),
     "new": Suite(
         "Requests for 1 KiB, a new connection each",

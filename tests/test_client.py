@@ -500,7 +500,6 @@ def test_a_get_that_is_cut_is_resumed_by_the_same_command(server, do, here, box,
     (box / "big").write_bytes(BIG * 4)
     cut = do("get", "big", "--retries", "0", port=proxy(server.port, cut_at=5 << 20).port)
     assert cut.code == 18 and not (here / "big").exists() and len(os.listdir(here)) == 1
-    assert f"what came is kept as ./{os.listdir(here)[0]}" in cut.err, cut.err
     again = do("get", "big")
     assert (
         again.code == 0 and (here / "big").read_bytes() == BIG * 4 and os.listdir(here) == ["big"]
@@ -1152,35 +1151,6 @@ runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
         check=False,
     )
     assert done.returncode == 18 and "error: connection lost" in done.stderr, done
-
-
-def test_a_folder_that_is_read_slowly_does_not_keep_the_server_from_telling_of_its_own(
-    listeners, here
-):
-    """What was not read in time is asked for file by file."""
-
-    def talk(conn):
-        conn.sendall(GREETING)
-        # an empty line comes from a client that had to wait
-        for verb, name, *_ in map(bytes.split, filter(bytes.strip, conn.makefile("rb"))):
-            heard.append(verb)
-            listed = b"".join(b"file t/%03d size=0 mtime_ns=0\n" % number for number in range(100))
-            conn.sendall(
-                {b"mkdir": b"err mkdir t reason=exists\n", b"list": listed + b"ok list t\n"}.get(
-                    verb, b"ok stat %b type=file size=0 mtime_ns=0\n" % name
-                )
-            )
-
-    heard = []
-    listeners.append(Listener(talk))
-    (here / "t").mkdir()
-    for number in range(100):
-        (here / "t" / f"{number:03}").touch()
-        os.utime(here / "t" / f"{number:03}", (0, 0))
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import client; client.MEANWHILE = 0; sys.exit(client.main(sys.argv[1:]))"
-    put = Process("-c", code, "--port", listeners[-1].port, "put", "t", cwd=here)
-    assert put.wait() == 0 and "100 already there" in put.err, put.err
-    assert heard == [b"mkdir", b"list"] + [b"stat"] * (100 - script.MANY), heard
 
 
 def test_links_here_are_not_followed_by_a_tree(do, here, box):

@@ -390,6 +390,14 @@ def test_an_unwanted_body_that_breaks_takes_no_answer_away(wire, folder):  # 13
 CHUNKED = [
     (b"5\r\nhello\r\n0\r\n\r\n", 201),
     (b"5;ext=1\r\nhello\r\n0\r\nX: y\r\n\r\n", 201),
+    (b'5;a;b=c;d="e;\\"f"\r\nhello\r\n0;x\r\n\r\n', 201),
+    (b"5;\r\nhello\r\n0\r\n\r\n", 400),
+    (b"5 \r\nhello\r\n0\r\n\r\n", 400),
+    (b"5 ;a\r\nhello\r\n0\r\n\r\n", 400),
+    (b"5;a(b\r\nhello\r\n0\r\n\r\n", 400),
+    (b"5;a=\r\nhello\r\n0\r\n\r\n", 400),
+    (b'5;a="b\r\nhello\r\n0\r\n\r\n', 400),
+    (b"5\r\nhello\r\n0;\r\n\r\n", 400),
     (b"0\r\n\r\n", 201),
     (b"00005\r\nhello\r\n0\r\n\r\n", 201),
     (b"+5\r\nhello\r\n0\r\n\r\n", 400),
@@ -1166,6 +1174,105 @@ def test_a_file_that_has_just_changed_is_not_remembered_and_dates_go_on(wire, fo
     os.utime(folder / "a.txt", (1, 1))
     first = connection.send(GET + "\r\n").reply().fields["date"]
     until(lambda: connection.send(GET + "\r\n").reply().fields["date"] != first, "another second")
+
+
+def test_text_that_is_not_utf8_is_not_announced_as_utf8(ask, folder):
+    for data, charset in [
+        (b"", "; charset=utf-8"),
+        ("ü".encode() * 50000, "; charset=utf-8"),
+        (b"x" + "ü".encode() * 50000, "; charset=utf-8"),  # the first bytes end within one
+        ("Grüße".encode("latin-1"), ""),
+        ("ü".encode("utf-16"), ""),
+    ]:
+        (folder / "t.txt").write_bytes(data)
+        for method in "GET", "HEAD":
+            assert ask(method, "/t.txt").fields["content-type"] == "text/plain" + charset, data[:9]
+
+
+def test_a_host_of_ones_own_is_served_if_it_is_allowed_or_each_request_needs_the_password(
+    spawn, folder, ask
+):
+    def status(server, host, fields=""):
+        reply = Wire(server).send(f"GET /a.txt HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n").reply()
+        return reply.status, reply.body
+
+    server = spawn("httpserver.py", folder, "--allow-host", "Files.example", "--allow-host", "b.c")
+    for host, expected in [
+        ("files.example", 200),
+        ("FILES.example.:8000", 200),
+        ("b.c", 200),
+        ("localhost", 200),
+        ("x.files.example", 421),
+        ("example", 421),
+    ]:
+        assert status(server, host)[0] == expected, host
+    assert b"--allow-host" in status(server, "evil.example")[1]
+    assert status(spawn("httpserver.py", folder, "--allow-host", "*"), "any.example")[0] == 200
+    login = f"Authorization: Basic {b64encode(b'a:word').decode()}\r\n"
+    server = spawn("httpserver.py", folder, "--password", "word")
+    assert [status(server, "any.example", each)[0] for each in ("", login)] == [401, 200]
+    server = spawn("httpserver.py", folder, "--password", "word", "--public-read")
+    assert [status(server, "any.example", each)[0] for each in ("", login)] == [421, 421]
+
+
+def test_no_redirect_is_kept_by_a_browser(spawn, ask, folder):
+    (folder / "sub").mkdir()
+    (folder / "sub" / "f").touch()
+    for server, path in (
+        (spawn("httpserver.py", folder), "/sub"),
+        (
+            spawn("httpserver.py", folder / "a.txt"),
+            "/",
+        ),
+    ):
+        reply = ask("GET", path, to=server)
+        assert (reply.status, reply.fields["cache-control"]) == (308, "no-store")
+
+
+def test_the_log_names_the_user_of_a_right_login_and_of_no_other(spawn, folder, ask):
+    server = spawn("httpserver.py", folder, "--password", "word", "--public-read")
+
+    def put(login):
+        secret = b64encode(login).decode()
+        return ask("PUT", "/x", f"Authorization: Basic {secret}\r\n", to=server).status
+
+    assert [put(b"Anna B\xc3\xbc:word"), put(b"eve:no"), put(b":word")] == [201, 401, 204]
+    assert ask("GET", "/a.txt", to=server).status == 200
+    users = re.findall(r"^127\.0\.0\.1 - (\S+) \[", server.stop(), re.M)
+    assert users == ["Anna%20B%C3%BC", "-", "-", "-"]
+
+
+@pytest.mark.parametrize(
+    "words", [["-p", "0"], ["-p0", "-b", "127.0.0.1"], ["--bind", "127.0.0.1", "-d", "www"], []]
+)
+def test_it_is_started_as_people_know_it_from_http_server(words, spawn, folder, ask):
+    for number in ["8123"] if not words else []:
+        (folder.parent / number).mkdir()  # it is a folder's name: that is shared
+        (folder.parent / number / "a.txt").write_bytes(b"hello\n")
+        words = [number]
+    path = "/a.txt" if "-d" in words or words == ["8123"] else "/www/a.txt"
+    assert ask("GET", path, to=spawn("httpserver.py", *words, cwd=folder.parent)).body == b"hello\n"
+
+
+def test_a_number_that_is_no_name_here_is_the_port(run, folder):
+    done = run("httpserver.py", "70000", cwd=folder)
+    assert done.code == 2 and "'70000' is not a number from 0 to 65535" in done.err
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="only Linux tells it")
+def test_at_the_start_each_address_is_told_one_url_a_line(spawn, folder):
+    server = spawn("httpserver.py", folder, "--host", "::", "--open")
+    server.wait_for("--tls encrypts")
+    first, *more = re.search(
+        r"from another machine:  (http\S+)\n((?: +http\S+\n)*)or:  python3 httpclient", server.err
+    )[0].split()[3:-3]
+    with open("/proc/net/if_inet6") as table:
+        there = [line.split() for line in table]
+    urls = [first, *more]
+    assert len(set(urls)) == len(urls) and not any("[::1]" in url or "127." in url for url in urls)
+    for _, _, _, scope, _, name in there:
+        if scope == "20":
+            assert any(f"%25{name}]" in url for url in urls)
 
 
 def test_index_types_and_own_headers(spawn, folder, ask):

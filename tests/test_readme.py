@@ -41,6 +41,7 @@ ROWS, COLUMNS = 24, 100
 SHELL = "bash --noprofile --norc --noediting"
 MASKS = [
     (r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", "DATE"),
+    (r"(?m)^\d\d:\d\d (?=\S)", "HH:MM "),
     (r" *\d+\.\d+(/\d+\.\d+)* (m?s)\b", r" TIME \2"),
     (r"\d+(\.\d+)? (bytes|[kMG]B)/s", "RATE"),
     (r"#\d+ ", "#N "),
@@ -427,7 +428,7 @@ def test_the_first_screen_has_the_order_of_a_newcomers_questions():
     screen = README[: README.index("\n## ")]
     order = [
         "# Six Sockets\n",
-        'src="tests/charts/page.png"',
+        'src="tests/charts/page.webp"',
         "$ python3 httpserver.py --host 0.0.0.0\n",
         "$ python3 httpserver.py\n",
         "**Get it:**",

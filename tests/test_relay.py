@@ -578,7 +578,8 @@ def test_who_sends_many_files_lets_another_in_between(peer):
     first.tell(b"send bob a size=6\n" + body(HELLO))
     assert bob.answer().startswith("put a ") and bob.body()[0] == HELLO
     waiting = meanwhile(second.send, "bob", "b")
-    until(lambda: "mode=send" in " ".join(peer().lines("who")), "the second to wait")
+    watcher = peer()
+    until(lambda: " ".join(watcher.lines("who")).count("mode=send") == 2, "the second to wait")
     first.tell(b"send bob c size=6\n" + body(HELLO))
     bob.tell(f"ok put a sha256={sha(HELLO)} verified=yes")
     assert [bob.accept()[0] for _ in range(2)] == ["b", "c"]

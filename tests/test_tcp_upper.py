@@ -45,7 +45,7 @@ def read_all(sock):
     ],
 )
 def test_text_for_a_terminal(text, want):
-    assert tcp_upper.shown(text) == want
+    assert tcp_upper.printable(text) == want
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,8 @@ def test_the_report_of_a_ping(sent, trips, want):
     ],
 )
 def test_the_outcome_of_a_connection(problem, stopping, want):
-    assert tcp_upper.outcome(problem, stopping, False) == want
+    echo = tcp_upper.Echo(None, SimpleNamespace(reset_after=sys.maxsize))
+    assert tcp_upper.outcome(echo, problem, stopping) == want
 
 
 @pytest.mark.parametrize(
@@ -269,6 +270,17 @@ def test_in_process_mode_each_client_has_a_process_that_ends_with_it(spawn):
             assert sock.recv(10) == b"HI"
         assert len(children.read_text().split()) == 2
     until(lambda: not children.read_text(), "both children to be collected")
+
+
+def test_in_process_mode_a_client_hears_the_fin_while_a_later_one_is_served(spawn):
+    """The later child is a copy of a process that had the first connection open too."""
+    server = spawn(SCRIPT, "server", "--mode", "process")
+    with server.connect() as one, server.connect() as two:
+        for sock in one, two:
+            sock.sendall(b"hi")
+            assert sock.recv(10) == b"HI"
+        one.shutdown(socket.SHUT_WR)
+        assert one.recv(10) == b""
 
 
 def test_a_killed_child_is_collected_and_counted(spawn):
