@@ -12,6 +12,7 @@ import zipfile
 import pytest
 from conftest import SCRIPTS
 from machine import IS_WINDOWS, PYTHON, ask, exchange, lines, needs_python, not_by_hand, windows  # noqa: F401
+from test_httpserver_page import CHROMIUM, browser, finished  # noqa: F401
 
 pytestmark = needs_python
 DATA = bytes(range(256)) * 5000
@@ -231,6 +232,17 @@ def test_more_connections_than_select_takes_are_answered_and_the_server_lives(
         assert lines(server, "ping") == ["ok ping"]
     else:
         assert ask(server, "GET", "/a.txt")[2] == b"hello\n"
+
+
+@pytest.mark.skipif(
+    IS_WINDOWS or not CHROMIUM, reason="needs Linux's chromium, as the tests of the page do"
+)
+def test_a_browser_uploads_by_the_page(browser, http, share, tmp_path):
+    (tmp_path / "ü #1'.bin").write_bytes(DATA)
+    browser.open(f"http://127.0.0.1:{http.port}/")
+    browser.choose("#pick", tmp_path / "ü #1'.bin")
+    finished(browser, 1)
+    assert (share / "ü #1'.bin").read_bytes() == DATA and not list(share.glob(".six-*"))
 
 
 # --- times ---
