@@ -2462,6 +2462,7 @@ class Link(Wire):
         return 1
 
     def receive_into(self, view: memoryview) -> int:
+        await_data(self.sock)
         if not self.pace:
             return super().receive_into(view)
         count = super().receive_into(view[: self.pace.piece])
@@ -2902,7 +2903,6 @@ SORTED = 20000
 SORTING = _thread.allocate_lock()  # one at a time: to sort takes several times what is kept
 LINK = os.stat_result([stat.S_IFLNK, *[0] * 9])  # of which nothing but its kind matters
 TIMED = os.utime in os.supports_fd
-LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
 BY_DESCRIPTOR = {
     os.open,
     os.stat,
@@ -3135,25 +3135,6 @@ def lock_file(fd: int, free: bool = False) -> bool:
             fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-    return True
-
-
-def lock_byte(fd: int) -> bool:
-    """Lock one byte, as Windows can. Nobody else may read it then, so it is one far behind.
-
-    Only parts are locked so, and are free again when they are closed."""
-    if sys.platform != "win32":
-        return True
-    import msvcrt
-
-    start = os.lseek(fd, 0, os.SEEK_CUR)
-    os.lseek(fd, LOCKED_BYTE, os.SEEK_SET)
-    try:
-        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-    except OSError:
-        return False
-    finally:
-        os.lseek(fd, start, os.SEEK_SET)
     return True
 
 
@@ -4153,6 +4134,32 @@ def holds_program(path: str) -> bool:
 # --- end programs ---
 
 
+# --- locks: the same in the four file scripts (tests/test_twins.py) ---
+LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
+
+
+def lock_byte(fd: int) -> bool:
+    """Lock one byte until the file is closed, as Windows can; False if somebody else has locked it.
+
+    Nobody else may read it then, so it is one far behind."""
+    if sys.platform != "win32":
+        return True
+    import msvcrt
+
+    start = os.lseek(fd, 0, os.SEEK_CUR)
+    os.lseek(fd, LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        os.lseek(fd, start, os.SEEK_SET)
+    return True
+
+
+# --- end locks ---
+
+
 # --- secrets: the same in the four file scripts (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
     """Read it from the terminal, unseen. Without a terminal, it is not read from elsewhere."""
@@ -4162,6 +4169,8 @@ def ask_password(whose: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error", getpass.GetPassWarning)
         try:
+            if os.name == "nt":  # without a console, getpass() would wait there for ever
+                os.close(os.open("CONIN$", os.O_RDWR))
             return getpass.getpass(f"password for {whose}: ")
         except (getpass.GetPassWarning, EOFError, OSError):
             raise Failure(
@@ -4367,6 +4376,21 @@ def socket_class(args: argparse.Namespace) -> type[socket.socket]:
 
 
 # --- end masking ---
+
+
+# --- waiting: the same in client.py, httpclient.py (tests/test_twins.py) ---
+STEP = 0.2  # seconds until Ctrl-C is heeded on Windows
+
+
+def await_data(sock: socket.socket) -> None:
+    """On Windows Ctrl-C ends no recv() before its time: wait in steps until something is there."""
+    limit, start = sock.gettimeout(), time.monotonic()
+    while os.name == "nt" and not select.select([sock], [], [], STEP)[0]:
+        if limit is not None and time.monotonic() - start > limit:
+            raise socket.timeout("timed out")
+
+
+# --- end waiting ---
 
 
 # --- connecting: the same in client.py, httpclient.py, tcp_upper.py (tests/test_twins.py) ---

@@ -661,6 +661,7 @@ class Connection:
             room = self.buffer[waiting:]
             if self.args.pace:
                 room = room[: self.args.pace.piece]
+            await_data(self.sock)
             count = self.sock.recv_into(room)
         except socket.timeout:
             raise Transient(
@@ -1767,6 +1768,8 @@ class Part(Spans):
 
     def discard(self) -> None:
         self.forget()
+        if os.name == "nt":
+            self.release()  # Windows removes no open file; elsewhere the lock lasts longer
         with contextlib.suppress(OSError):
             os.unlink(self.path)
 
@@ -1866,7 +1869,11 @@ def rename(source: str, path: str, replace: bool) -> None:
 def lock_file(fd: int) -> bool:
     """Lock a file until it is closed. Raises BlockingIOError if another run has locked it.
 
-    Returns False where the system or the file system has no flock()."""
+    Returns False where the file system has no flock()."""
+    if sys.platform == "win32":
+        if not lock_byte(fd):
+            raise BlockingIOError
+        return True
     with contextlib.suppress(ImportError):
         import fcntl  # not at the top: Windows has none
 
@@ -2497,7 +2504,9 @@ def local_entries(folder: str) -> list[tuple[str, str]]:
 
 def kind_of(entry: "os.DirEntry[str]") -> str:
     if entry.is_dir(follow_symlinks=False):
-        return "folder"
+        # a junction of Windows is a folder in all but this tag: it stands for another name
+        tag = getattr(entry.stat(follow_symlinks=False), "st_reparse_tag", 0)
+        return "" if tag & 0x20000000 else "folder"
     return "file" if entry.is_file(follow_symlinks=False) else ""
 
 
@@ -3440,6 +3449,32 @@ def holds_program(path: str) -> bool:
 # --- end programs ---
 
 
+# --- locks: the same in the four file scripts (tests/test_twins.py) ---
+LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
+
+
+def lock_byte(fd: int) -> bool:
+    """Lock one byte until the file is closed, as Windows can; False if somebody else has locked it.
+
+    Nobody else may read it then, so it is one far behind."""
+    if sys.platform != "win32":
+        return True
+    import msvcrt
+
+    start = os.lseek(fd, 0, os.SEEK_CUR)
+    os.lseek(fd, LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        os.lseek(fd, start, os.SEEK_SET)
+    return True
+
+
+# --- end locks ---
+
+
 # --- secrets: the same in the four file scripts (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
     """Read it from the terminal, unseen. Without a terminal, it is not read from elsewhere."""
@@ -3449,6 +3484,8 @@ def ask_password(whose: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error", getpass.GetPassWarning)
         try:
+            if os.name == "nt":  # without a console, getpass() would wait there for ever
+                os.close(os.open("CONIN$", os.O_RDWR))
             return getpass.getpass(f"password for {whose}: ")
         except (getpass.GetPassWarning, EOFError, OSError):
             raise Failure(
@@ -3654,6 +3691,21 @@ def socket_class(args: argparse.Namespace) -> type[socket.socket]:
 
 
 # --- end masking ---
+
+
+# --- waiting: the same in client.py, httpclient.py (tests/test_twins.py) ---
+STEP = 0.2  # seconds until Ctrl-C is heeded on Windows
+
+
+def await_data(sock: socket.socket) -> None:
+    """On Windows Ctrl-C ends no recv() before its time: wait in steps until something is there."""
+    limit, start = sock.gettimeout(), time.monotonic()
+    while os.name == "nt" and not select.select([sock], [], [], STEP)[0]:
+        if limit is not None and time.monotonic() - start > limit:
+            raise socket.timeout("timed out")
+
+
+# --- end waiting ---
 
 
 # --- connecting: the same in client.py, httpclient.py, tcp_upper.py (tests/test_twins.py) ---

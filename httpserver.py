@@ -1138,7 +1138,6 @@ def link(old: Place, new: Place) -> bool:
 
 
 RENAMING = threading.Lock()  # where folders cannot be locked
-LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
 
 
 def lock_file(descriptor: int) -> bool:
@@ -1151,23 +1150,6 @@ def lock_file(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return True
-
-
-def lock_byte(descriptor: int) -> bool:
-    """Lock one byte, as Windows can. Nobody else may read it then, so it is one far behind."""
-    if sys.platform != "win32":
-        return True
-    import msvcrt
-
-    start = os.lseek(descriptor, 0, os.SEEK_CUR)
-    os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)
-    try:
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    except OSError:
-        return False
-    finally:
-        os.lseek(descriptor, start, os.SEEK_SET)
     return True
 
 
@@ -5365,6 +5347,32 @@ def holds_program(path: str) -> bool:
 # --- end programs ---
 
 
+# --- locks: the same in the four file scripts (tests/test_twins.py) ---
+LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
+
+
+def lock_byte(fd: int) -> bool:
+    """Lock one byte until the file is closed, as Windows can; False if somebody else has locked it.
+
+    Nobody else may read it then, so it is one far behind."""
+    if sys.platform != "win32":
+        return True
+    import msvcrt
+
+    start = os.lseek(fd, 0, os.SEEK_CUR)
+    os.lseek(fd, LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        os.lseek(fd, start, os.SEEK_SET)
+    return True
+
+
+# --- end locks ---
+
+
 # --- secrets: the same in the four file scripts (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
     """Read it from the terminal, unseen. Without a terminal, it is not read from elsewhere."""
@@ -5374,6 +5382,8 @@ def ask_password(whose: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error", getpass.GetPassWarning)
         try:
+            if os.name == "nt":  # without a console, getpass() would wait there for ever
+                os.close(os.open("CONIN$", os.O_RDWR))
             return getpass.getpass(f"password for {whose}: ")
         except (getpass.GetPassWarning, EOFError, OSError):
             raise Failure(

@@ -1308,7 +1308,6 @@ SORTED = 20000
 SORTING = _thread.allocate_lock()  # one at a time: to sort takes several times what is kept
 LINK = os.stat_result([stat.S_IFLNK, *[0] * 9])  # of which nothing but its kind matters
 TIMED = os.utime in os.supports_fd
-LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
 BY_DESCRIPTOR = {
     os.open,
     os.stat,
@@ -1541,25 +1540,6 @@ def lock_file(fd: int, free: bool = False) -> bool:
             fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-    return True
-
-
-def lock_byte(fd: int) -> bool:
-    """Lock one byte, as Windows can. Nobody else may read it then, so it is one far behind.
-
-    Only parts are locked so, and are free again when they are closed."""
-    if sys.platform != "win32":
-        return True
-    import msvcrt
-
-    start = os.lseek(fd, 0, os.SEEK_CUR)
-    os.lseek(fd, LOCKED_BYTE, os.SEEK_SET)
-    try:
-        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-    except OSError:
-        return False
-    finally:
-        os.lseek(fd, start, os.SEEK_SET)
     return True
 
 
@@ -3168,6 +3148,32 @@ def holds_program(path: str) -> bool:
 # --- end programs ---
 
 
+# --- locks: the same in the four file scripts (tests/test_twins.py) ---
+LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
+
+
+def lock_byte(fd: int) -> bool:
+    """Lock one byte until the file is closed, as Windows can; False if somebody else has locked it.
+
+    Nobody else may read it then, so it is one far behind."""
+    if sys.platform != "win32":
+        return True
+    import msvcrt
+
+    start = os.lseek(fd, 0, os.SEEK_CUR)
+    os.lseek(fd, LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        os.lseek(fd, start, os.SEEK_SET)
+    return True
+
+
+# --- end locks ---
+
+
 # --- secrets: the same in the four file scripts (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
     """Read it from the terminal, unseen. Without a terminal, it is not read from elsewhere."""
@@ -3177,6 +3183,8 @@ def ask_password(whose: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error", getpass.GetPassWarning)
         try:
+            if os.name == "nt":  # without a console, getpass() would wait there for ever
+                os.close(os.open("CONIN$", os.O_RDWR))
             return getpass.getpass(f"password for {whose}: ")
         except (getpass.GetPassWarning, EOFError, OSError):
             raise Failure(

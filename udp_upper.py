@@ -182,10 +182,12 @@ def exchange(echo: Echo, message: bytes) -> bytes:
 
 def receive(echo: Echo, deadline: float) -> Optional[bytes]:
     """The next datagram, or None when the time is up. One recvfrom() is one message."""
+    size = echo.args.recv_size
     while wait_for_reply(echo, deadline):
         try:
-            data, _ = echo.sock.recvfrom(echo.args.recv_size)
-            return data
+            # Windows cuts nothing off, but drops a datagram for which the buffer is too small
+            data, _ = echo.sock.recvfrom(LARGEST if os.name == "nt" else size)
+            return data[:size]
         except OSError as error:
             # nobody has that port now, but a server may come before the last try
             echo.problem = error
