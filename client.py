@@ -148,8 +148,8 @@ SENDERS = 1000  # folders from others whose names here are remembered
 NEAR = 4
 REPLAYED = 50  # lines from before that a server tells who joins
 NICK = re.compile(r"[\w.-]{1,32}")
-CHAT_COMMANDS = "/who", "/nick", "/quit"
-CHAT_HELP = "/who, /nick NAME, /quit; a line that starts with a slash needs two"
+CHAT_COMMANDS = "/who", "/nick", "/msg", "/quit"
+CHAT_HELP = "/who, /nick NAME, /msg NICK TEXT, /quit; a line that starts with a slash needs two"
 CONTINUED = "  | "  # how a row begins that goes on with the line above it
 CONTINUED_ROOM = 20  # columns of such a row at least
 LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
@@ -348,7 +348,8 @@ class Batch:
 
     def exchange_all(self, files: Iterator[File]) -> None:
         self.files.append(files)
-        self.use_link(connected(self.args))  # to find these may have needed a new connection
+        if self.args.link is not self.link:  # to find these needed a new connection
+            self.use_link(connected(self.args))
         while True:
             try:
                 return self.exchange()
@@ -688,7 +689,7 @@ class Puts(Batch):
             if is_excluded(self.args.exclude, own + "/" * os.path.isdir(path)):
                 self.skip("excluded", path)
                 continue
-            name = (own if self.args.name is None else self.args.name).rstrip("/")
+            name = plain_name(own if self.args.name is None else self.args.name)
             yield File(f"{into}/{name}" if into else name, path)
 
     def converse(self, file: File) -> Conversation:
@@ -1354,7 +1355,7 @@ class Gets(Batch):
     ) -> "Failure":
         what = f"cannot write {printable(file.path)} ({error.strerror}) "
         what += f"after {part.received:,} of {size:,} bytes"
-        if error.errno not in FULL:
+        if error.errno not in FULL or not part.name:
             why, hint = "what was there before is untouched", "-o DEST for another place"
         else:
             folder = printable(os.path.abspath(part.folder.path))
@@ -1665,6 +1666,11 @@ class Inbox:
             part.begin(0)
             verified = receive_body(self.link, part, size, lambda announced: None, tell_both)
             parts[-1] = self.finish(part)
+        except Lost:
+            progress.clear()
+            came = f"{part.received:,} of {size or 0:,} bytes of {printable(name)}"
+            say(in_rows(f"connection lost at {came}: it has to be sent again", 2))
+            raise
         finally:
             progress.clear()
             part.drop()
@@ -1799,6 +1805,8 @@ class Chat:
             self.say(text[text.startswith("//") :])
         elif command == "/who":
             self.request(line("who"))
+        elif command == "/msg" and " " in rest.strip():
+            self.request(b"tell %b\n" % rest.strip().encode(errors="surrogateescape"))
         elif command == "/nick" and rest:
             if not NICK.fullmatch(rest):
                 return self.show_line(f"* {WHYS['bad-nick'][0]}")
@@ -1831,6 +1839,10 @@ class Chat:
             if not (self.rejoins and known):
                 self.show_line(f"{said['from']}: {text}", said)
             self.recent.append(said)
+        elif found.verb == "told":
+            name, _, text = words[0].partition(" ")
+            facts = {"from": unquote(name[5:]), "text": text, "private": True}
+            self.show_line(f"{facts['from']} to you alone: {text}", facts)
         elif found.verb in ("joined", "left"):
             self.show_line(f"* {words[0]} {found.verb}", {found.verb: words[0]})
         elif found.verb == "client":
@@ -1845,7 +1857,7 @@ class Chat:
                 "they came faster than you took them",
                 {"lost": found.number("lost")},
             )
-        elif found.verb in ("ok", "err") and words[0] in ("say", "who", "chat"):
+        elif found.verb in ("ok", "err") and words[0] in ("say", "tell", "who", "chat"):
             self.unanswered -= 1
             if found.verb == "err":
                 self.code, reason = 9, keys.get("reason", "?")
@@ -2695,6 +2707,10 @@ WHYS = {
         "another client is sending this file",
         "run the same command again when that one is done",
     ),
+    "taken-over": (
+        "another client is putting the same file, and the server goes on with that one",
+        "run the same command again when that one is done",
+    ),
     "wrong-digest": (
         "what arrived is not what was sent: the network or a disk changed it",
         "run the same command again",
@@ -2801,9 +2817,15 @@ def peer_name(endpoint: str, nick: Optional[str]) -> str:
 
 
 def remote_name(args: argparse.Namespace, text: str) -> str:
-    """A name as people type it: a slash at the end of a folder's name means nothing.
+    """A name on the server. In the shell, cd has chosen the folder that it begins in."""
+    name = plain_name(text)
+    if args.cwd is None or args.command == "send":
+        return name
+    return posixpath.normpath(posixpath.join("/", args.cwd, name)).strip("/")
 
-    In the shell, cd has chosen the folder that it begins in."""
+
+def plain_name(text: str) -> str:
+    """A name as people type it: a slash at the end of a folder's name means nothing."""
     # no line can have it as a word: the server would hang up on all that is asked with it
     if not text:
         raise Failure(
@@ -2812,9 +2834,7 @@ def remote_name(args: argparse.Namespace, text: str) -> str:
             "an empty word was given for it, perhaps by a variable of the shell that is not set",
             "list shows what there is",
         )
-    if args.cwd is None or args.command == "send":
-        return text.rstrip("/") or text
-    return posixpath.normpath(posixpath.join("/", args.cwd, text)).strip("/")
+    return text.rstrip("/") or text
 
 
 def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
@@ -3646,7 +3666,7 @@ def run_line(args: argparse.Namespace, words: list[str]) -> int:
     """One line of the shell: the same words as on the command line, and those of the labs."""
     verb = words[0]
     if verb in OWN_COMMANDS:
-        return OWN_COMMANDS[verb](args, *words[1:2]) or 0
+        return run_own(args, *words[:2])
     if verb not in COMMANDS:
         import difflib  # not at the top: only a misspelt word needs it
 
@@ -3674,6 +3694,16 @@ def run_line(args: argparse.Namespace, words: list[str]) -> int:
         return run_command(parsed)
     finally:
         args.link = parsed.link
+
+
+def run_own(args: argparse.Namespace, verb: str, *words: str) -> int:
+    args.tries = 0
+    try:
+        return OWN_COMMANDS[verb](args, *words) or 0
+    except (Lost, Broken) as problem:
+        close_link(args)
+        what = f"connection to {endpoint(args)} lost"
+        raise Failure(56, what, printable(str(problem)), "type the line again") from None
 
 
 def asked_upload() -> list[str]:

@@ -58,6 +58,7 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import errno
+import io
 import itertools
 import os
 import re

@@ -64,6 +64,7 @@ import argparse
 import contextlib
 import errno
 import heapq
+import io
 import itertools
 import os
 import random
