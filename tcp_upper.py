@@ -30,9 +30,9 @@ its answer for --timeout seconds; a client that says nothing may stay.
 #   shared fences      Traced, TracedStream, Stop, bind(), open_connection(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
 #
-# Threads: the main thread runs Server.run(); it alone accepts, refuses and collects. Each client
-# has a thread (or process) that runs Server.reply() and touches only its own connection. In the
-# client, stream() starts a thread that sends while the main thread receives.
+# Threads: the main thread runs Server.run(); it alone accepts and refuses. Each client has a
+# thread (or process) that runs Server.reply() and touches only its own connection. In the client,
+# stream() starts a thread that sends while the main thread receives.
 #
 # A connection waits in the backlog until Server.admit() accepts it. If there is no room, it is
 # refused: told why, closed when others were refused too. Else answer() serves it until the client's
@@ -79,8 +79,8 @@ CLIENT = "python3 tcp_upper.py client"
 PROMPT = "Input lowercase sentence: "
 FULL = b"server full, try again later\n"
 NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
-# bytes sent before their answer is read: kernels hold more, so the two sides never both wait to
-# send
+# bytes that the client sends before it reads their answer. A kernel stores more than that on the
+# way, so it cannot happen that both sides wait until the other one reads.
 PIECE = 65536
 GRACE = 2.0  # seconds that Ctrl-C leaves for answers under way
 MAX_REFUSED = 16  # refused clients that are kept, so that they can read why
@@ -111,7 +111,7 @@ class NotAnEcho(Exception):
 def answer(echo: Echo) -> None:
     """The server's side: receive, capitalise, send, until the client has no more to say."""
     sock, args = echo.sock, echo.args
-    while echo.received < args.reset_after:
+    while echo.received < args.reset_after:  # for ever, unless that option is given
         chunk = sock.recv(min(args.recv_size, args.reset_after - echo.received))
         if len(chunk) == 0:  # FIN: the client will send nothing more
             return
@@ -120,6 +120,7 @@ def answer(echo: Echo) -> None:
         sock.settimeout(args.timeout)  # a client has to read its answer...
         send_message(echo, chunk.upper())
         sock.settimeout(None)  # ...but it may think before the next message
+    # so many bytes have come: now close() shall not send FIN, but RST
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
 
 
@@ -137,13 +138,13 @@ def send_message(echo: Echo, data: bytes) -> None:
 
     (sendall() has one timeout for everything, and would cut off a slow reader.)
     """
-    view = memoryview(data)
+    view = memoryview(data)  # a slice of it is no copy
     echo.sent += len(view)  # first: the answer can be here before send() returns
     try:
         while len(view) > 0:
             view = view[echo.sock.send(view) :]
     finally:
-        echo.sent -= len(view)
+        echo.sent -= len(view)  # what is left when the connection breaks
 
 
 def exchange(echo: Echo, message: bytes) -> bytes:
@@ -500,9 +501,10 @@ def client(args: Namespace) -> int:
                 f"repeat the command; if the server has ended: {server_command(args)}",
             ) from None
         with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_WR)  # FIN: nothing more from here
-            sock.settimeout(args.timeout)
-            sock.recv(1)  # 0 bytes: the server's FIN
+            if not echo.ended:  # stream() has had both already
+                sock.shutdown(socket.SHUT_WR)  # FIN: nothing more from here
+                sock.settimeout(args.timeout)
+                sock.recv(1)  # 0 bytes: the server's FIN
     return 0
 
 

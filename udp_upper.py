@@ -107,7 +107,7 @@ class Echo:
 
     def __init__(self, args: Namespace) -> None:
         self.args = args
-        self.sock: socket.socket
+        self.sock: socket.socket  # connect() makes it
         self.ignored = 0  # datagrams that were no answer
         self.asked = 0  # the size of the last message
         self.beginnings: list[int] = []  # sizes of what may be its answer, truncated
@@ -121,7 +121,10 @@ class NotAnEcho(Exception):
 
 
 def answer(sock: socket.socket, server: "Server", most: int) -> None:
-    """The server's side: receive, capitalise, send it back, until nothing more is there."""
+    """The server's side: receive, capitalise, send it back, until nothing more is there.
+
+    After most datagrams, the server looks at its queue and for Ctrl-C again.
+    """
     size = server.args.recv_size
     try:
         for _ in range(most):
@@ -181,7 +184,8 @@ def receive(echo: Echo, deadline: float) -> Optional[bytes]:
     """The next datagram, or None when the time is up. One recvfrom() is one message."""
     while wait_for_reply(echo, deadline):
         try:
-            return echo.sock.recvfrom(echo.args.recv_size)[0]
+            data, _ = echo.sock.recvfrom(echo.args.recv_size)
+            return data
         except OSError as error:
             # nobody has that port now, but a server may come before the last try
             echo.problem = error

@@ -598,6 +598,12 @@ def test_trace_prints_a_line_for_each_call(spawn, run, script):
     server.wait_for(EVENT + r"< recv")
 
 
+def test_a_pipe_over_tcp_shuts_its_side_once(spawn, run):
+    server = spawn("tcp_upper.py", "server")
+    traced = run("tcp_upper.py", "client", "--trace", "--port", server.port, input=b"hi\n").err
+    assert traced.count("shutdown") == 1 and "not connected" not in traced
+
+
 @BOTH
 def test_a_refusal_and_a_reset_are_traced(run, script):
     failed = run(script, "client", "--trace", "--port", free_port(kind_of(script)), "hi")
