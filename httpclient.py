@@ -3165,8 +3165,7 @@ def encrypt(
 ) -> "ssl.SSLSocket":
     """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
 
-    If it is not checked, the caller has another proof, before it says anything. An OSError means
-    that the connection was lost during the handshake."""
+    Unchecked, the caller needs another proof. An OSError: it was lost during the handshake."""
     import ssl
 
     context = client_tls(args, checked)
