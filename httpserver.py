@@ -173,7 +173,7 @@ MAX_THREADS = 512  # transfers and folder walks at once
 FOREVER = float("inf")  # a deadline that never comes
 SPARE_THREADS = 4  # workers kept for the next long request
 MAX_LINGERING = 256  # refused connections that wait until the client has read why
-# heads that are remembered with what was answered: all together 40 MB at most
+# heads that are remembered with what was answered: all together 50 MB at most
 MAX_KEPT, KEPT_HEAD, KEPT_BODY = 2048, 2048, 16384
 SMALL = 131072  # bytes of an answer that the loop sends itself
 PIECE = 262144  # bytes read or written at a time
@@ -1138,7 +1138,6 @@ def link(old: Place, new: Place) -> bool:
 
 
 RENAMING = threading.Lock()  # where folders cannot be locked
-LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
 
 
 def lock_file(descriptor: int) -> bool:
@@ -1151,23 +1150,6 @@ def lock_file(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return True
-
-
-def lock_byte(descriptor: int) -> bool:
-    """Lock one byte, as Windows can. Nobody else may read it then, so it is one far behind."""
-    if sys.platform != "win32":
-        return True
-    import msvcrt
-
-    start = os.lseek(descriptor, 0, os.SEEK_CUR)
-    os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)
-    try:
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    except OSError:
-        return False
-    finally:
-        os.lseek(descriptor, start, os.SEEK_SET)
     return True
 
 
@@ -1734,6 +1716,8 @@ class Connection:
     def give_up(self, note: str) -> bool:
         if self.rest or self.span:
             self.server.count_answer(self, *self.unsent, max(0, self.sent), note)
+        else:
+            self.server.log(self.peer, note)
         self.close()
         return False
 
@@ -1780,6 +1764,7 @@ class Connection:
     def close(self) -> None:
         self.server.enter(self, State.CLOSED)
         self.release()
+        self.buffer = b""  # or an event of the same turn would find the beginning of a head
         self.sock.close()
 
     def handshake(self) -> bool:
@@ -2274,14 +2259,18 @@ class Server:
         return False
 
     def end_slow(self, new: Connection) -> bool:
-        """Close the oldest connection within a head, of an address that has half, for a new client.
+        """Close the oldest slow connection of an address that has half, for a new client.
 
         False if no address has half of all clients there."""
-        slow = [*self.queues[State.HANDSHAKE], *self.queues[State.HEAD]]
+        states = State.HANDSHAKE, State.HEAD, State.ANSWERING
+        slow = [conn for state in states for conn in self.queues[state]]
         for client, count in Counter(network(conn.hop) for conn in slow).most_common(1):
             if 2 * count >= self.args.max_clients and client != network(new.hop):
                 first = next(conn for conn in slow if network(conn.hop) == client)
-                first.refuse_head(Refusal(503, "another client needs the place"))
+                why = "another client needs the place"
+                if first.state is State.ANSWERING:  # no error in the middle of an answer
+                    return not first.give_up(why)
+                first.refuse_head(Refusal(503, why))
                 return True
         return False
 
@@ -3519,7 +3508,7 @@ def sender_folder(conn: Connection, request: Request) -> str:
 def log_hand_in(
     conn: Connection, plan: Plan, name: str, size: int, digest: Optional[bytes]
 ) -> None:
-    if not conn.args.drop_box:
+    if not conn.args.drop_box or conn.args.quiet and not conn.args.log:
         return
     sender, *names = plan.names
     path = printable_name("/".join([*plan.names[:-1], name]))
@@ -5359,6 +5348,32 @@ def holds_program(path: str) -> bool:
 # --- end programs ---
 
 
+# --- locks: the same in the four file scripts (tests/test_twins.py) ---
+LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
+
+
+def lock_byte(fd: int) -> bool:
+    """Lock one byte until the file is closed, as Windows can; False if somebody else has locked it.
+
+    Nobody else may read it then, so it is one far behind."""
+    if sys.platform != "win32":
+        return True
+    import msvcrt
+
+    start = os.lseek(fd, 0, os.SEEK_CUR)
+    os.lseek(fd, LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        os.lseek(fd, start, os.SEEK_SET)
+    return True
+
+
+# --- end locks ---
+
+
 # --- secrets: the same in the four file scripts (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
     """Read it from the terminal, unseen. Without a terminal, it is not read from elsewhere."""
@@ -5368,6 +5383,8 @@ def ask_password(whose: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error", getpass.GetPassWarning)
         try:
+            if os.name == "nt":  # without a console, getpass() would wait there for ever
+                os.close(os.open("CONIN$", os.O_RDWR))
             return getpass.getpass(f"password for {whose}: ")
         except (getpass.GetPassWarning, EOFError, OSError):
             raise Failure(
@@ -5460,7 +5477,8 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
-    lasted = 0.0  # milliseconds of the last call
+    touched = 0.0  # when the last call ended
+    lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
     handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
@@ -5474,7 +5492,7 @@ class Traced(socket.socket):
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
-        began = time.perf_counter()
+        began = self.touched or time.perf_counter()  # a wait in select() counts too
         try:
             return call(*args)
         except OSError as error:
@@ -5482,7 +5500,8 @@ class Traced(socket.socket):
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
         finally:
-            self.lasted = 1000 * (time.perf_counter() - began)
+            self.touched = time.perf_counter()
+            self.lasted = 1000 * (self.touched - began)
 
     def connect(self, target: Any) -> None:
         what = f"connect {address(target)}"
@@ -5530,11 +5549,12 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
-        self.attempt("*", "shutdown", super().shutdown, how)
-        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
-        self.show("*", f"shutdown of {side}")
+        side = "sending = FIN"
         if how == socket.SHUT_RD:
-            self.ended = "this side has shut its receiving"
+            side = "receiving"
+            self.ended = "this side has shut its receiving"  # first: another thread may be in recv
+        self.attempt("*", "shutdown", super().shutdown, how)
+        self.show("*", f"shutdown of {side}")
 
 
 # --- end streams ---
@@ -5974,7 +5994,7 @@ def sharing_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--public-read",
         action="store_true",
-        help="ask for the password only where something changes, not for GET and HEAD",
+        help="ask for the password only where something changes",
     )
     add("--read-only", action="store_true", help="refuse every change")
     box = "who connects can add files and folders, and nothing else"
@@ -6034,7 +6054,7 @@ def proxy_flags(parser: argparse.ArgumentParser) -> None:
             "--header",
             header_line,
             "'NAME: VALUE'",
-            "add this to every answer, instead of an own field of that name",
+            "add this to every answer, in place of the server's own field",
         ),
     )
     for flag, kind, unit, text in several:
