@@ -1373,8 +1373,8 @@ def test_a_receiver_writes_nothing_outside_of_its_folder_and_nothing_that_is_not
     (here / "outside").mkdir()
     (here / "box" / "link").symlink_to(here / "outside")
     listeners.append(Listener(talk))
-    box = receiving("-o", "box", port=listeners[-1].port)
-    assert box.wait() == 18, box.err
+    box = receiving("-o", "box", "--retries", "0", port=listeners[-1].port)
+    assert box.wait() == 56, box.err
     assert re.search(r"connection lost at [1-9][\d,]* of 100,000,000 bytes of lost", box.err)
     assert all(answer.startswith("err ") for answer in answers[:-2]), answers
     assert [re.sub(".*reason=", "", answer) for answer in answers[-6:-2]] == [
@@ -1755,6 +1755,10 @@ def test_a_chat_on_a_terminal_tells_the_time_what_was_before_and_what_was_meant(
         bob.type(typed + "\n")
         bob.wait_for(heard)
     assert bob.text.count("anna: now") == 1 and "bob: " not in bob.text, bob.text
+    anna.tell("tell carl psst")
+    bob.wait_for("anna to you alone: psst")
+    bob.type("/msg anna hm?\n")
+    until(lambda: "told from=carl hm?" in anna.line(), "the line for anna alone")
     bob.type("hi\n")
     until(lambda: "said from=carl hi" in anna.line(), "the line of carl")
     bob.type("/quit\n")
