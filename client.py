@@ -3205,6 +3205,9 @@ class Part:
     def claim(self) -> bool:
         """Open and lock it, new or as an earlier attempt left it. False: another one writes it."""
         mode = 0o777 if self.executable else 0o666  # less the umask
+        if not self.keyed:  # nobody else has that name
+            self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+            return lock_file(self.fd)
         while True:
             fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT, mode)
             if not lock_file(fd):
