@@ -662,6 +662,7 @@ class Connection:
             room = self.buffer[waiting:]
             if self.args.pace:
                 room = room[: self.args.pace.piece]
+            await_data(self.sock)
             count = self.sock.recv_into(room)
         except socket.timeout:
             raise Transient(
@@ -1768,6 +1769,8 @@ class Part(Spans):
 
     def discard(self) -> None:
         self.forget()
+        if os.name == "nt":
+            self.release()  # Windows removes no open file; elsewhere the lock lasts longer
         with contextlib.suppress(OSError):
             os.unlink(self.path)
 
@@ -1867,7 +1870,11 @@ def rename(source: str, path: str, replace: bool) -> None:
 def lock_file(fd: int) -> bool:
     """Lock a file until it is closed. Raises BlockingIOError if another run has locked it.
 
-    Returns False where the system or the file system has no flock()."""
+    Returns False where the file system has no flock()."""
+    if sys.platform == "win32":
+        if not lock_byte(fd):
+            raise BlockingIOError
+        return True
     with contextlib.suppress(ImportError):
         import fcntl  # not at the top: Windows has none
 
@@ -2497,7 +2504,9 @@ def local_entries(folder: str) -> list[tuple[str, str]]:
 
 def kind_of(entry: "os.DirEntry[str]") -> str:
     if entry.is_dir(follow_symlinks=False):
-        return "folder"
+        # a junction of Windows is a folder in all but this tag: it stands for another name
+        tag = getattr(entry.stat(follow_symlinks=False), "st_reparse_tag", 0)
+        return "" if tag & 0x20000000 else "folder"
     return "file" if entry.is_file(follow_symlinks=False) else ""
 
 
@@ -3444,6 +3453,32 @@ def holds_program(path: str) -> bool:
 # --- end programs ---
 
 
+# --- locks: the same in the four file scripts (tests/test_twins.py) ---
+LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
+
+
+def lock_byte(fd: int) -> bool:
+    """Lock one byte until the file is closed, as Windows can; False if somebody else has locked it.
+
+    Nobody else may read it then, so it is one far behind."""
+    if sys.platform != "win32":
+        return True
+    import msvcrt
+
+    start = os.lseek(fd, 0, os.SEEK_CUR)
+    os.lseek(fd, LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        os.lseek(fd, start, os.SEEK_SET)
+    return True
+
+
+# --- end locks ---
+
+
 # --- secrets: the same in the four file scripts (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
     """Read it from the terminal, unseen. Without a terminal, it is not read from elsewhere."""
@@ -3453,6 +3488,8 @@ def ask_password(whose: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error", getpass.GetPassWarning)
         try:
+            if os.name == "nt":  # without a console, getpass() would wait there for ever
+                os.close(os.open("CONIN$", os.O_RDWR))
             return getpass.getpass(f"password for {whose}: ")
         except (getpass.GetPassWarning, EOFError, OSError):
             raise Failure(
@@ -3545,7 +3582,8 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
-    lasted = 0.0  # milliseconds of the last call
+    touched = 0.0  # when the last call ended
+    lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
     handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
@@ -3559,7 +3597,7 @@ class Traced(socket.socket):
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
-        began = time.perf_counter()
+        began = self.touched or time.perf_counter()  # a wait in select() counts too
         try:
             return call(*args)
         except OSError as error:
@@ -3567,7 +3605,8 @@ class Traced(socket.socket):
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
         finally:
-            self.lasted = 1000 * (time.perf_counter() - began)
+            self.touched = time.perf_counter()
+            self.lasted = 1000 * (self.touched - began)
 
     def connect(self, target: Any) -> None:
         what = f"connect {address(target)}"
@@ -3615,11 +3654,12 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
-        self.attempt("*", "shutdown", super().shutdown, how)
-        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
-        self.show("*", f"shutdown of {side}")
+        side = "sending = FIN"
         if how == socket.SHUT_RD:
-            self.ended = "this side has shut its receiving"
+            side = "receiving"
+            self.ended = "this side has shut its receiving"  # first: another thread may be in recv
+        self.attempt("*", "shutdown", super().shutdown, how)
+        self.show("*", f"shutdown of {side}")
 
 
 # --- end streams ---
@@ -3655,6 +3695,21 @@ def socket_class(args: argparse.Namespace) -> type[socket.socket]:
 
 
 # --- end masking ---
+
+
+# --- waiting: the same in client.py, httpclient.py (tests/test_twins.py) ---
+STEP = 0.2  # seconds until Ctrl-C is heeded on Windows
+
+
+def await_data(sock: socket.socket) -> None:
+    """On Windows Ctrl-C ends no recv() before its time: wait in steps until something is there."""
+    limit, start = sock.gettimeout(), time.monotonic()
+    while os.name == "nt" and not select.select([sock], [], [], STEP)[0]:
+        if limit is not None and time.monotonic() - start > limit:
+            raise socket.timeout("timed out")
+
+
+# --- end waiting ---
 
 
 # --- connecting: the same in client.py, httpclient.py, tcp_upper.py (tests/test_twins.py) ---
