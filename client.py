@@ -3863,13 +3863,7 @@ def encrypt(
     try:
         shake_hands(secured)
         found = fingerprint(secured.getpeercert(binary_form=True))
-        if args.pin and not found.startswith(args.pin):
-            raise Failure(
-                60,
-                f"{host} shows another certificate than the one pinned",
-                f"its SHA-256 is {found}",
-                "if it has been restarted, the pin that it printed; if not, somebody is in between",
-            )
+        check_pin(args, host, found)
     except BaseException as error:
         secured.close()
         if isinstance(error, ssl.SSLCertVerificationError):
@@ -3888,6 +3882,16 @@ def encrypt(
         unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
         say_once(f"not checked, for --insecure: {unknown}")
     return secured
+
+
+def check_pin(args: argparse.Namespace, host: str, found: str) -> None:
+    if args.pin and not found.startswith(args.pin):
+        raise Failure(
+            60,
+            f"{host} shows another certificate than the one pinned",
+            f"its SHA-256 is {found}",
+            "if it has been restarted, the pin that it printed; if not, somebody is in between",
+        )
 
 
 def tls_failure(host: str, reason: str) -> "Failure":
