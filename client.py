@@ -571,7 +571,8 @@ class Changes(Batch):
             return self.files.append(iter([file._replace(listed=answer)]))
         found = [file._replace(listed=answer)]
         for entry in answer_lines(self.link, answer, self.verb, file.name):
-            found.append(File(entry.words[0], listed=entry))
+            if entry.verb != "note":  # a link, which is not ours to delete
+                found.append(File(entry.words[0], listed=entry))
         found.reverse()  # a folder comes after what is in it
         self.files.append(iter(found))
 
@@ -851,7 +852,8 @@ class Puts(Batch):
         """What the folders there have, and those here have not."""
         found: list[File] = []
         for source in self.sources():
-            if os.path.isdir(source.path):
+            new = self.args.dry_run and connected(self.args).ask("stat", source.name).verb != "ok"
+            if os.path.isdir(source.path) and not new:
                 entries = lines_of(self.args, "list", source.name, deep="yes")
                 names = (
                     entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
@@ -1991,9 +1993,9 @@ COMMANDS = {
 # bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and
 # keys
 MAX_LINE = 32768
-# bytes asked of one recv: half as many cost a sixth more time, and each busy connection has its own
-BUFFER = 1 << 19
-QUIET = 1 << 12  # the same for a connection on which no more than that has come at once
+QUIET = 1 << 12  # bytes asked of one recv until more than that has come at once
+# the same after that: a whole `data` line with its body; each busy connection has its own
+BUFFER = (1 << 20) + QUIET
 RECORD = 1 << 14  # bytes of a TLS record at most
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
@@ -2246,7 +2248,11 @@ class Wire:
         self.start, self.end = 0, len(rest)
         if patience != self.timeout:
             self.sock.settimeout(patience)
-        self.attempt(self.receive_into, self.view[self.end :])
+        # no further than to the end of the body, so that the next one is received in one piece
+        # (but whole records of TLS: what it holds back select() would not see)
+        within = self.remaining > self.end and not hasattr(self.sock, "pending")
+        ends = self.remaining if within else len(self.view)
+        self.attempt(self.receive_into, self.view[self.end : ends])
         if patience != self.timeout:
             self.sock.settimeout(self.timeout)
 
@@ -2456,6 +2462,7 @@ class Link(Wire):
         return 1
 
     def receive_into(self, view: memoryview) -> int:
+        await_data(self.sock)
         if not self.pace:
             return super().receive_into(view)
         count = super().receive_into(view[: self.pace.piece])
@@ -2896,7 +2903,6 @@ SORTED = 20000
 SORTING = _thread.allocate_lock()  # one at a time: to sort takes several times what is kept
 LINK = os.stat_result([stat.S_IFLNK, *[0] * 9])  # of which nothing but its kind matters
 TIMED = os.utime in os.supports_fd
-LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
 BY_DESCRIPTOR = {
     os.open,
     os.stat,
@@ -3132,25 +3138,6 @@ def lock_file(fd: int, free: bool = False) -> bool:
     return True
 
 
-def lock_byte(fd: int) -> bool:
-    """Lock one byte, as Windows can. Nobody else may read it then, so it is one far behind.
-
-    Only parts are locked so, and are free again when they are closed."""
-    if sys.platform != "win32":
-        return True
-    import msvcrt
-
-    start = os.lseek(fd, 0, os.SEEK_CUR)
-    os.lseek(fd, LOCKED_BYTE, os.SEEK_SET)
-    try:
-        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-    except OSError:
-        return False
-    finally:
-        os.lseek(fd, start, os.SEEK_SET)
-    return True
-
-
 def remove_if_old(folder: Folder, name: str) -> bool:
     """Remove what has that name if it is a part that nobody resumed in time.
 
@@ -3179,7 +3166,7 @@ def remove_if_old(folder: Folder, name: str) -> bool:
 # --- bodies: the same in server.py, client.py (tests/test_twins.py) ---
 # most bytes that our side announces in one `data`: it can stop only between two, and each busy
 # connection has its own
-CHUNK = 1 << 19
+CHUNK = 1 << 20
 # bytes from which an interrupted file is worth resuming; a smaller one starts over
 RESUMABLE = 1 << 20
 HOLE = 1 << 12  # zeros at once from which a disk need not store them
@@ -4147,6 +4134,32 @@ def holds_program(path: str) -> bool:
 # --- end programs ---
 
 
+# --- locks: the same in the four file scripts (tests/test_twins.py) ---
+LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
+
+
+def lock_byte(fd: int) -> bool:
+    """Lock one byte until the file is closed, as Windows can; False if somebody else has locked it.
+
+    Nobody else may read it then, so it is one far behind."""
+    if sys.platform != "win32":
+        return True
+    import msvcrt
+
+    start = os.lseek(fd, 0, os.SEEK_CUR)
+    os.lseek(fd, LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        os.lseek(fd, start, os.SEEK_SET)
+    return True
+
+
+# --- end locks ---
+
+
 # --- secrets: the same in the four file scripts (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
     """Read it from the terminal, unseen. Without a terminal, it is not read from elsewhere."""
@@ -4156,6 +4169,8 @@ def ask_password(whose: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error", getpass.GetPassWarning)
         try:
+            if os.name == "nt":  # without a console, getpass() would wait there for ever
+                os.close(os.open("CONIN$", os.O_RDWR))
             return getpass.getpass(f"password for {whose}: ")
         except (getpass.GetPassWarning, EOFError, OSError):
             raise Failure(
@@ -4248,7 +4263,8 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
-    lasted = 0.0  # milliseconds of the last call
+    touched = 0.0  # when the last call ended
+    lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
     handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
@@ -4262,7 +4278,7 @@ class Traced(socket.socket):
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
-        began = time.perf_counter()
+        began = self.touched or time.perf_counter()  # a wait in select() counts too
         try:
             return call(*args)
         except OSError as error:
@@ -4270,7 +4286,8 @@ class Traced(socket.socket):
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
         finally:
-            self.lasted = 1000 * (time.perf_counter() - began)
+            self.touched = time.perf_counter()
+            self.lasted = 1000 * (self.touched - began)
 
     def connect(self, target: Any) -> None:
         what = f"connect {address(target)}"
@@ -4318,11 +4335,12 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
-        self.attempt("*", "shutdown", super().shutdown, how)
-        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
-        self.show("*", f"shutdown of {side}")
+        side = "sending = FIN"
         if how == socket.SHUT_RD:
-            self.ended = "this side has shut its receiving"
+            side = "receiving"
+            self.ended = "this side has shut its receiving"  # first: another thread may be in recv
+        self.attempt("*", "shutdown", super().shutdown, how)
+        self.show("*", f"shutdown of {side}")
 
 
 # --- end streams ---
@@ -4358,6 +4376,21 @@ def socket_class(args: argparse.Namespace) -> type[socket.socket]:
 
 
 # --- end masking ---
+
+
+# --- waiting: the same in client.py, httpclient.py (tests/test_twins.py) ---
+STEP = 0.2  # seconds until Ctrl-C is heeded on Windows
+
+
+def await_data(sock: socket.socket) -> None:
+    """On Windows Ctrl-C ends no recv() before its time: wait in steps until something is there."""
+    limit, start = sock.gettimeout(), time.monotonic()
+    while os.name == "nt" and not select.select([sock], [], [], STEP)[0]:
+        if limit is not None and time.monotonic() - start > limit:
+            raise socket.timeout("timed out")
+
+
+# --- end waiting ---
 
 
 # --- connecting: the same in client.py, httpclient.py, tcp_upper.py (tests/test_twins.py) ---

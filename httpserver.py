@@ -19,7 +19,7 @@
     curl -X MKCOL http://127.0.0.1:8000/folder/  make a folder; to rename:
                                                  -X MOVE -H 'Destination: /other'
     curl -C - -o x.tar 'http://127.0.0.1:8000/x/?tar'   a folder as an archive that can be
-                                                 resumed; ?zip cannot
+                                                 resumed; ?zip cannot; ?zip=A/B holds two of it
 
 HTTP/1.1 (RFC 9110, 9112). GET and HEAD know ETag, all conditions, ranges, and a fresh .gz beside
 the file; index.html is the page of its folder. A POST that is no form is stored under a new name,
@@ -1139,7 +1139,6 @@ def link(old: Place, new: Place) -> bool:
 
 
 RENAMING = threading.Lock()  # where folders cannot be locked
-LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
 
 
 def lock_file(descriptor: int) -> bool:
@@ -1152,23 +1151,6 @@ def lock_file(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return True
-
-
-def lock_byte(descriptor: int) -> bool:
-    """Lock one byte, as Windows can. Nobody else may read it then, so it is one far behind."""
-    if sys.platform != "win32":
-        return True
-    import msvcrt
-
-    start = os.lseek(descriptor, 0, os.SEEK_CUR)
-    os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)
-    try:
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    except OSError:
-        return False
-    finally:
-        os.lseek(descriptor, start, os.SEEK_SET)
     return True
 
 
@@ -3839,17 +3821,19 @@ input[type=search],input[type=text]{flex:1 1 12rem;min-width:8rem}
 .pick input{position:absolute;opacity:0;width:1px;padding:0}
 input[type=checkbox]{width:1.1rem;height:1.1rem;min-height:0;flex:none;accent-color:var(--bar)}
 #status{margin:.25rem 0}#status:empty{display:none}
-table{border-collapse:collapse;width:100%;table-layout:fixed}
-td,th{padding:.2rem .5rem;border-bottom:1px solid var(--line);text-align:left}
-td{height:2.9rem}tr:focus-within,tbody tr:hover,.chosen{background:var(--soft)}
+table,thead,tbody{display:block}
+tr{display:grid;grid-template-columns:2.6rem 1fr 8.5rem 10.5rem 11.5rem;align-items:center;
+min-height:2.9rem;border-bottom:1px solid var(--line)}
+tbody tr{content-visibility:auto;contain-intrinsic-height:auto calc(2.9rem - 1px)}
+td,th{padding:0 .5rem;text-align:left;min-width:0}
+tr:focus-within,tbody tr:hover,.chosen{background:var(--soft)}
 td:nth-child(2) a{display:block;padding:.25rem 0;white-space:pre-wrap}
-td:nth-child(3),th:nth-child(3){width:8.5rem;text-align:right}
-td:nth-child(4),th:nth-child(4){width:10.5rem}
+td:nth-child(3),th:nth-child(3){text-align:right}
 td:nth-child(3),td:nth-child(4){color:var(--dim);white-space:nowrap}
-td:first-child,th:first-child{width:2.6rem;padding:0}
+td:first-child,th:first-child{padding:0}
 td:first-child label,th:first-child label{display:flex;min-height:2.6rem;align-items:center;
 justify-content:center}
-td:last-child,th:last-child{width:11.5rem;padding:0;text-align:right;white-space:nowrap}
+td:last-child,th:last-child{padding:0;text-align:right;white-space:nowrap}
 th button,td button,td:last-child a{border:0;padding:.3rem;background:none}
 th button{font-weight:600;margin:0 -.3rem}
 th[aria-sort=ascending] button::after{content:" \2191"}
@@ -3861,10 +3845,10 @@ svg{width:1.25rem;height:1.25rem;fill:none;stroke:currentColor;stroke-width:1.8}
 .grid thead{display:none}
 .grid tbody{display:grid;grid-template-columns:repeat(auto-fill,minmax(10rem,1fr));gap:.6rem}
 .grid tr{display:grid;grid-template:1fr auto/2.6rem 1fr;border:1px solid var(--line);
-border-radius:.5rem;overflow:hidden}
-.grid td{border:0;height:auto}.grid td:nth-child(2){grid-column:1/-1;grid-row:1;width:auto}
+border-radius:.5rem;overflow:hidden;contain-intrinsic-height:auto 14rem}
+.grid td:nth-child(2){grid-column:1/-1;grid-row:1}
 .grid td:nth-child(n+3){display:none}
-.grid td:last-child{display:block;width:auto;grid-column:2;grid-row:2}
+.grid td:last-child{display:block;grid-column:2;grid-row:2}
 .grid .edit,.grid .bin{display:none}
 .grid img{width:100%;height:9rem;object-fit:cover;display:block;background:var(--soft)}
 .grid img+*{margin-top:.3rem}
@@ -3884,7 +3868,7 @@ dialog{border:1px solid var(--line);border-radius:.6rem;max-width:32rem;width:ca
 background:var(--back);color:inherit;overflow-wrap:anywhere}
 dialog::backdrop{background:#0006}dialog textarea,dialog select{width:100%}
 dialog label{display:flex;gap:.5rem;align-items:center;min-height:2.75rem}
-@media(scripting:none){.js,td:empty{display:none!important}}
+@media(scripting:none){.js{display:none!important}th.js{display:block!important;visibility:hidden}}
 @media(max-width:40rem),(hover:none){.hint{display:none}
 button,.pick,input,select,nav a,footer a{min-height:2.75rem}
 .pick,nav a,footer a{display:inline-flex;
@@ -3892,12 +3876,10 @@ align-items:center}td:first-child label,th:first-child label{min-height:2.75rem;
 td button,td:last-child a{width:2.75rem;height:2.75rem}}
 @media(max-width:40rem){body{padding:.6rem}#dock .tools>:first-child{flex:1 1 100%}
 #dock .tools{gap:.3rem}#dock button{padding:.3rem .5rem}
-thead,tbody,table:not(.grid){display:block}thead tr{display:flex;align-items:center;gap:1rem}
-th{border:0;width:auto!important;padding:0}
-th:first-child{margin-right:-.6rem}th:last-child{display:none}
-table:not(.grid) tbody tr{display:grid;grid-template-columns:2.75rem auto 1fr auto;
-align-items:center;border-bottom:1px solid var(--line)}
-table:not(.grid) td{border:0;height:auto;width:auto!important;padding:0 .25rem}
+thead tr{display:flex;gap:1rem;border:0}th{padding:0}thead td{display:none}
+table:not(.grid) tbody tr{grid-template-columns:2.75rem auto 1fr auto;
+contain-intrinsic-height:auto 4rem}
+table:not(.grid) td{padding:0 .25rem}
 table:not(.grid) td:first-child,table:not(.grid) td:last-child{grid-row:1/3}
 table:not(.grid) td:nth-child(2){grid-column:2/4}
 table:not(.grid) td:nth-child(2) a{padding:.5rem 0 1.7rem;margin-bottom:-1.6rem}
@@ -3932,13 +3914,16 @@ function sentence(text) {
   const bare = text.replace(/^\d+ [^:]*: /, '').trim() || 'the server refused it';
   return bare[0].toUpperCase() + bare.slice(1) + '.';
 }
+function decoded(text) {
+  try { return decodeURIComponent(text); } catch (error) { return text; }
+}
 const UNREACHABLE = 'The server cannot be reached.';
 // the same as on the server: without accents and case, and numbers by their value
 const natural = name => name.normalize('NFD').replace(/[\u0300-\u036f]/g, '').toLowerCase()
   .replace(/0*([0-9]+)/g, (_, digits) => '0' + String.fromCharCode(digits.length) + digits);
 // a question over the page: the value of the button, '' for Escape
 function question(text, fields, answers) {
-  const box = make('dialog'), form = make('form', '', {method: 'dialog'});
+  const box = make('dialog', '', {ariaLabel: text}), form = make('form', '', {method: 'dialog'});
   const line = make('div', '', {className: 'tools'});
   line.append(...answers.map(([value, label]) => make('button', label, {value})));
   form.append(make('p', text), ...fields, line);
@@ -3982,9 +3967,9 @@ function ordered(some) {
 // put rows in this order, and move as few of them as possible: what moves loses the focus
 function arrange(some) {
   const focused = document.activeElement;
-  let next = list.firstChild;
+  let next = list.firstElementChild;
   for (const row of some) {
-    if (row === next) next = next.nextSibling;
+    if (row === next) next = next.nextElementSibling;
     else list.insertBefore(row, next);
   }
   if (focused !== document.activeElement && focused.isConnected)
@@ -4262,6 +4247,7 @@ const identity = job => 'part ' + JSON.stringify([job.base + job.path + job.file
   job.file.size, job.file.lastModified]);
 function add(file, path, over) {
   if (nameless()) return;
+  if (!busy()) clearJobs(true);
   const job = {file, path, over, base: here, sent: 0, note: ''};
   job.id = identity(job);
   if (file.size && [...jobs].some(other => other.id === job.id && isOpen(other))) return;
@@ -4275,6 +4261,7 @@ function add(file, path, over) {
 }
 // a folder that may be empty
 function addFolder(path) {
+  if (nameless()) return;
   const file = {name: path.split('/').at(-2) + '/', size: 0};
   const job = {file, path, folder: true, base: here, sent: 0, note: ''};
   jobs.add(job);
@@ -4357,7 +4344,7 @@ async function create(job) {
     const answer = await net(folder + (both ? '' : name), {method: both ? 'POST' : 'PUT', headers});
     if (answer.ok) {
       job.url = answer.headers.get('Location');
-      kept('localStorage', job.id, {url: job.url, tab: me});
+      remember(job);
       return true;
     }
     if (answer.status !== 412) throw failure(answer.status, await answer.text());
@@ -4394,11 +4381,15 @@ async function locate(job) {
   const answer = await net(job.url, {method: 'HEAD'});
   if (answer.status === 404) { forget(job); return false; }
   if (!answer.ok) throw failure(answer.status, await answer.text());
-  kept('localStorage', job.id, {url: job.url, tab: me});
+  remember(job);
   progress(job, +answer.headers.get('Upload-Offset'));
   if (answer.headers.get('Upload-Complete') !== '?1') return false;
   finish(job, placeIn(field => answer.headers.get(field)));
   return true;
+}
+function remember(job) {
+  const {url, base, path, file} = job;
+  kept('localStorage', job.id, {url, base, tab: me, name: path + file.name, size: file.size});
 }
 function forget(job) {
   kept('localStorage', job.id, null);
@@ -4432,7 +4423,7 @@ const placeIn = field => field('Stored-As') || field('Location') || '';
 function finish(job, place) {
   forget(job);
   job.sent = job.file.size;
-  const name = place ? decodeURIComponent(place.split(/\/|%2F/).pop()) : job.file.name;
+  const name = place ? decoded(place.split(/\/|%2F/).pop()) : job.file.name;
   update(job, 'done', name === job.file.name ? '' : 'stored as ' + name);
   if ($('drop')) handedIn(job, name);
 }
@@ -4543,17 +4534,24 @@ function showDetails() {
   $('details').setAttribute('aria-expanded', open);
   jobs.forEach(drawJob);
 }
-function clearJobs() {
-  for (const job of jobs) if (job.line) job.line.remove();
-  jobs.clear();
+function clearJobs(butFailed) {
+  for (const job of jobs) {
+    if (butFailed && job.state === 'failed') continue;
+    if (job.line) job.line.remove();
+    jobs.delete(job);
+  }
   showPanel();
 }
 // what this browser began and did not finish; another tab that sends it says so every second
 function sayAlive() { kept('localStorage', 'tab ' + me, busy() ? Date.now() : null); }
 async function showUnfinished() {
+  const isAlive = key => Date.now() - kept('localStorage', key) < 5000;
+  for (const key of Object.keys(localStorage))
+    if (key.startsWith('tab ') && !isAlive(key)) kept('localStorage', key, null);
   for (const id of Object.keys(localStorage).filter(key => key.startsWith('part '))) {
-    const part = kept('localStorage', id), tab = part && kept('localStorage', 'tab ' + part.tab);
-    if (!part || part.tab === me || Date.now() - tab < 5000) continue;
+    const part = kept('localStorage', id);
+    const shown = [...$('jobs').children].some(line => line.dataset.id === id);
+    if (!part || shown || part.tab === me || isAlive('tab ' + part.tab)) continue;
     const answer = await net(part.url, {method: 'HEAD'});
     if (answer.status === 404 || answer.headers.get('Upload-Complete') === '?1')
       kept('localStorage', id, null);
@@ -4561,12 +4559,10 @@ async function showUnfinished() {
   }
 }
 function unfinished(id, part, offset) {
-  const [path, bytes] = JSON.parse(id.slice(5)), line = make('li', '', {className: 'unfinished'});
-  const folder = path.slice(0, path.lastIndexOf('/') + 1), stop = make('button', 'Give up');
-  const where = folder.startsWith(here) ? '' : ' in ' + decodeURI(folder);
-  line.append(make('span', path.slice(folder.startsWith(here) ? here.length : folder.length)),
-    make('small', `${size(offset)} of ${size(bytes)}, choose the file again${where} to go on`),
-    stop);
+  const line = make('li', '', {className: 'unfinished'}), stop = make('button', 'Give up');
+  const where = part.base === here ? '' : ' in ' + decoded(part.base);
+  line.append(make('span', part.name), make('small',
+    `${size(offset)} of ${size(part.size)}, choose the file again${where} to go on`), stop);
   stop.onclick = () => {
     giveUp({id, url: part.url, file: {size: 0}});
     line.remove();
@@ -4658,11 +4654,13 @@ function startUploads() {
   $('paste').onclick = pasteText;
   $('details').onclick = showDetails;
   $('stop').onclick = () => jobs.forEach(job => cancel(job));
-  $('clear').onclick = clearJobs;
+  $('clear').onclick = () => clearJobs();
   addEventListener('beforeunload', event => { if (busy()) event.preventDefault(); });
   addEventListener('pagehide', () => kept('localStorage', 'tab ' + me, null));
   setInterval(() => { if (busy()) { sayAlive(); showPanel(); } }, 1000);
-  showUnfinished().catch(() => {});
+  const show = () => showUnfinished().catch(() => {});
+  show();
+  setTimeout(show, 6000);  // a browser that crashed has not said that it no longer sends
 }
 function startChanges() {
   $('mkdir').onclick = makeFolder;
@@ -4685,7 +4683,7 @@ UPLOAD = """<noscript><form class="tools" method="post" enctype="multipart/form-
 """
 MKDIR = """
 <button id="mkdir">New folder</button>"""
-DROP_BOX = """<h1>Hand in</h1><p><label for="drop">Your name</label>
+HAND_IN = """<h1>Hand in</h1><p><label for="drop">Your name</label>
 <input id="drop" type="text" autocomplete="name" maxlength="64"@@></p>
 """
 HANDED_IN = """<p id="status" role="status"></p><div class="js"><h2>Handed in from here</h2>
@@ -4728,7 +4726,7 @@ ROW_CHANGES = """<button class="edit" data-does="Rename">
 
 LONG_NAME = 24  # letters; in a longer name a line may break after these
 BREAKS = re.compile(r"[_.-]+")
-MAX_COUNTED_NAMES = 20000  # names in the folders of a folder: a page counts no more
+MAX_COUNTED_NAMES = 20000  # folders of a folder, and names in them: a page counts no more
 
 
 @functools.cache
@@ -4804,8 +4802,9 @@ def page_body(items: Iterable[Entry], tag: str, hidden: bool, read_only: bool) -
     for entry in items:
         folders, files = folders + entry.is_folder, files + (not entry.is_folder)
         total += entry.size
-        inner = count_names(entry, hidden, left) if entry.is_folder else None
-        left -= inner or 0
+        counted = entry.is_folder and left > 0
+        inner = count_names(entry, hidden, left) if counted else None
+        left -= counted + (inner or 0)
         yield table_row(entry, inner)
     yield (
         f'</tbody></table>\n<p id="empty" class="dim"{" hidden" * bool(folders + files)}>'
@@ -4867,7 +4866,7 @@ def drop_page(crumbs: Names, login: str) -> str:
     known = f' value="{html.escape(login)}" readonly' if login else ""
     return (
         page_head(html.escape(utf8_name(crumbs[-1])))
-        + DROP_BOX.replace("@@", known)
+        + HAND_IN.replace("@@", known)
         + UPLOAD.replace("@@", "")
         + f"{HANDED_IN}{PANEL}</div><script>{SCRIPT}</script></body></html>\n"
     )
@@ -4876,25 +4875,26 @@ def drop_page(crumbs: Names, login: str) -> str:
 def error_page(request: Request, refused: Refusal) -> Answer:
     """An error for a person in front of a browser."""
     text = html.escape(refused.text[:1].upper() + refused.text[1:])
-    up = url_path(request.names[:-1], slash=True)
-    above = f'<a href="{up}">the folder above</a> or ' * bool(request.names)
-    body = page_head(text) + f'<h1>{text}.</h1>\n<p>Go to {above}<a href="/">the start</a></p>'
-    fields = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
-    answer = Answer(refused.status, fields | page_fields() | refused.fields, body.encode())
-    answer.note, answer.close = refused.note, refused.close
+    up = f'<a href="{url_path(request.names[:-1], slash=True)}">the folder above</a> or '
+    body = f'<h1>{text}.</h1>\n<p>Go to {up * bool(request.names)}<a href="/">the start</a></p>\n'
+    answer = refusal_answer(refused)
+    answer.body = (page_head(text) + body).encode()
+    answer.length = len(answer.body)
+    answer.fields |= {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
+    answer.fields |= page_fields()
     return answer
 
 
 def in_chunks(texts: Iterable[str]) -> Iterator[bytes]:
     """Text in pieces that are worth a send."""
     rows: list[str] = []
-    size = 0
+    size, most = 0, SMALL // 32  # the first is small: a browser draws it while the rest comes
     for text in texts:
         rows.append(text)
         size += len(text)
-        if size > SMALL:
+        if size > most:
             yield "".join(rows).encode()
-            rows, size = [], 0
+            rows, size, most = [], 0, SMALL
     yield "".join(rows).encode()
 
 
@@ -5007,7 +5007,9 @@ def qr_path(size: int) -> Iterator[tuple[int, int]]:
 
 def show_qr(url: str) -> None:
     """Draw it in black on white, whatever the terminal's colours are, if it fits in there."""
-    if not sys.stderr.isatty() or len(url) > 271:
+    # an old console of Windows, which names itself in neither, would show the colours as letters
+    kind = os.environ.get("WT_SESSION") or os.environ.get("TERM", "dumb")
+    if kind == "dumb" or not sys.stderr.isatty() or len(url) > 271:
         return
     code = qr_code(url.encode())
     wide = len(code) + 2 * QUIET
@@ -5352,6 +5354,32 @@ def holds_program(path: str) -> bool:
 # --- end programs ---
 
 
+# --- locks: the same in the four file scripts (tests/test_twins.py) ---
+LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
+
+
+def lock_byte(fd: int) -> bool:
+    """Lock one byte until the file is closed, as Windows can; False if somebody else has locked it.
+
+    Nobody else may read it then, so it is one far behind."""
+    if sys.platform != "win32":
+        return True
+    import msvcrt
+
+    start = os.lseek(fd, 0, os.SEEK_CUR)
+    os.lseek(fd, LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        os.lseek(fd, start, os.SEEK_SET)
+    return True
+
+
+# --- end locks ---
+
+
 # --- secrets: the same in the four file scripts (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
     """Read it from the terminal, unseen. Without a terminal, it is not read from elsewhere."""
@@ -5361,6 +5389,8 @@ def ask_password(whose: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error", getpass.GetPassWarning)
         try:
+            if os.name == "nt":  # without a console, getpass() would wait there for ever
+                os.close(os.open("CONIN$", os.O_RDWR))
             return getpass.getpass(f"password for {whose}: ")
         except (getpass.GetPassWarning, EOFError, OSError):
             raise Failure(
@@ -5453,7 +5483,8 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
-    lasted = 0.0  # milliseconds of the last call
+    touched = 0.0  # when the last call ended
+    lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
     handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
@@ -5467,7 +5498,7 @@ class Traced(socket.socket):
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
-        began = time.perf_counter()
+        began = self.touched or time.perf_counter()  # a wait in select() counts too
         try:
             return call(*args)
         except OSError as error:
@@ -5475,7 +5506,8 @@ class Traced(socket.socket):
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
         finally:
-            self.lasted = 1000 * (time.perf_counter() - began)
+            self.touched = time.perf_counter()
+            self.lasted = 1000 * (self.touched - began)
 
     def connect(self, target: Any) -> None:
         what = f"connect {address(target)}"
@@ -5523,11 +5555,12 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
-        self.attempt("*", "shutdown", super().shutdown, how)
-        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
-        self.show("*", f"shutdown of {side}")
+        side = "sending = FIN"
         if how == socket.SHUT_RD:
-            self.ended = "this side has shut its receiving"
+            side = "receiving"
+            self.ended = "this side has shut its receiving"  # first: another thread may be in recv
+        self.attempt("*", "shutdown", super().shutdown, how)
+        self.show("*", f"shutdown of {side}")
 
 
 # --- end streams ---

@@ -43,7 +43,7 @@ SCRIPTS = [
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # or by nohup: the tests go on, but what they start ends as on a terminal that hangs up
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+if os.name != "nt" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 # seconds that anything may take before a test calls it hung; no test waits for it to pass
 DEADLINE = 60.0
@@ -523,6 +523,19 @@ def pytest_addoption(parser):
         default=(os.cpu_count() or 1) + 2,
         help="run so many tests at once (default two more than cores: some wait)",
     )
+
+
+class Elsewhere(pytest.Module):
+    """Tests that stand on forks, terminals and /proc: on Windows they are skipped by name, and those in tests/windows/ run."""
+
+    def collect(self):
+        pytest.skip("needs forks, terminals and /proc", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    if os.name == "nt" and module_path.parent.name != "windows":
+        return Elsewhere.from_parent(parent, path=module_path)
+    return None
 
 
 def pytest_configure(config):

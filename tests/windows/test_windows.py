@@ -12,6 +12,7 @@ import zipfile
 import pytest
 from conftest import SCRIPTS
 from machine import IS_WINDOWS, PYTHON, ask, exchange, lines, needs_python, not_by_hand, windows  # noqa: F401
+from test_httpserver_page import CHROMIUM, browser, finished  # noqa: F401
 
 pytestmark = needs_python
 DATA = bytes(range(256)) * 5000
@@ -233,6 +234,17 @@ def test_more_connections_than_select_takes_are_answered_and_the_server_lives(
         assert ask(server, "GET", "/a.txt")[2] == b"hello\n"
 
 
+@pytest.mark.skipif(
+    IS_WINDOWS or not CHROMIUM, reason="needs Linux's chromium, as the tests of the page do"
+)
+def test_a_browser_uploads_by_the_page(browser, http, share, tmp_path):
+    (tmp_path / "ü #1'.bin").write_bytes(DATA)
+    browser.open(f"http://127.0.0.1:{http.port}/")
+    browser.choose("#pick", tmp_path / "ü #1'.bin")
+    finished(browser, 1)
+    assert (share / "ü #1'.bin").read_bytes() == DATA and not list(share.glob(".six-*"))
+
+
 # --- times ---
 def test_a_time_before_1970_goes_both_ways(windows, share, tcp, http, tmp_path):
     for folder in share, tmp_path:
@@ -351,7 +363,7 @@ def test_a_port_that_is_taken_is_called_taken(windows):
 
 def test_a_password_that_is_asked_for_without_a_console_is_an_error(windows, share):
     done = windows.run("server.py", share, "--ask-password", "--port", "0")
-    assert done.code == 2, done
+    assert done.code == 67 and "no terminal" in done.err, done
 
 
 def test_hints_name_programs_of_windows(windows):
