@@ -218,6 +218,7 @@ MAX_SEARCHED = 10000  # folders whose last search for old parts is remembered
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 # a client must name this version of the resumable-upload draft to get interim answers
 INTEROP = "8"
+ANYBODY = "any"  # the user name of who gives none
 REFUSED = "This is a drop box: files can be added, and nothing else can be done."
 PROXIED = frozenset(
     ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
@@ -3450,14 +3451,14 @@ def hand_in(conn: Connection, request: Request) -> Answer:
     if request.method == "OPTIONS":
         return options(conn, request)
     # without a login, whoever knows the upload's URL is its sender: nobody can guess that
-    own = upload and request.names and (conn.user == "-" or request.names[0] == folder)
+    own = upload and request.names and (not login_name(conn) or request.names[0] == folder)
     if own and request.method in ("HEAD", "PATCH", "DELETE"):
         return handed_in(METHODS[request.method](conn, request), request.names[0], request)
     if request.method == "GET" and "text/html" in request.fields.get("accept", ""):
         fields = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
         crumbs = (os.path.basename(conn.server.shared.path) or "files", *request.names)
-        login = "" if conn.user == "-" else urllib.parse.unquote(conn.user)
-        return Answer(200, fields | page_fields(), drop_page(crumbs, login).encode())
+        page = drop_page(crumbs, login_name(conn)).encode()
+        return Answer(200, fields | page_fields(), page)
     if upload or request.method not in ("PUT", "POST", "MKCOL"):
         raise Refusal(403, REFUSED)
     return handed_in(add_to_box(conn, request.below(folder)), folder, request)
@@ -3499,10 +3500,15 @@ def handed_in(answer: Answer, folder: str, request: Request) -> Answer:
 
 def sender_folder(conn: Connection, request: Request) -> str:
     """The name in the login, or else the one that the page has asked for, or the address."""
-    given = request.fields.get("sender", "") if conn.user == "-" else conn.user
-    name = re.sub(r"[^\w.-]", "-", urllib.parse.unquote(given) or conn.peer)
+    asked = urllib.parse.unquote(request.fields.get("sender", ""))
+    name = re.sub(r"[^\w.-]", "-", login_name(conn) or asked or conn.peer)
     name = name.strip(".")[:64] or "-"
     return "_" + name if WINDOWS_NAME.fullmatch(name) else name
+
+
+def login_name(conn: Connection) -> str:
+    """The name in the login; "" for none, and for that in the addresses that the server prints."""
+    return "" if conn.user in ("-", ANYBODY) else urllib.parse.unquote(conn.user)
 
 
 def log_hand_in(
@@ -5884,13 +5890,13 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
         ) from None
     if args.drop_box:
         say("drop box: who connects can add files, each in a folder of their own, and nothing else")
-    others = reachable_at(sock)
+    others, example = reachable_at(sock), "put FILE /" if args.drop_box else "list /"
     if not others:
         named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
         with_client = (
-            f"{CLIENT}{named} --port {port}{door.flags} list /"
+            f"{CLIENT}{named} --port {port}{door.flags} {example}"
             if door.flags
-            else f"curl {url_of(door, host, port)}"
+            else f"curl {'-T FILE ' * args.drop_box}{url_of(door, host, port)}"
         )
         return say(
             f"only this machine can reach it, with a browser or:  {with_client}\n"
@@ -5900,12 +5906,12 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
     if others != [socket.gethostname()] or not found:  # the way out for a lack of a default route
         found = [*others, *found]
     others = list(dict.fromkeys(found))
-    login = f"any:{door.made}@" if door.made else ""
+    login = f"{ANYBODY}:{door.made}@" if door.made else ""
     urls = [url_of(door, other.replace("%", "%25"), port, login) for other in others]
     say("from another machine:  " + "\n                       ".join(urls))
     if not args.no_qr:
         show_qr(urls[0])
-    say(f"or:  {CLIENT} --host {others[0]} --port {port}{door.flags} list /")
+    say(f"or:  {CLIENT} --host {others[0]} --port {port}{door.flags} {example}")
     if not door.guard:
         say(
             "nobody is asked for a password: everybody who reaches it can "

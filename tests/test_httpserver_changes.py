@@ -2062,6 +2062,11 @@ def test_in_a_drop_box_an_upload_is_resumed_by_its_own_sender_alone(box, ask, fo
 
 
 def test_without_a_login_the_sender_names_himself_or_is_his_address(spawn, ask, folder, run):
+    box = spawn("httpserver.py", folder, "--drop-box", "--password", "word")
+    fields = sender("any") + "Sender: Ben\r\n"  # the name in the addresses that it prints
+    assert ask("PUT", "/x", fields, b"0", to=box).status == 201
+    assert os.listdir(folder / "Ben") == ["x"]
+    shutil.rmtree(folder / "Ben")
     box = spawn("httpserver.py", folder, "--drop-box")
     assert ask("PUT", "/x", "Sender: J%C3%BCrgen\r\n", b"1", to=box).status == 201
     assert ask("PUT", "/x", "Sender: ..\r\n", b"2", to=box).status == 201
