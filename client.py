@@ -571,7 +571,8 @@ class Changes(Batch):
             return self.files.append(iter([file._replace(listed=answer)]))
         found = [file._replace(listed=answer)]
         for entry in answer_lines(self.link, answer, self.verb, file.name):
-            found.append(File(entry.words[0], listed=entry))
+            if entry.verb != "note":  # a link, which is not ours to delete
+                found.append(File(entry.words[0], listed=entry))
         found.reverse()  # a folder comes after what is in it
         self.files.append(iter(found))
 
@@ -851,7 +852,8 @@ class Puts(Batch):
         """What the folders there have, and those here have not."""
         found: list[File] = []
         for source in self.sources():
-            if os.path.isdir(source.path):
+            new = self.args.dry_run and connected(self.args).ask("stat", source.name).verb != "ok"
+            if os.path.isdir(source.path) and not new:
                 entries = lines_of(self.args, "list", source.name, deep="yes")
                 names = (
                     entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
@@ -1991,9 +1993,9 @@ COMMANDS = {
 # bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and
 # keys
 MAX_LINE = 32768
-# bytes asked of one recv: half as many cost a sixth more time, and each busy connection has its own
-BUFFER = 1 << 19
-QUIET = 1 << 12  # the same for a connection on which no more than that has come at once
+QUIET = 1 << 12  # bytes asked of one recv until more than that has come at once
+# the same after that: a whole `data` line with its body; each busy connection has its own
+BUFFER = (1 << 20) + QUIET
 RECORD = 1 << 14  # bytes of a TLS record at most
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
@@ -2247,7 +2249,11 @@ class Wire:
         self.start, self.end = 0, len(rest)
         if patience != self.timeout:
             self.sock.settimeout(patience)
-        self.attempt(self.receive_into, self.view[self.end :])
+        # no further than to the end of the body, so that the next one is received in one piece
+        # (but whole records of TLS: what it holds back select() would not see)
+        within = self.remaining > self.end and not hasattr(self.sock, "pending")
+        ends = self.remaining if within else len(self.view)
+        self.attempt(self.receive_into, self.view[self.end : ends])
         if patience != self.timeout:
             self.sock.settimeout(self.timeout)
 
@@ -3172,7 +3178,7 @@ def remove_if_old(folder: Folder, name: str) -> bool:
 # --- bodies: the same in server.py, client.py (tests/test_twins.py) ---
 # most bytes that our side announces in one `data`: it can stop only between two, and each busy
 # connection has its own
-CHUNK = 1 << 19
+CHUNK = 1 << 20
 # bytes from which an interrupted file is worth resuming; a smaller one starts over
 RESUMABLE = 1 << 20
 HOLE = 1 << 12  # zeros at once from which a disk need not store them
@@ -4271,7 +4277,8 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
-    lasted = 0.0  # milliseconds of the last call
+    touched = 0.0  # when the last call ended
+    lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
     handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
@@ -4285,7 +4292,7 @@ class Traced(socket.socket):
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
-        began = time.perf_counter()
+        began = self.touched or time.perf_counter()  # a wait in select() counts too
         try:
             return call(*args)
         except OSError as error:
@@ -4293,7 +4300,8 @@ class Traced(socket.socket):
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
         finally:
-            self.lasted = 1000 * (time.perf_counter() - began)
+            self.touched = time.perf_counter()
+            self.lasted = 1000 * (self.touched - began)
 
     def connect(self, target: Any) -> None:
         what = f"connect {address(target)}"
@@ -4341,11 +4349,12 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
-        self.attempt("*", "shutdown", super().shutdown, how)
-        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
-        self.show("*", f"shutdown of {side}")
+        side = "sending = FIN"
         if how == socket.SHUT_RD:
-            self.ended = "this side has shut its receiving"
+            side = "receiving"
+            self.ended = "this side has shut its receiving"  # first: another thread may be in recv
+        self.attempt("*", "shutdown", super().shutdown, how)
+        self.show("*", f"shutdown of {side}")
 
 
 # --- end streams ---

@@ -146,8 +146,7 @@ RETRIES = 16  # without progress; with those pauses, two minutes
 FEW_TRIES = 3  # where a server was never reached, or answers that it has trouble
 LONGEST_WAIT = 120.0  # seconds that a server may ask to wait
 DRAWN_EVERY = 0.1  # seconds between two drawings of the progress line
-LATEST = 10**11  # seconds since 1970: a later time is a mistake, and no system can show it
-EARLIEST = -62135596800  # the same for the year 1: an earlier time has no date in HTTP
+LATEST = 10**10  # seconds since 1970: servers take no later time
 EXECUTABLE = "X-Executable"  # our own field: 1 for a file that its owner may execute
 OC_MTIME = "X-OC-Mtime"  # the field for a file's time that ownCloud invented
 # PATCH is idempotent because we send an Upload-Offset with it
@@ -511,7 +510,7 @@ class Client:
                     raise failure.given_up(most) from None
                 pause = min(PAUSES[1] * 2 ** (tries - 1), PAUSES[2]) if tries else PAUSES[0]
                 pause = pause if after is None else after
-                self.args.progress.wait(str(failure).split("\n")[0], pause)
+                self.args.progress.wait(lines_of(failure)[0], pause)
 
     def pipeline(
         self, method: str, urls: Iterable[URL], make: Callable[[URL], bytes]
@@ -1148,7 +1147,7 @@ def read_lines(path: str) -> list[str]:
     """The URLs in a file, one a line; - is standard input. Lines that begin with # are comments."""
     try:
         with contextlib.ExitStack() as stack:
-            file = sys.stdin if path == "-" else stack.enter_context(open(path))  # noqa: SIM115
+            file = sys.stdin if path == "-" else stack.enter_context(open(path, encoding="utf-8"))
             lines = [line.strip() for line in file]
     except (OSError, UnicodeError, TypeError) as error:
         raise Failure(
@@ -1167,7 +1166,7 @@ def run_download(
     if not download.stdout:
         seconds = time.monotonic() - download.began
         report(args, download.url, verdict, download.path, download.received, seconds)
-        folder = download.url.path.endswith("/") and args.verb == "get"
+        folder = download.source_url.path.endswith("/") and args.verb == "get"
         if folder and not args.quiet and not args.json:
             say("that is the page of a folder; mirror fetches what is in it")
 
@@ -1194,6 +1193,7 @@ class Download:
         self.verdict = ""  # "saved", or "same" if the file was here already
         self.reply: Reply | None = None  # what a pipeline has brought already
         self.head: Head | None = None
+        self.source_url = url  # after redirects
         self.began = time.monotonic()
         self.received = 0
 
@@ -1221,6 +1221,7 @@ class Download:
                 self.side_by_side(output)
             while output.left() and not self.verdict:
                 self.client.retry(self.url, fetch_next, output.count)
+                output.remember()
             if not self.verdict:
                 self.finish(output)
 
@@ -1300,8 +1301,8 @@ class Download:
 
         gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
         head, found = reply.head, content_range(reply.head)
-        kept = head.coding in ENDINGS or (self.name + " " + url_name(self.url)).endswith(GZIP_NAMES)
-        decode = head.coding and not kept
+        gzip = self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
+        decode = head.coding and head.coding not in ENDINGS and not gzip
         if not output.source or not found:
             # offsets and digests belong to the encoded bytes
             blank = Source(str(self.url), "", "", None, "")
@@ -1335,6 +1336,7 @@ class Download:
 
         If not, the file is here already, or must be asked for otherwise."""
         head, source, found = reply.head, output.source, content_range(reply.head)
+        self.source_url = reply.url
         if head.status == 416 and (source or end):
             return self.is_short(head, output)
         check(reply)
@@ -1555,6 +1557,9 @@ class Spans:
     def forget(self) -> None:
         self.source, self.spans, self.kept = None, [Span(0)], 0
 
+    def remember(self) -> None:
+        """Note what is here, where that can be continued."""
+
     discard = forget
 
 
@@ -1666,7 +1671,7 @@ class Part(Spans):
         """Write the note. The bytes that it counts must be on the disk before it.
 
         After a power failure, nothing else could tell which of them were written."""
-        if self.source is None:
+        if self.source is None or not self.source.validator:
             return
         # before the rest: other threads write meanwhile
         spans = [(span.offset, span.end) for span in self.spans]
@@ -2039,13 +2044,13 @@ class Upload:
         if self.body.length is None:
             return {}
         seconds, fields = self.body.mtime_ns // 10**9, dict[str, str]()
-        if self.body.state and EARLIEST <= seconds < LATEST:
+        if self.body.state and 0 <= seconds < LATEST:
             # servers keep whole seconds
             date = http_date(seconds)
             # nginx takes the file's time from Date
             fields = {"Last-Modified": date, "Date": date, OC_MTIME: str(seconds)}
         elif self.body.state:
-            self.warn_of_time()
+            say(f"the time of {printable(self.path)} is not sent: {seconds} s since 1970")
         if self.body.executable:
             fields[EXECUTABLE] = "1"
         offers = {"want-repr-digest"}
@@ -2119,7 +2124,7 @@ class Upload:
             **self.condition,
         }
         with self.client.ask("PUT", self.url, fields, BodySource(b"")) as reply:
-            self.check(reply)
+            check(reply)
             location = reply.head.get("location")
         resource = reply.url.join(location)._replace(login=self.url.login)
         if not location or resource.origin != self.url.origin:
@@ -2141,7 +2146,6 @@ class Upload:
         """Whether a reply in the pipeline says that the file was stored."""
         if not reply.head.success or self.is_doubtful(reply) or self.body.changed():
             return False
-        self.check_time(reply.head)
         self.args.progress.begin(self.path, 0, None)
         self.args.progress.add(self.sent)
         report(self.args, self.url, "sent", self.path, self.sent)
@@ -2151,8 +2155,7 @@ class Upload:
         self.args.progress.begin(self.path, 0, self.body.length)
         fields = {**self.fields, **self.condition}
         with self.client.ask("PUT", self.url, fields, self.body) as reply:
-            self.check(reply)
-            self.check_time(reply.head)
+            check(reply)
             doubtful = self.is_doubtful(reply)
         if doubtful:
             self.verify_size()
@@ -2162,27 +2165,6 @@ class Upload:
         """Whether a success may be the reply to a GET."""
         page = reply.head.status == 200
         return page and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
-
-    @property
-    def rare_time(self) -> bool:
-        """Whether the file's time is before 1970 or after 2286. Some servers refuse such a time."""
-        return not re.fullmatch("[0-9]{0,10}", self.fields.get(OC_MTIME, ""))
-
-    def check(self, reply: Reply) -> None:
-        """If a refusal may be about a rare time, send the file without that time."""
-        if reply.head.status == 400 and self.rare_time:
-            del self.fields[OC_MTIME]
-            self.warn_of_time()
-            raise Transient(22, f"{self.url}: 400", "that time", "without it", after=0)
-        check(reply)
-
-    def check_time(self, head: Head) -> None:
-        if self.rare_time and head.get(OC_MTIME.lower()) != "accepted":
-            self.warn_of_time()
-
-    def warn_of_time(self) -> None:
-        time_of = f"the time of {printable(self.path)}, {self.body.mtime_ns // 10**9} s since 1970"
-        say(f"not kept by the server: {time_of}")
 
     def verify_size(self) -> None:
         """Compare the size that the server has now with what was sent.
@@ -2236,7 +2218,6 @@ class Upload:
                     "repeat the command",
                 )
             check(reply)
-            self.check_time(reply.head)
 
 
 def post(client: Client) -> None:
@@ -2591,10 +2572,9 @@ def mirror_files(tree: Tree, base: URL, dest: str, there: set[str], entries: lis
     def download(url: URL) -> Download:
         return Download(client, url, dest, jobs[url], replace=True)
 
-    ask = functools.partial(client.pipelined, "HEAD")
-    for url, reply in client.pipeline("HEAD", [u for u in jobs if jobs[u] in known], ask):
-        if reply and reply.head.status == 200 and download(url).is_same(reply.head):
-            args.progress.count("same", reply.head.length)
+    for url, head in heads(client, [url for url, name in jobs.items() if name in known]):
+        if download(url).is_same(head):
+            args.progress.count("same", head.length)
             del jobs[url]
     if args.dry_run:
         for name in jobs.values():
@@ -2701,6 +2681,14 @@ def upload_files(tree: Tree, jobs: dict[URL, str], there: Optional[dict[str, Ent
     for_each(args, list(jobs), lambda url: send_file(client, jobs[url], url))
 
 
+def heads(client: Client, urls: list[URL]) -> Iterator[tuple[URL, Head]]:
+    """What a server says of files, without their content."""
+    make = functools.partial(client.pipelined, "HEAD")
+    for url, reply in client.pipeline("HEAD", urls, make):
+        if reply and reply.head.status == 200:
+            yield url, reply.head
+
+
 def known_there(
     client: Client, jobs: dict[URL, str], there: Optional[dict[str, Entry]]
 ) -> dict[URL, Entry]:
@@ -2711,11 +2699,10 @@ def known_there(
         if there is None or url_name(url) in there:
             known[url] = (there or {}).get(url_name(url), Entry("", False))
     unsure = [url for url, entry in known.items() if entry.size is None or entry.mtime is None]
-    for url, reply in client.pipeline("HEAD", unsure, functools.partial(client.pipelined, "HEAD")):
-        if reply and reply.head.status == 200:
-            known[url] = Entry("", False, reply.head.length, reply.head.modified)
-        else:
-            del known[url]  # it is sent
+    for url in unsure:
+        del known[url]  # what no reply tells of is sent
+    for url, head in heads(client, unsure):
+        known[url] = Entry("", False, head.length, head.modified)
     return known
 
 
@@ -3591,7 +3578,8 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
-    lasted = 0.0  # milliseconds of the last call
+    touched = 0.0  # when the last call ended
+    lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
     handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
@@ -3605,7 +3593,7 @@ class Traced(socket.socket):
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
-        began = time.perf_counter()
+        began = self.touched or time.perf_counter()  # a wait in select() counts too
         try:
             return call(*args)
         except OSError as error:
@@ -3613,7 +3601,8 @@ class Traced(socket.socket):
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
         finally:
-            self.lasted = 1000 * (time.perf_counter() - began)
+            self.touched = time.perf_counter()
+            self.lasted = 1000 * (self.touched - began)
 
     def connect(self, target: Any) -> None:
         what = f"connect {address(target)}"
@@ -3661,11 +3650,12 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
-        self.attempt("*", "shutdown", super().shutdown, how)
-        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
-        self.show("*", f"shutdown of {side}")
+        side = "sending = FIN"
         if how == socket.SHUT_RD:
-            self.ended = "this side has shut its receiving"
+            side = "receiving"
+            self.ended = "this side has shut its receiving"  # first: another thread may be in recv
+        self.attempt("*", "shutdown", super().shutdown, how)
+        self.show("*", f"shutdown of {side}")
 
 
 # --- end streams ---
@@ -3980,7 +3970,8 @@ class Progress:
         total, elapsed, moved = self.total, self.drawn - self.began, self.done - self.first
         facts = [readable_size(self.done)]
         if self.files:
-            facts = [f"{sum(self.results.values()):,} of {self.files:,} files", facts[0]]
+            files = f"{self.files:,} file{'s' * (self.files != 1)}"
+            facts = [f"{sum(self.results.values()):,} of {files}", facts[0]]
             facts[1] += f" of {readable_size(max(total or 0, self.done))}"
         elif total:
             facts.insert(0, f"{100 * self.done // total:3}%")
@@ -4031,9 +4022,12 @@ class Progress:
         if args.json:
             return emit_json(args, {"verb": args.verb, **facts})
         files = f"{done} file{'s' * (done != 1)}"
-        text = f"{args.verb}: {files}, {readable_size(facts['bytes'])} in {seconds:.2f} s"
+        moved = facts["bytes"]
+        text = f"{args.verb}: {files}, {readable_size(moved)} in {seconds:.2f} s"
+        text += f" ({readable_size(moved / max(seconds, 1e-3))}/s)" * bool(moved)
         if args.dry_run:
-            text = f"{args.verb} --dry-run: would {args.verb} {files}"
+            would = "fetch" if args.verb == "mirror" else "send"
+            text = f"{args.verb} --dry-run: would {would} {files}"
         left_out = ", ".join(f"{count} {what}" for what, count in self.skipped.items())
         for count, words in [
             (counts.get("same"), "{} already there"),

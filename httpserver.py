@@ -19,7 +19,7 @@
     curl -X MKCOL http://127.0.0.1:8000/folder/  make a folder; to rename:
                                                  -X MOVE -H 'Destination: /other'
     curl -C - -o x.tar 'http://127.0.0.1:8000/x/?tar'   a folder as an archive that can be
-                                                 resumed; ?zip cannot
+                                                 resumed; ?zip cannot; ?zip=A/B holds two of it
 
 HTTP/1.1 (RFC 9110, 9112). GET and HEAD know ETag, all conditions, ranges, and a fresh .gz beside
 the file; index.html is the page of its folder. A POST that is no form is stored under a new name,
@@ -73,6 +73,8 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 # what is short. A worker touches one connection, from the Task that it takes off a queue until it
 # leaves what the loop does next in another queue, and rings the bell. What several threads count
 # is guarded by the lock of the Server.
+
+# The life of a connection
 #
 #   accept                    one byte            whole, short
 #     +--> HANDSHAKE --> IDLE --------> HEAD ----------+-----> sent: IDLE again, or LINGERING
@@ -82,7 +84,7 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 #
 # Each state has a queue in which the first deadline comes first; Server.enter() alone moves a
 # connection from one to another. No deadline: idle, or with a worker, which has its own.
-#
+
 # Why none of http.server's classes? Their habits break rules that tests/test_httpserver.py holds:
 #   a malformed field line ends the head and hides all fields after it    ("1 a header line ...")
 #   a lone CR passes in a field, \x0b and \xa0 for a space                ("3 a lone CR", "4 ...")
@@ -171,7 +173,7 @@ MAX_THREADS = 512  # transfers and folder walks at once
 FOREVER = float("inf")  # a deadline that never comes
 SPARE_THREADS = 4  # workers kept for the next long request
 MAX_LINGERING = 256  # refused connections that wait until the client has read why
-# heads that are remembered with what was answered: all together 40 MB at most
+# heads that are remembered with what was answered: all together 50 MB at most
 MAX_KEPT, KEPT_HEAD, KEPT_BODY = 2048, 2048, 16384
 SMALL = 131072  # bytes of an answer that the loop sends itself
 PIECE = 262144  # bytes read or written at a time
@@ -217,7 +219,7 @@ MAX_SEARCHED = 10000  # folders whose last search for old parts is remembered
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 # a client must name this version of the resumable-upload draft to get interim answers
 INTEROP = "8"
-DROP_BOX = "This is a drop box: files can be added, and nothing else can be done."
+REFUSED = "This is a drop box: files can be added, and nothing else can be done."
 PROXIED = frozenset(
     ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 )
@@ -1726,6 +1728,8 @@ class Connection:
     def give_up(self, note: str) -> bool:
         if self.rest or self.span:
             self.server.count_answer(self, *self.unsent, max(0, self.sent), note)
+        else:
+            self.server.log(self.peer, note)
         self.close()
         return False
 
@@ -1772,6 +1776,7 @@ class Connection:
     def close(self) -> None:
         self.server.enter(self, State.CLOSED)
         self.release()
+        self.buffer = b""  # or an event of the same turn would find the beginning of a head
         self.sock.close()
 
     def handshake(self) -> bool:
@@ -2266,14 +2271,18 @@ class Server:
         return False
 
     def end_slow(self, new: Connection) -> bool:
-        """Close the oldest connection within a head, of an address that has half, for a new client.
+        """Close the oldest slow connection of an address that has half, for a new client.
 
         False if no address has half of all clients there."""
-        slow = [*self.queues[State.HANDSHAKE], *self.queues[State.HEAD]]
+        states = State.HANDSHAKE, State.HEAD, State.ANSWERING
+        slow = [conn for state in states for conn in self.queues[state]]
         for client, count in Counter(network(conn.hop) for conn in slow).most_common(1):
             if 2 * count >= self.args.max_clients and client != network(new.hop):
                 first = next(conn for conn in slow if network(conn.hop) == client)
-                first.refuse_head(Refusal(503, "another client needs the place"))
+                why = "another client needs the place"
+                if first.state is State.ANSWERING:  # no error in the middle of an answer
+                    return not first.give_up(why)
+                first.refuse_head(Refusal(503, why))
                 return True
         return False
 
@@ -3462,7 +3471,7 @@ def hand_in(conn: Connection, request: Request) -> Answer:
         login = "" if conn.user == "-" else urllib.parse.unquote(conn.user)
         return Answer(200, fields | page_fields(), drop_page(crumbs, login).encode())
     if upload or request.method not in ("PUT", "POST", "MKCOL"):
-        raise Refusal(403, DROP_BOX)
+        raise Refusal(403, REFUSED)
     return handed_in(add_to_box(conn, request.below(folder)), folder, request)
 
 
@@ -3511,7 +3520,7 @@ def sender_folder(conn: Connection, request: Request) -> str:
 def log_hand_in(
     conn: Connection, plan: Plan, name: str, size: int, digest: Optional[bytes]
 ) -> None:
-    if not conn.args.drop_box:
+    if not conn.args.drop_box or conn.args.quiet and not conn.args.log:
         return
     sender, *names = plan.names
     path = printable_name("/".join([*plan.names[:-1], name]))
@@ -3818,17 +3827,19 @@ input[type=search],input[type=text]{flex:1 1 12rem;min-width:8rem}
 .pick input{position:absolute;opacity:0;width:1px;padding:0}
 input[type=checkbox]{width:1.1rem;height:1.1rem;min-height:0;flex:none;accent-color:var(--bar)}
 #status{margin:.25rem 0}#status:empty{display:none}
-table{border-collapse:collapse;width:100%;table-layout:fixed}
-td,th{padding:.2rem .5rem;border-bottom:1px solid var(--line);text-align:left}
-td{height:2.9rem}tr:focus-within,tbody tr:hover,.chosen{background:var(--soft)}
+table,thead,tbody{display:block}
+tr{display:grid;grid-template-columns:2.6rem 1fr 8.5rem 10.5rem 11.5rem;align-items:center;
+min-height:2.9rem;border-bottom:1px solid var(--line)}
+tbody tr{content-visibility:auto;contain-intrinsic-height:auto calc(2.9rem - 1px)}
+td,th{padding:0 .5rem;text-align:left;min-width:0}
+tr:focus-within,tbody tr:hover,.chosen{background:var(--soft)}
 td:nth-child(2) a{display:block;padding:.25rem 0;white-space:pre-wrap}
-td:nth-child(3),th:nth-child(3){width:8.5rem;text-align:right}
-td:nth-child(4),th:nth-child(4){width:10.5rem}
+td:nth-child(3),th:nth-child(3){text-align:right}
 td:nth-child(3),td:nth-child(4){color:var(--dim);white-space:nowrap}
-td:first-child,th:first-child{width:2.6rem;padding:0}
+td:first-child,th:first-child{padding:0}
 td:first-child label,th:first-child label{display:flex;min-height:2.6rem;align-items:center;
 justify-content:center}
-td:last-child,th:last-child{width:11.5rem;padding:0;text-align:right;white-space:nowrap}
+td:last-child,th:last-child{padding:0;text-align:right;white-space:nowrap}
 th button,td button,td:last-child a{border:0;padding:.3rem;background:none}
 th button{font-weight:600;margin:0 -.3rem}
 th[aria-sort=ascending] button::after{content:" \2191"}
@@ -3840,10 +3851,10 @@ svg{width:1.25rem;height:1.25rem;fill:none;stroke:currentColor;stroke-width:1.8}
 .grid thead{display:none}
 .grid tbody{display:grid;grid-template-columns:repeat(auto-fill,minmax(10rem,1fr));gap:.6rem}
 .grid tr{display:grid;grid-template:1fr auto/2.6rem 1fr;border:1px solid var(--line);
-border-radius:.5rem;overflow:hidden}
-.grid td{border:0;height:auto}.grid td:nth-child(2){grid-column:1/-1;grid-row:1;width:auto}
+border-radius:.5rem;overflow:hidden;contain-intrinsic-height:auto 14rem}
+.grid td:nth-child(2){grid-column:1/-1;grid-row:1}
 .grid td:nth-child(n+3){display:none}
-.grid td:last-child{display:block;width:auto;grid-column:2;grid-row:2}
+.grid td:last-child{display:block;grid-column:2;grid-row:2}
 .grid .edit,.grid .bin{display:none}
 .grid img{width:100%;height:9rem;object-fit:cover;display:block;background:var(--soft)}
 .grid img+*{margin-top:.3rem}
@@ -3863,7 +3874,7 @@ dialog{border:1px solid var(--line);border-radius:.6rem;max-width:32rem;width:ca
 background:var(--back);color:inherit;overflow-wrap:anywhere}
 dialog::backdrop{background:#0006}dialog textarea,dialog select{width:100%}
 dialog label{display:flex;gap:.5rem;align-items:center;min-height:2.75rem}
-@media(scripting:none){.js,td:empty{display:none!important}}
+@media(scripting:none){.js{display:none!important}th.js{display:block!important;visibility:hidden}}
 @media(max-width:40rem),(hover:none){.hint{display:none}
 button,.pick,input,select,nav a,footer a{min-height:2.75rem}
 .pick,nav a,footer a{display:inline-flex;
@@ -3871,12 +3882,10 @@ align-items:center}td:first-child label,th:first-child label{min-height:2.75rem;
 td button,td:last-child a{width:2.75rem;height:2.75rem}}
 @media(max-width:40rem){body{padding:.6rem}#dock .tools>:first-child{flex:1 1 100%}
 #dock .tools{gap:.3rem}#dock button{padding:.3rem .5rem}
-thead,tbody,table:not(.grid){display:block}thead tr{display:flex;align-items:center;gap:1rem}
-th{border:0;width:auto!important;padding:0}
-th:first-child{margin-right:-.6rem}th:last-child{display:none}
-table:not(.grid) tbody tr{display:grid;grid-template-columns:2.75rem auto 1fr auto;
-align-items:center;border-bottom:1px solid var(--line)}
-table:not(.grid) td{border:0;height:auto;width:auto!important;padding:0 .25rem}
+thead tr{display:flex;gap:1rem;border:0}th{padding:0}thead td{display:none}
+table:not(.grid) tbody tr{grid-template-columns:2.75rem auto 1fr auto;
+contain-intrinsic-height:auto 4rem}
+table:not(.grid) td{padding:0 .25rem}
 table:not(.grid) td:first-child,table:not(.grid) td:last-child{grid-row:1/3}
 table:not(.grid) td:nth-child(2){grid-column:2/4}
 table:not(.grid) td:nth-child(2) a{padding:.5rem 0 1.7rem;margin-bottom:-1.6rem}
@@ -3911,13 +3920,16 @@ function sentence(text) {
   const bare = text.replace(/^\d+ [^:]*: /, '').trim() || 'the server refused it';
   return bare[0].toUpperCase() + bare.slice(1) + '.';
 }
+function decoded(text) {
+  try { return decodeURIComponent(text); } catch (error) { return text; }
+}
 const UNREACHABLE = 'The server cannot be reached.';
 // the same as on the server: without accents and case, and numbers by their value
 const natural = name => name.normalize('NFD').replace(/[\u0300-\u036f]/g, '').toLowerCase()
   .replace(/0*([0-9]+)/g, (_, digits) => '0' + String.fromCharCode(digits.length) + digits);
 // a question over the page: the value of the button, '' for Escape
 function question(text, fields, answers) {
-  const box = make('dialog'), form = make('form', '', {method: 'dialog'});
+  const box = make('dialog', '', {ariaLabel: text}), form = make('form', '', {method: 'dialog'});
   const line = make('div', '', {className: 'tools'});
   line.append(...answers.map(([value, label]) => make('button', label, {value})));
   form.append(make('p', text), ...fields, line);
@@ -3961,9 +3973,9 @@ function ordered(some) {
 // put rows in this order, and move as few of them as possible: what moves loses the focus
 function arrange(some) {
   const focused = document.activeElement;
-  let next = list.firstChild;
+  let next = list.firstElementChild;
   for (const row of some) {
-    if (row === next) next = next.nextSibling;
+    if (row === next) next = next.nextElementSibling;
     else list.insertBefore(row, next);
   }
   if (focused !== document.activeElement && focused.isConnected)
@@ -4241,6 +4253,7 @@ const identity = job => 'part ' + JSON.stringify([job.base + job.path + job.file
   job.file.size, job.file.lastModified]);
 function add(file, path, over) {
   if (nameless()) return;
+  if (!busy()) clearJobs(true);
   const job = {file, path, over, base: here, sent: 0, note: ''};
   job.id = identity(job);
   if (file.size && [...jobs].some(other => other.id === job.id && isOpen(other))) return;
@@ -4254,6 +4267,7 @@ function add(file, path, over) {
 }
 // a folder that may be empty
 function addFolder(path) {
+  if (nameless()) return;
   const file = {name: path.split('/').at(-2) + '/', size: 0};
   const job = {file, path, folder: true, base: here, sent: 0, note: ''};
   jobs.add(job);
@@ -4336,7 +4350,7 @@ async function create(job) {
     const answer = await net(folder + (both ? '' : name), {method: both ? 'POST' : 'PUT', headers});
     if (answer.ok) {
       job.url = answer.headers.get('Location');
-      kept('localStorage', job.id, {url: job.url, tab: me});
+      remember(job);
       return true;
     }
     if (answer.status !== 412) throw failure(answer.status, await answer.text());
@@ -4373,11 +4387,15 @@ async function locate(job) {
   const answer = await net(job.url, {method: 'HEAD'});
   if (answer.status === 404) { forget(job); return false; }
   if (!answer.ok) throw failure(answer.status, await answer.text());
-  kept('localStorage', job.id, {url: job.url, tab: me});
+  remember(job);
   progress(job, +answer.headers.get('Upload-Offset'));
   if (answer.headers.get('Upload-Complete') !== '?1') return false;
   finish(job, placeIn(field => answer.headers.get(field)));
   return true;
+}
+function remember(job) {
+  const {url, base, path, file} = job;
+  kept('localStorage', job.id, {url, base, tab: me, name: path + file.name, size: file.size});
 }
 function forget(job) {
   kept('localStorage', job.id, null);
@@ -4411,7 +4429,7 @@ const placeIn = field => field('Stored-As') || field('Location') || '';
 function finish(job, place) {
   forget(job);
   job.sent = job.file.size;
-  const name = place ? decodeURIComponent(place.split(/\/|%2F/).pop()) : job.file.name;
+  const name = place ? decoded(place.split(/\/|%2F/).pop()) : job.file.name;
   update(job, 'done', name === job.file.name ? '' : 'stored as ' + name);
   if ($('drop')) handedIn(job, name);
 }
@@ -4522,17 +4540,24 @@ function showDetails() {
   $('details').setAttribute('aria-expanded', open);
   jobs.forEach(drawJob);
 }
-function clearJobs() {
-  for (const job of jobs) if (job.line) job.line.remove();
-  jobs.clear();
+function clearJobs(butFailed) {
+  for (const job of jobs) {
+    if (butFailed && job.state === 'failed') continue;
+    if (job.line) job.line.remove();
+    jobs.delete(job);
+  }
   showPanel();
 }
 // what this browser began and did not finish; another tab that sends it says so every second
 function sayAlive() { kept('localStorage', 'tab ' + me, busy() ? Date.now() : null); }
 async function showUnfinished() {
+  const isAlive = key => Date.now() - kept('localStorage', key) < 5000;
+  for (const key of Object.keys(localStorage))
+    if (key.startsWith('tab ') && !isAlive(key)) kept('localStorage', key, null);
   for (const id of Object.keys(localStorage).filter(key => key.startsWith('part '))) {
-    const part = kept('localStorage', id), tab = part && kept('localStorage', 'tab ' + part.tab);
-    if (!part || part.tab === me || Date.now() - tab < 5000) continue;
+    const part = kept('localStorage', id);
+    const shown = [...$('jobs').children].some(line => line.dataset.id === id);
+    if (!part || shown || part.tab === me || isAlive('tab ' + part.tab)) continue;
     const answer = await net(part.url, {method: 'HEAD'});
     if (answer.status === 404 || answer.headers.get('Upload-Complete') === '?1')
       kept('localStorage', id, null);
@@ -4540,12 +4565,10 @@ async function showUnfinished() {
   }
 }
 function unfinished(id, part, offset) {
-  const [path, bytes] = JSON.parse(id.slice(5)), line = make('li', '', {className: 'unfinished'});
-  const folder = path.slice(0, path.lastIndexOf('/') + 1), stop = make('button', 'Give up');
-  const where = folder.startsWith(here) ? '' : ' in ' + decodeURI(folder);
-  line.append(make('span', path.slice(folder.startsWith(here) ? here.length : folder.length)),
-    make('small', `${size(offset)} of ${size(bytes)}, choose the file again${where} to go on`),
-    stop);
+  const line = make('li', '', {className: 'unfinished'}), stop = make('button', 'Give up');
+  const where = part.base === here ? '' : ' in ' + decoded(part.base);
+  line.append(make('span', part.name), make('small',
+    `${size(offset)} of ${size(part.size)}, choose the file again${where} to go on`), stop);
   stop.onclick = () => {
     giveUp({id, url: part.url, file: {size: 0}});
     line.remove();
@@ -4637,11 +4660,13 @@ function startUploads() {
   $('paste').onclick = pasteText;
   $('details').onclick = showDetails;
   $('stop').onclick = () => jobs.forEach(job => cancel(job));
-  $('clear').onclick = clearJobs;
+  $('clear').onclick = () => clearJobs();
   addEventListener('beforeunload', event => { if (busy()) event.preventDefault(); });
   addEventListener('pagehide', () => kept('localStorage', 'tab ' + me, null));
   setInterval(() => { if (busy()) { sayAlive(); showPanel(); } }, 1000);
-  showUnfinished().catch(() => {});
+  const show = () => showUnfinished().catch(() => {});
+  show();
+  setTimeout(show, 6000);  // a browser that crashed has not said that it no longer sends
 }
 function startChanges() {
   $('mkdir').onclick = makeFolder;
@@ -4664,7 +4689,7 @@ UPLOAD = """<noscript><form class="tools" method="post" enctype="multipart/form-
 """
 MKDIR = """
 <button id="mkdir">New folder</button>"""
-DROP_BOX = """<h1>Hand in</h1><p><label for="drop">Your name</label>
+HAND_IN = """<h1>Hand in</h1><p><label for="drop">Your name</label>
 <input id="drop" type="text" autocomplete="name" maxlength="64"@@></p>
 """
 HANDED_IN = """<p id="status" role="status"></p><div class="js"><h2>Handed in from here</h2>
@@ -4707,7 +4732,7 @@ ROW_CHANGES = """<button class="edit" data-does="Rename">
 
 LONG_NAME = 24  # letters; in a longer name a line may break after these
 BREAKS = re.compile(r"[_.-]+")
-MAX_COUNTED_NAMES = 20000  # names in the folders of a folder: a page counts no more
+MAX_COUNTED_NAMES = 20000  # folders of a folder, and names in them: a page counts no more
 
 
 @functools.cache
@@ -4783,8 +4808,9 @@ def page_body(items: Iterable[Entry], tag: str, hidden: bool, read_only: bool) -
     for entry in items:
         folders, files = folders + entry.is_folder, files + (not entry.is_folder)
         total += entry.size
-        inner = count_names(entry, hidden, left) if entry.is_folder else None
-        left -= inner or 0
+        counted = entry.is_folder and left > 0
+        inner = count_names(entry, hidden, left) if counted else None
+        left -= counted + (inner or 0)
         yield table_row(entry, inner)
     yield (
         f'</tbody></table>\n<p id="empty" class="dim"{" hidden" * bool(folders + files)}>'
@@ -4846,7 +4872,7 @@ def drop_page(crumbs: Names, login: str) -> str:
     known = f' value="{html.escape(login)}" readonly' if login else ""
     return (
         page_head(html.escape(utf8_name(crumbs[-1])))
-        + DROP_BOX.replace("@@", known)
+        + HAND_IN.replace("@@", known)
         + UPLOAD.replace("@@", "")
         + f"{HANDED_IN}{PANEL}</div><script>{SCRIPT}</script></body></html>\n"
     )
@@ -4867,13 +4893,13 @@ def error_page(request: Request, refused: Refusal) -> Answer:
 def in_chunks(texts: Iterable[str]) -> Iterator[bytes]:
     """Text in pieces that are worth a send."""
     rows: list[str] = []
-    size = 0
+    size, most = 0, SMALL // 32  # the first is small: a browser draws it while the rest comes
     for text in texts:
         rows.append(text)
         size += len(text)
-        if size > SMALL:
+        if size > most:
             yield "".join(rows).encode()
-            rows, size = [], 0
+            rows, size, most = [], 0, SMALL
     yield "".join(rows).encode()
 
 
@@ -4986,7 +5012,9 @@ def qr_path(size: int) -> Iterator[tuple[int, int]]:
 
 def show_qr(url: str) -> None:
     """Draw it in black on white, whatever the terminal's colours are, if it fits in there."""
-    if not sys.stderr.isatty() or len(url) > 271:
+    # an old console of Windows, which names itself in neither, would show the colours as letters
+    kind = os.environ.get("WT_SESSION") or os.environ.get("TERM", "dumb")
+    if kind == "dumb" or not sys.stderr.isatty() or len(url) > 271:
         return
     code = qr_code(url.encode())
     wide = len(code) + 2 * QUIET
@@ -5460,7 +5488,8 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
-    lasted = 0.0  # milliseconds of the last call
+    touched = 0.0  # when the last call ended
+    lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
     handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
@@ -5474,7 +5503,7 @@ class Traced(socket.socket):
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
-        began = time.perf_counter()
+        began = self.touched or time.perf_counter()  # a wait in select() counts too
         try:
             return call(*args)
         except OSError as error:
@@ -5482,7 +5511,8 @@ class Traced(socket.socket):
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
         finally:
-            self.lasted = 1000 * (time.perf_counter() - began)
+            self.touched = time.perf_counter()
+            self.lasted = 1000 * (self.touched - began)
 
     def connect(self, target: Any) -> None:
         what = f"connect {address(target)}"
@@ -5530,11 +5560,12 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
-        self.attempt("*", "shutdown", super().shutdown, how)
-        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
-        self.show("*", f"shutdown of {side}")
+        side = "sending = FIN"
         if how == socket.SHUT_RD:
-            self.ended = "this side has shut its receiving"
+            side = "receiving"
+            self.ended = "this side has shut its receiving"  # first: another thread may be in recv
+        self.attempt("*", "shutdown", super().shutdown, how)
+        self.show("*", f"shutdown of {side}")
 
 
 # --- end streams ---
@@ -5943,7 +5974,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="?",
         default=None,
         metavar="FOLDER|FILE|PORT",
-        help="what is shared (default the current folder); a number that is no name there: --port",
+        help="what is shared (default .); a number that is no name here: the port",
     )
     add("-d", "--directory", dest="folder", default=".", metavar="DIR", help="the same")
     add(
@@ -6001,7 +6032,7 @@ def limit_flags(parser: argparse.ArgumentParser) -> None:
             between(1, 1e6),
             10000,
             "N",
-            "connections; for one more the longest idle is closed, or it gets 503 (default 10000)",
+            "connections; one more ends the longest idle, or gets 503 (default 10000)",
         ),
         ("--requests", between(0, 1e12), 0, "N", "end after so many answers (default never)"),
         (
@@ -6029,7 +6060,7 @@ def proxy_flags(parser: argparse.ArgumentParser) -> None:
             "--trust-proxy",
             proxy_address,
             "ADDRESS",
-            "a proxy's address: clients are those that it names in X-Forwarded-For or Forwarded",
+            "its clients are those in its X-Forwarded-For or Forwarded",
         ),
         (
             "--header",

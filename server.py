@@ -939,9 +939,9 @@ EXPECTED = {"ok", "no-such-file", "no-such-folder", "too-fast"}
 # bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and
 # keys
 MAX_LINE = 32768
-# bytes asked of one recv: half as many cost a sixth more time, and each busy connection has its own
-BUFFER = 1 << 19
-QUIET = 1 << 12  # the same for a connection on which no more than that has come at once
+QUIET = 1 << 12  # bytes asked of one recv until more than that has come at once
+# the same after that: a whole `data` line with its body; each busy connection has its own
+BUFFER = (1 << 20) + QUIET
 RECORD = 1 << 14  # bytes of a TLS record at most
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
@@ -1195,7 +1195,11 @@ class Wire:
         self.start, self.end = 0, len(rest)
         if patience != self.timeout:
             self.sock.settimeout(patience)
-        self.attempt(self.receive_into, self.view[self.end :])
+        # no further than to the end of the body, so that the next one is received in one piece
+        # (but whole records of TLS: what it holds back select() would not see)
+        within = self.remaining > self.end and not hasattr(self.sock, "pending")
+        ends = self.remaining if within else len(self.view)
+        self.attempt(self.receive_into, self.view[self.end : ends])
         if patience != self.timeout:
             self.sock.settimeout(self.timeout)
 
@@ -1579,7 +1583,7 @@ def remove_if_old(folder: Folder, name: str) -> bool:
 # --- bodies: the same in server.py, client.py (tests/test_twins.py) ---
 # most bytes that our side announces in one `data`: it can stop only between two, and each busy
 # connection has its own
-CHUNK = 1 << 19
+CHUNK = 1 << 20
 # bytes from which an interrupted file is worth resuming; a smaller one starts over
 RESUMABLE = 1 << 20
 HOLE = 1 << 12  # zeros at once from which a disk need not store them
@@ -2151,19 +2155,19 @@ class Session(Wire):
         wants no more; but one that ends no wait is carried out after the file."""
         while self.owed and self.has_line():
             relay, found = self.owed[0], self.line()
+            answers = found.words[:1] == [relay.verb] and (
+                found.verb == "err" or (found.verb == "ok" and relay.ended)
+            )
             if found.verb == "note":
                 self.count_received(relay, min(found.number("received"), relay.moved))
-            elif found.words[:1] == [relay.verb] and (
-                found.verb == "err" or (found.verb == "ok" and relay.ended)
-            ):
+                continue
+            if answers:
                 self.accept_answer(relay, found)
-            elif (
-                found.verb in STAYS and "nick" not in found.keys and len(self.postponed) < POSTPONED
-            ):
-                self.postponed.append(found)
-            else:
+                continue
+            self.postponed.append(found)
+            stays = found.verb in STAYS and "nick" not in found.keys
+            if not stays or len(self.postponed) > POSTPONED:
                 self.drop_owed("left")
-                self.postponed.append(found)
         if not self.owed:
             self.early.extend(self.postponed)
             self.postponed.clear()
@@ -2428,13 +2432,14 @@ class Lobby:
 
     def try_take(self, relay: "Relay") -> bool:
         with self.lock:
-            if self.is_turn(relay):
-                for session in relay.still_receive():
-                    with session.lock:
-                        session.owed.append(relay)
-                    relay.receivers[session] = 0
-                return True
-        return False
+            if not self.is_turn(relay):
+                return False
+            relay.wanted = relay.still_receive()
+            relay.receivers = dict.fromkeys(relay.wanted, 0)
+            for session in relay.wanted:
+                with session.lock:  # or one that drops what it owes could forget this
+                    session.owed.append(relay)
+        return True
 
     def is_turn(self, relay: "Relay") -> bool:
         """Are its receivers free, and not kept for a sender that came before? A sender keeps its
@@ -3284,7 +3289,8 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
-    lasted = 0.0  # milliseconds of the last call
+    touched = 0.0  # when the last call ended
+    lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
     handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
@@ -3298,7 +3304,7 @@ class Traced(socket.socket):
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
-        began = time.perf_counter()
+        began = self.touched or time.perf_counter()  # a wait in select() counts too
         try:
             return call(*args)
         except OSError as error:
@@ -3306,7 +3312,8 @@ class Traced(socket.socket):
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
         finally:
-            self.lasted = 1000 * (time.perf_counter() - began)
+            self.touched = time.perf_counter()
+            self.lasted = 1000 * (self.touched - began)
 
     def connect(self, target: Any) -> None:
         what = f"connect {address(target)}"
@@ -3354,11 +3361,12 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
-        self.attempt("*", "shutdown", super().shutdown, how)
-        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
-        self.show("*", f"shutdown of {side}")
+        side = "sending = FIN"
         if how == socket.SHUT_RD:
-            self.ended = "this side has shut its receiving"
+            side = "receiving"
+            self.ended = "this side has shut its receiving"  # first: another thread may be in recv
+        self.attempt("*", "shutdown", super().shutdown, how)
+        self.show("*", f"shutdown of {side}")
 
 
 # --- end streams ---

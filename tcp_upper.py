@@ -30,9 +30,9 @@ its answer for --timeout seconds; a client that says nothing may stay.
 #   shared fences      Traced, TracedStream, Stop, bind(), open_connection(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
 #
-# Threads: the main thread runs Server.run(); it alone accepts, refuses and collects. Each client
-# has a thread (or process) that runs Server.reply() and touches only its own connection. In the
-# client, stream() starts a thread that sends while the main thread receives.
+# Threads: the main thread runs Server.run(); it alone accepts and refuses. Each client has a
+# thread (or process) that runs Server.reply() and touches only its own connection. In the client,
+# stream() starts a thread that sends while the main thread receives.
 #
 # A connection waits in the backlog until Server.admit() accepts it. If there is no room, it is
 # refused: told why, closed when others were refused too. Else answer() serves it until the client's
@@ -79,8 +79,8 @@ CLIENT = "python3 tcp_upper.py client"
 PROMPT = "Input lowercase sentence: "
 FULL = b"server full, try again later\n"
 NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
-# bytes sent before their answer is read: kernels hold more, so the two sides never both wait to
-# send
+# bytes that the client sends before it reads their answer. A kernel stores more than that on the
+# way, so it cannot happen that both sides wait until the other one reads.
 PIECE = 65536
 GRACE = 2.0  # seconds that Ctrl-C leaves for answers under way
 MAX_REFUSED = 16  # refused clients that are kept, so that they can read why
@@ -111,7 +111,7 @@ class NotAnEcho(Exception):
 def answer(echo: Echo) -> None:
     """The server's side: receive, capitalise, send, until the client has no more to say."""
     sock, args = echo.sock, echo.args
-    while echo.received < args.reset_after:
+    while echo.received < args.reset_after:  # for ever, unless that option is given
         chunk = sock.recv(min(args.recv_size, args.reset_after - echo.received))
         if len(chunk) == 0:  # FIN: the client will send nothing more
             return
@@ -120,6 +120,7 @@ def answer(echo: Echo) -> None:
         sock.settimeout(args.timeout)  # a client has to read its answer...
         send_message(echo, chunk.upper())
         sock.settimeout(None)  # ...but it may think before the next message
+    # so many bytes have come: now close() shall not send FIN, but RST
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
 
 
@@ -137,13 +138,13 @@ def send_message(echo: Echo, data: bytes) -> None:
 
     (sendall() has one timeout for everything, and would cut off a slow reader.)
     """
-    view = memoryview(data)
+    view = memoryview(data)  # a slice of it is no copy
     echo.sent += len(view)  # first: the answer can be here before send() returns
     try:
         while len(view) > 0:
             view = view[echo.sock.send(view) :]
     finally:
-        echo.sent -= len(view)
+        echo.sent -= len(view)  # what is left when the connection breaks
 
 
 def exchange(echo: Echo, message: bytes) -> bytes:
@@ -500,9 +501,10 @@ def client(args: Namespace) -> int:
                 f"repeat the command; if the server has ended: {server_command(args)}",
             ) from None
         with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_WR)  # FIN: nothing more from here
-            sock.settimeout(args.timeout)
-            sock.recv(1)  # 0 bytes: the server's FIN
+            if not echo.ended:  # stream() has had both already
+                sock.shutdown(socket.SHUT_WR)  # FIN: nothing more from here
+                sock.settimeout(args.timeout)
+                sock.recv(1)  # 0 bytes: the server's FIN
     return 0
 
 
@@ -531,7 +533,8 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
-    lasted = 0.0  # milliseconds of the last call
+    touched = 0.0  # when the last call ended
+    lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
     handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
@@ -545,7 +548,7 @@ class Traced(socket.socket):
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
-        began = time.perf_counter()
+        began = self.touched or time.perf_counter()  # a wait in select() counts too
         try:
             return call(*args)
         except OSError as error:
@@ -553,7 +556,8 @@ class Traced(socket.socket):
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
         finally:
-            self.lasted = 1000 * (time.perf_counter() - began)
+            self.touched = time.perf_counter()
+            self.lasted = 1000 * (self.touched - began)
 
     def connect(self, target: Any) -> None:
         what = f"connect {address(target)}"
@@ -601,11 +605,12 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
-        self.attempt("*", "shutdown", super().shutdown, how)
-        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
-        self.show("*", f"shutdown of {side}")
+        side = "sending = FIN"
         if how == socket.SHUT_RD:
-            self.ended = "this side has shut its receiving"
+            side = "receiving"
+            self.ended = "this side has shut its receiving"  # first: another thread may be in recv
+        self.attempt("*", "shutdown", super().shutdown, how)
+        self.show("*", f"shutdown of {side}")
 
 
 # --- end streams ---

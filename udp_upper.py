@@ -107,7 +107,7 @@ class Echo:
 
     def __init__(self, args: Namespace) -> None:
         self.args = args
-        self.sock: socket.socket
+        self.sock: socket.socket  # connect() makes it
         self.ignored = 0  # datagrams that were no answer
         self.asked = 0  # the size of the last message
         self.beginnings: list[int] = []  # sizes of what may be its answer, truncated
@@ -121,7 +121,10 @@ class NotAnEcho(Exception):
 
 
 def answer(sock: socket.socket, server: "Server", most: int) -> None:
-    """The server's side: receive, capitalise, send it back, until nothing more is there."""
+    """The server's side: receive, capitalise, send it back, until nothing more is there.
+
+    After most datagrams, the server looks at its queue and for Ctrl-C again.
+    """
     size = server.args.recv_size
     try:
         for _ in range(most):
@@ -183,7 +186,8 @@ def receive(echo: Echo, deadline: float) -> Optional[bytes]:
     while wait_for_reply(echo, deadline):
         try:
             # Windows cuts nothing off, but drops a datagram for which the buffer is too small
-            return echo.sock.recvfrom(LARGEST if os.name == "nt" else size)[0][:size]
+            data, _ = echo.sock.recvfrom(LARGEST if os.name == "nt" else size)
+            return data[:size]
         except OSError as error:
             # nobody has that port now, but a server may come before the last try
             echo.problem = error
@@ -511,7 +515,8 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
-    lasted = 0.0  # milliseconds of the last call
+    touched = 0.0  # when the last call ended
+    lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
     handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
@@ -525,7 +530,7 @@ class Traced(socket.socket):
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
-        began = time.perf_counter()
+        began = self.touched or time.perf_counter()  # a wait in select() counts too
         try:
             return call(*args)
         except OSError as error:
@@ -533,7 +538,8 @@ class Traced(socket.socket):
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
         finally:
-            self.lasted = 1000 * (time.perf_counter() - began)
+            self.touched = time.perf_counter()
+            self.lasted = 1000 * (self.touched - began)
 
     def connect(self, target: Any) -> None:
         what = f"connect {address(target)}"

@@ -103,9 +103,11 @@ GOALS = [
     Goal("down", "client.py from server.py", "rsync from rsyncd", 1.2),
     Goal("down", "client.py from server.py", "socat from socat", 0.5),
     Goal("down", "client.py from server.py", "scp from sshd", 1.5),
+    Goal("down", "client.py from server.py", "hash loop from hash loop", 0.9),
     Goal("up", "client.py to server.py", "rsync to rsyncd", 1.2),
     Goal("up", "client.py to server.py", "socat to socat", 0.5),
     Goal("up", "client.py to server.py", "scp to sshd", 1.5),
+    Goal("up", "client.py to server.py", "hash loop to hash", 0.9),
     Goal("many-down", "client.py from server.py", "rsync from rsyncd", 1.0),
     Goal("many-down", "client.py from server.py", "scp from sshd", 5),
     Goal("many-up", "client.py to server.py", "rsync to rsyncd", 1.0),
@@ -267,6 +269,73 @@ def push_stream(port, name):
         conn.sendfile(file)
         conn.shutdown(socket.SHUT_WR)
         conn.recv(1)
+
+
+def serve_hashed(port, name):
+    """The limit of a verified download: read, hash, send; the digest comes last."""
+    import hashlib
+
+    buffer = memoryview(bytearray(1 << 20))
+    listening = socket.create_server(("127.0.0.1", int(port)))
+    while True:
+        conn, _ = listening.accept()
+        with suppress(OSError), conn, open(name, "rb", buffering=0) as file:
+            sha = hashlib.sha256()
+            while count := file.readinto(buffer):
+                sha.update(buffer[:count])
+                conn.sendall(buffer[:count])
+            conn.sendall(sha.digest())
+
+
+def fetch_hashed(port, name, size):
+    """Receive, hash, write; then compare the digests."""
+    import hashlib
+
+    buffer, remaining, sha = memoryview(bytearray(1 << 20)), int(size), hashlib.sha256()
+    with (
+        socket.create_connection(("127.0.0.1", int(port))) as conn,
+        open(name, "wb", buffering=0) as file,
+    ):
+        while remaining and (count := conn.recv_into(buffer[:remaining])):
+            sha.update(buffer[:count])
+            file.write(buffer[:count])
+            remaining -= count
+        assert conn.recv(32, socket.MSG_WAITALL) == sha.digest()
+
+
+def serve_hashed_sink(port, folder, size):
+    """The limit of a verified upload: receive, hash, write; one byte says that the digest is right."""
+    import hashlib
+
+    buffer = memoryview(bytearray(1 << 20))
+    listening = socket.create_server(("127.0.0.1", int(port)))
+    while True:
+        conn, _ = listening.accept()
+        with suppress(OSError), conn:
+            remaining, sha = int(size), hashlib.sha256()
+            with open(folder + "/large.bin", "wb", buffering=0) as file:
+                while remaining and (count := conn.recv_into(buffer[:remaining])):
+                    sha.update(buffer[:count])
+                    file.write(buffer[:count])
+                    remaining -= count
+            if conn.recv(32, socket.MSG_WAITALL) == sha.digest():
+                conn.sendall(b"!")
+
+
+def push_hashed(port, name):
+    """Read, hash, send; then wait for the byte that says it is there and right."""
+    import hashlib
+
+    buffer, sha = memoryview(bytearray(1 << 20)), hashlib.sha256()
+    with (
+        socket.create_connection(("127.0.0.1", int(port))) as conn,
+        open(name, "rb", buffering=0) as file,
+    ):
+        while count := file.readinto(buffer):
+            sha.update(buffer[:count])
+            conn.sendall(buffer[:count])
+        conn.sendall(sha.digest())
+        assert conn.recv(1) == b"!"
 
 
 def serve_chunks(port, name):
@@ -991,6 +1060,10 @@ SERVERS: dict[str, Callable[..., list[str]]] = {
         serve_sendfile, port, b.share / "large.bin"
     ),
     "recv loop": lambda b, port, home: b.instrument(serve_sink, port, b.share / "up"),
+    "hash loop": lambda b, port, home: b.instrument(serve_hashed, port, b.share / "large.bin"),
+    "hash sink": lambda b, port, home: b.instrument(
+        serve_hashed_sink, port, b.share / "up", b.large[0]
+    ),
     "chunks": lambda b, port, home: b.instrument(
         serve_chunks, port, b.share / f"{max(b.sizes)}.bin"
     ),
@@ -1143,6 +1216,7 @@ DOWN: dict[str, Callable[..., list[str]]] = {  # (bench, server, name, dest)
         f"exec {b.need('ncat')} --recv-only {HERE} {s.port} > {dest}",
     ],
     "recv loop": lambda b, s, name, dest: b.instrument(fetch_stream, s.port, dest),
+    "hash loop": lambda b, s, name, dest: b.instrument(fetch_hashed, s.port, dest, b.large[0]),
 }
 DOWN_PAIRS = [
     ("client.py", "server.py"),
@@ -1159,6 +1233,7 @@ DOWN_PAIRS = [
     ("socat", "socat"),
     ("ncat", "ncat"),
     ("recv loop", "sendfile loop"),
+    ("hash loop", "hash loop"),
 ]
 
 UP: dict[str, Callable[..., list[str]]] = {  # (bench, server, source); it arrives as up/large.bin
@@ -1208,6 +1283,7 @@ UP: dict[str, Callable[..., list[str]]] = {  # (bench, server, source); it arriv
         f"TCP:{HERE}:{s.port}",
     ],
     "sendfile loop": lambda b, s, source: b.instrument(push_stream, s.port, source),
+    "hash loop": lambda b, s, source: b.instrument(push_hashed, s.port, source),
 }
 UP_PAIRS = [
     ("client.py", "server.py"),
@@ -1226,6 +1302,7 @@ UP_PAIRS = [
     ("curl ftp", "pyftpdlib"),
     ("socat", "socat sink"),
     ("sendfile loop", "recv loop"),
+    ("hash loop", "hash sink"),
 ]
 
 # (bench, server, dest): the small files lie in dest or in dest/many

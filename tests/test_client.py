@@ -1284,6 +1284,7 @@ def test_a_file_that_changed_before_the_link_was_lost_is_begun_again_and_told_on
                     conn.sendall(b"err stat big reason=no-such-file\n")
                 elif verbs[-1] == b"put":
                     os.utime(here / "big", (0, 99 + len(asked)))
+                    conn.sendall(b"note big offset=0\n")
                 elif verbs[-1] == b"data":
                     file.read(int(line.split()[1]))
                 elif verbs[-1] == b"abort":
@@ -1883,7 +1884,7 @@ def test_on_a_terminal_each_row_of_a_chat_tells_whose_it_is(invented, here):
     chat.end()
     posed = list(rows_of(chat.text.partition("bob: at last")[0]))
     # a line that comes while readline draws the prompt leaves a piece of the prompt as a row
-    ours = re.compile(r"anna: |  \| |\d clients? here|>? ?$")
+    ours = re.compile(r"\d\d:\d\d (?:anna: |$)|  \| |\d clients? here|>? ?$")
     assert [row for row in posed if not ours.match(row)] == []
     assert sum("I agree" in row for row in posed) >= len(POSING) - 1
 
@@ -2003,7 +2004,7 @@ def test_of_hostile_names_receive_makes_only_those_below_its_folder(invented, he
     inbox.process.send_signal(signal.SIGINT)
     rows = ends_with(inbox, {130})
     ours = re.compile(
-        r" {0,8}1 byte  127\.0\.0\.1:9 \(eve\)  |127\.0\.0\.1:9 \(eve\): |waiting for|stopped|  \| |$"
+        r" {0,8}1 byte  127\.0\.0\.1:9 \(eve\)  |127\.0\.0\.1:9 \(eve\)(?:: | sends )|waiting for|stopped|  \| |$"
     )
     assert [row for row in rows if not ours.match(row)] == []
     assert sorted(os.listdir(here.parent)) == ["here"]
@@ -2079,7 +2080,7 @@ def test_a_tree_comes_without_what_is_hidden_or_excluded_and_the_last_line_count
     trees(here if verb == "put" else box)
     there, port = (box if verb == "put" else here), spawn("server.py", "--hidden", box).port
     words = [verb, "t", "--exclude", "*.tmp", "--exclude", "build/"]
-    plan = do(*words, "--dry-run", port=port)
+    plan = do(*words, "--dry-run", "--delete", port=port)
     assert plan.out == b"new t/a.txt\nnew t/src/a.c\n" and not list(there.iterdir()), plan
     assert (
         f"{verb} --dry-run: would {'send' if verb == 'put' else 'fetch'} 2 files, 12 b" in plan.err
@@ -2155,6 +2156,11 @@ def test_delete_r_takes_a_folder_with_what_is_in_it(do, box):
     assert do("delete", "-r", "t", "u", "nosuch").code == 78
     assert os.listdir(box) == ["v"]
     assert do("delete", "-r", "*").code == 0 and os.listdir(box) == []
+    (box / "t").mkdir()
+    (box / "t/link").symlink_to("/etc/passwd")
+    kept = do("delete", "-r", "t")
+    assert kept.code == 9 and kept.err.count("error:") == 1 and "not-empty" in kept.err, kept
+    assert (box / "t/link").is_symlink()
 
 
 def test_list_takes_patterns_is_calm_about_links_and_ends_when_nobody_reads(server, do, box):
@@ -2236,6 +2242,13 @@ def test_the_shell_has_folders_on_both_sides_and_commands_of_this_machine(do, he
     ], done  # fmt: skip
     assert paths(box) == ["d/e/x", "d/e/z", "f"] and (here / "sub/got").read_text() == "x"
     assert "there" in done.err and done.code == 1 and "no-such-file" in done.err, done
+
+
+def test_a_link_that_is_lost_by_cd_does_not_end_the_shell(run, canned):
+    found = b"ok stat d type=dir mtime_ns=1\n"
+    peer = canned(GREETING, GREETING + b"what\n", GREETING + found)
+    done = run("client.py", "--port", peer.port, input=b"cd d\ncd d\ncd d\npwd\n")
+    assert done.out == b"/d\n" and done.err.count("error: connection to") in (1, 2), done
 
 
 def test_a_web_server_on_the_port_is_told_at_once(spawn, run, box):

@@ -1799,6 +1799,16 @@ def test_one_address_with_slow_heads_does_not_keep_all_others_out(spawn, folder,
     assert wire(server).reply().status == 503
 
 
+def test_one_address_that_reads_slowly_does_not_keep_all_others_out(spawn, folder, wire):
+    (folder / "big").write_bytes(b"x" * 131072)
+    server = spawn("httpserver.py", folder, "--max-clients", "4")
+    for _ in range(4):
+        wire(server, narrow=True).send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+        server.wait_for("GET /big")
+    until(lambda: wire(server, source="127.0.0.2").send(GET + "\r\n").reply().status == 200, "room")
+    assert "another client needs the place" in server.stop()
+
+
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_for_a_new_client_the_connection_that_is_idle_longest_makes_room(
     scheme, spawn, folder, wire
@@ -1870,7 +1880,7 @@ def test_a_reader_that_stops_within_a_short_answer_is_hung_up_on(spawn, folder, 
     server = spawn("httpserver.py", folder, "--timeout", "0.3")
     reader = wire(server, narrow=True)
     reader.send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200)
-    server.wait_for('"GET /big HTTP/1.1" 200 [0-9]+ "silent for 0.3 s"')
+    server.wait_for("silent for 0.3 s")
     assert not all(reader.reply().whole for _ in range(server.err.count("200 131072\n") + 1))
 
 

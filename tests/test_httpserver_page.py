@@ -403,7 +403,9 @@ def test_a_page_shows_what_is_new_without_losing_focus_choice_or_place(browser, 
     # after a while its tag tells that nothing is new
     os.utime(folder, (1000000000, 1000000000))
     browser.run("look().then(look)")
-    server.wait_for('"GET / HTTP/1.1" 304 ')
+    tag = "{'Accept': 'text/html', 'If-None-Match': `\"${list.dataset.tag}\"`}"
+    assert browser.run(f"net(here, {{headers: {tag}}}).then(answer => answer.status)") == 304
+    assert '" 304 ' not in server.err  # or the log would grow as long as a page is open
     (folder / "file 150").unlink()
     browser.run("document.onvisibilitychange()")
     browser.wait("!rowNamed('file 150')")
@@ -429,14 +431,14 @@ def test_a_folder_that_is_gone_says_so_until_it_is_back(browser, spawn, folder):
 def test_a_page_looks_whether_its_folder_has_changed_while_it_is_in_sight(
     hidden, browser, spawn, folder
 ):
-    server = spawn("httpserver.py", folder)
-    browser.open(f"http://127.0.0.1:{server.port}/")
+    browser.open(f"http://127.0.0.1:{spawn('httpserver.py', folder).port}/")
     browser.run(
-        f"Object.defineProperty(document, 'hidden', {{value: {json.dumps(hidden)}}}); var waits = 0;"
+        f"Object.defineProperty(document, 'hidden', {{value: {json.dumps(hidden)}}}); var waits = 0, asked = 0;"
+        "{ const real = fetch; window.fetch = (...what) => { asked++; return real(...what); }; }"
         "window.setTimeout = go => { if (++waits < 4) queueMicrotask(go); }; void keepLooking()"
     )
     browser.wait("waits === 4")
-    assert server.stop().count('"GET / ') == (1 if hidden else 5)
+    assert browser.run("asked") == (0 if hidden else 4)
 
 
 def test_choosing_and_dropping_files_and_folders_uploads_them(browser, spawn, folder, tmp_path):
@@ -458,16 +460,16 @@ def test_choosing_and_dropping_files_and_folders_uploads_them(browser, spawn, fo
     top = browser.run("list.getBoundingClientRect().top")
     # what is there already, with the same size and time, is not sent again
     browser.drop(source / "tree", source / "one.txt")
-    finished(browser, 5)
+    finished(browser, 2)
     browser.wait("rows().length === 4")
     assert (folder / "tree" / "deep er" / "leaf").read_bytes() == b"leaf"
     assert (folder / "tree" / "empty" / "inner").is_dir() and len(os.listdir(folder)) == 4
-    assert browser.run("$('sum').textContent") == "5 uploaded (3.0 MB), 1 skipped: already there"
+    assert browser.run("$('sum').textContent") == "2 uploaded (4 bytes), 1 skipped: already there"
     # one panel, which moves nothing; its lines are there on demand
     assert browser.run("list.getBoundingClientRect().top") == top
     assert browser.run("$('jobs').children.length") == 0
     browser.run("$('details').click()")
-    assert browser.run("$('jobs').children.length") == 6
+    assert browser.run("$('jobs').children.length") == 3
     browser.run("$('clear').click()")
     assert browser.run("$('panel').hidden && $('jobs').children.length === 0")
 
@@ -609,7 +611,7 @@ def test_an_upload_of_another_tab_is_left_alone(browser, spawn, folder):
     server = spawn("httpserver.py", folder)
     browser.open(f"http://127.0.0.1:{server.port}/")
     browser.run(
-        "kept('localStorage', 'part [\"/y\",5,1]', {url: '/y?upload=1', tab: 'other'}); kept('localStorage', 'tab other', Date.now())"
+        "kept('localStorage', 'part [\"/y\",5,1]', {url: '/y?upload=1', tab: 'other', name: 'y', size: 5, base: '/'}); kept('localStorage', 'tab other', Date.now())"
     )
     browser.run("showUnfinished()")
     assert browser.run("$('panel').hidden")
@@ -691,11 +693,11 @@ def test_what_is_pasted_becomes_a_file_and_a_text_can_be_copied(browser, spawn, 
     browser.run(
         "{ const data = new DataTransfer(); data.items.add(new File(['PNG'], 'image.png', {type: 'image/png'})); document.body.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data, bubbles: true})); }"
     )
-    finished(browser, 2)
+    finished(browser, 1)
     browser.run(
         "pasteText(); document.querySelector('dialog textarea').value = 'by hand'; document.querySelector('dialog button').click()"
     )
-    finished(browser, 3)
+    finished(browser, 1)
     found = {path.read_text(): path.name for path in folder.iterdir()}
     stamp = r"pasted \d{4}-\d\d-\d\d \d\d\.\d\d\.\d\d( \(1\))?"
     assert re.fullmatch(stamp + r"\.txt", found["grüße"]) and re.fullmatch(
@@ -791,6 +793,27 @@ def test_several_rows_are_chosen_and_downloaded_moved_or_deleted(browser, spawn,
     browser.run("clearFilter()")
 
 
+def test_a_row_of_five_thousand_keeps_the_focus_when_it_is_renamed_and_sorted(
+    browser, spawn, folder, full, capsys
+):
+    if not full:
+        pytest.skip("one of the slow matrices: --full runs it")
+    for number in range(5000):
+        (folder / f"IMG_{number}.jpg").touch()
+    browser.open(f"http://127.0.0.1:{spawn('httpserver.py', folder).port}/")
+    browser.run(
+        "var row = rowNamed('IMG_100.jpg'), clock = async what => { const began = performance.now(); await what();"
+        " await new Promise(requestAnimationFrame); return Math.round(performance.now() - began); };"
+        " window.prompt = () => 'IMG_4000b.jpg'; linkOf(row).focus()"
+    )
+    renamed = browser.run("clock(() => rename(row))")
+    place = browser.run("rows().indexOf(row)")
+    ordered = browser.run("clock(() => sortBy(3))"), browser.run("clock(() => sortBy(1))")
+    assert place == 4000 and browser.run("document.activeElement === linkOf(row)")
+    with capsys.disabled():  # a report: what a browser needs depends on the machine
+        print(f"\n5,000 rows: rename {renamed} ms, sort {ordered[0]} and {ordered[1]} ms")
+
+
 def test_pictures_are_shown_as_a_grid_when_they_are_wanted(browser, spawn, folder):
     dot = base64.b64decode(
         "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -855,10 +878,9 @@ def test_in_a_drop_box_the_page_hands_in_and_shows_nothing_but_what_came_from_he
     browser.choose("#pick", tmp_path / "essay.txt")
     finished(browser, 1)
     browser.drop(tmp_path / "tree")
-    finished(browser, 2)
+    until((folder / "Anna-B" / "tree" / "empty").is_dir, "the empty folder")
     assert (folder / "Anna-B" / "essay (1).txt").read_text() == "my essay"
     assert (folder / "Anna-B" / "essay.txt").read_text() == "of somebody"
-    assert (folder / "Anna-B" / "tree" / "empty").is_dir()
     again(browser)
     assert browser.run("$('drop').value") == "Anna B"
     text = browser.run("document.body.innerText")

@@ -57,7 +57,7 @@ def test_a_decoder_reads_codes_of_every_length(tmp_path, full):
     assert read(*sorted(tmp_path.glob("*.pgm"))) == [text_of(length) for length in lengths]
 
 
-def on_terminal(folder, *flags, columns=80, encoding="utf-8"):
+def on_terminal(folder, *flags, columns=80, encoding="utf-8", term="xterm"):
     """What the server says to a terminal of that width, when it has begun."""
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 60, columns, 0, 0))
@@ -68,7 +68,7 @@ def on_terminal(folder, *flags, columns=80, encoding="utf-8"):
         stdout=subprocess.PIPE,
         stderr=slave,
         start_new_session=True,
-        env={**os.environ, "PYTHONIOENCODING": encoding},
+        env={**os.environ, "PYTHONIOENCODING": encoding, "TERM": term},
     )
     os.close(slave)
     try:
@@ -110,15 +110,16 @@ def test_on_a_terminal_a_code_holds_the_first_url_for_others_and_the_password_th
 
 
 @pytest.mark.parametrize(
-    "flags, columns, encoding",
+    "flags, terminal",
     [
-        (["--host", "0.0.0.0", "--open", "--no-qr"], 80, "utf-8"),
-        (["--host", "0.0.0.0", "--open"], 30, "utf-8"),
-        (["--host", "0.0.0.0", "--open"], 80, "latin-1"),
-        ([], 80, "utf-8"),
+        (["--host", "0.0.0.0", "--open", "--no-qr"], {}),
+        (["--host", "0.0.0.0", "--open"], {"columns": 30}),
+        (["--host", "0.0.0.0", "--open"], {"encoding": "latin-1"}),
+        (["--host", "0.0.0.0", "--open"], {"term": "dumb"}),
+        ([], {}),
     ],
-    ids=["not wanted", "too narrow", "no such signs", "nobody else reaches it"],
+    ids=["not wanted", "too narrow", "no such signs", "no colours", "nobody else reaches it"],
 )
-def test_there_is_no_code_where_it_would_not_serve(flags, columns, encoding, tmp_path):
-    said, _ = on_terminal(tmp_path, *flags, columns=columns, encoding=encoding)
+def test_there_is_no_code_where_it_would_not_serve(flags, terminal, tmp_path):
+    said, _ = on_terminal(tmp_path, *flags, **terminal)
     assert "\x1b" not in said and "Traceback" not in said

@@ -586,6 +586,21 @@ def test_who_sends_many_files_lets_another_in_between(peer):
     assert waiting.result()[-1] == "ok send b receivers=1 verified=1"
 
 
+def test_a_receiver_that_leaves_while_its_sender_waits_is_told_to_be_gone(peer):
+    first, second = peer(), peer()
+    bob, eve = peer("receive nick=bob"), peer("receive nick=eve")
+    first.tell(b"send bob a size=6\n" + body(HELLO))
+    assert bob.answer().startswith("put a ") and bob.body()[0] == HELLO
+    second.tell(b"send bob,eve b size=6\n" + body(HELLO))
+    assert second.line() == "note b waiting=2"
+    assert eve.ask("list") == "ok list count=0"
+    bob.tell(f"ok put a sha256={sha(HELLO)} verified=yes")
+    assert bob.accept()[0] == "b"
+    assert second.answer() == f"got {eve.name} err put b reason=not-receiving"
+    assert second.answer().startswith(f"got {bob.name} ok put b ")
+    assert second.answer() == "ok send b receivers=2 verified=1"
+
+
 def test_a_sender_that_is_gone_is_not_shown_as_sending(peer):
     sender, bob = peer(), peer("receive nick=bob")
     sender.tell(b"send bob x size=6\n" + body(HELLO))
@@ -1358,8 +1373,8 @@ def test_a_receiver_writes_nothing_outside_of_its_folder_and_nothing_that_is_not
     (here / "outside").mkdir()
     (here / "box" / "link").symlink_to(here / "outside")
     listeners.append(Listener(talk))
-    box = receiving("-o", "box", port=listeners[-1].port)
-    assert box.wait() == 18, box.err
+    box = receiving("-o", "box", "--retries", "0", port=listeners[-1].port)
+    assert box.wait() == 56, box.err
     assert re.search(r"connection lost at [1-9][\d,]* of 100,000,000 bytes of lost", box.err)
     assert all(answer.startswith("err ") for answer in answers[:-2]), answers
     assert [re.sub(".*reason=", "", answer) for answer in answers[-6:-2]] == [
@@ -1740,6 +1755,10 @@ def test_a_chat_on_a_terminal_tells_the_time_what_was_before_and_what_was_meant(
         bob.type(typed + "\n")
         bob.wait_for(heard)
     assert bob.text.count("anna: now") == 1 and "bob: " not in bob.text, bob.text
+    anna.tell("tell carl psst")
+    bob.wait_for("anna to you alone: psst")
+    bob.type("/msg anna hm?\n")
+    until(lambda: "told from=carl hm?" in anna.line(), "the line for anna alone")
     bob.type("hi\n")
     until(lambda: "said from=carl hi" in anna.line(), "the line of carl")
     bob.type("/quit\n")

@@ -599,6 +599,19 @@ def test_trace_prints_a_line_for_each_call(spawn, run, script):
 
 
 @BOTH
+def test_the_trace_tells_how_long_an_answer_was_waited_for(spawn, run, script):
+    server = spawn(script, "server", "--delay", 0.3)
+    traced = run(*patient(script), "client", "--trace", "--port", server.port, input=b"hi").err
+    assert float(re.search(r"waited (\d+\.\d\d) ms", traced)[1]) >= 290
+
+
+def test_a_pipe_over_tcp_shuts_its_side_once(spawn, run):
+    server = spawn("tcp_upper.py", "server")
+    traced = run("tcp_upper.py", "client", "--trace", "--port", server.port, input=b"hi\n").err
+    assert traced.count("shutdown") == 1 and "not connected" not in traced
+
+
+@BOTH
 def test_a_refusal_and_a_reset_are_traced(run, script):
     failed = run(script, "client", "--trace", "--port", free_port(kind_of(script)), "hi")
     assert re.search(EVENT + r".*Connection refused", failed.err), failed
