@@ -3217,6 +3217,9 @@ class Part:
     def claim(self) -> bool:
         """Open and lock it, new or as an earlier attempt left it. False: another one writes it."""
         mode = 0o777 if self.executable else 0o666  # less the umask
+        if not self.keyed:  # nobody else has that name
+            self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+            return lock_file(self.fd)
         while True:
             fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT, mode)
             if not lock_file(fd):
@@ -3864,8 +3867,7 @@ def encrypt(
 ) -> "ssl.SSLSocket":
     """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
 
-    If it is not checked, the caller has another proof, before it says anything. An OSError means
-    that the connection was lost during the handshake."""
+    Unchecked, the caller needs another proof. An OSError: it was lost during the handshake."""
     import ssl
 
     context = client_tls(args, checked)
@@ -3875,13 +3877,7 @@ def encrypt(
     try:
         shake_hands(secured)
         found = fingerprint(secured.getpeercert(binary_form=True))
-        if args.pin and not found.startswith(args.pin):
-            raise Failure(
-                60,
-                f"{host} shows another certificate than the one pinned",
-                f"its SHA-256 is {found}",
-                "if it has been restarted, the pin that it printed; if not, somebody is in between",
-            )
+        check_pin(args, host, found)
     except BaseException as error:
         secured.close()
         if isinstance(error, ssl.SSLCertVerificationError):
@@ -3900,6 +3896,16 @@ def encrypt(
         unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
         say_once(f"not checked, for --insecure: {unknown}")
     return secured
+
+
+def check_pin(args: argparse.Namespace, host: str, found: str) -> None:
+    if args.pin and not found.startswith(args.pin):
+        raise Failure(
+            60,
+            f"{host} shows another certificate than the one pinned",
+            f"its SHA-256 is {found}",
+            "if it has been restarted, the pin that it printed; if not, somebody is in between",
+        )
 
 
 def tls_failure(host: str, reason: str) -> "Failure":
@@ -4803,44 +4809,46 @@ def run_command(args: argparse.Namespace) -> int:
         if args.ask_password and args.password is None:
             args.password = ask_password(endpoint(args))
         return run_with_retries(args) if args.command else shell(args)
-    except Failure as failure:
-        if isinstance(failure.__cause__, BrokenPipeError) and args.command in (
-            "list",
-            "who",
-            "help",
-        ):
-            close_link(args)  # who reads the answer has seen enough, as head does
-            return 0
-        problem = failure
-    except Lost as lost:
-        problem = lost_failure(
-            lost,
-            56,
-            f"connection to {endpoint(args)} lost",
-            f"run the same command again; if no server is there: {server_command(args)}",
-        )
-    except Broken as broken:
-        problem = Failure(
-            56,
-            f"{endpoint(args)} broke the protocol ({printable(str(broken))})",
-            "it sent what no file server sends",
-            "server.py --trace shows it",
-        )
-    except OSError as error:
-        problem = Failure(
-            26,
-            f"cannot go on here ({error.strerror or error})",
-            "no single file is the cause: the current folder is gone, or there is no room "
-            "for temporary files",
-            "cd to a folder that exists, then run the same command",
-        )
+    except (Failure, Lost, Broken, OSError) as error:
+        problem = error
     except KeyboardInterrupt as end:
         close_link(args)
         end.args = end.args or ("\nstopped",)
         raise
     close_link(args)
-    say_failure(problem)
-    return problem.code
+    if isinstance(problem.__cause__, BrokenPipeError) and args.command in ("list", "who", "help"):
+        return 0  # who reads the answer has seen enough, as head does
+    failure = explained(args, problem)
+    say_failure(failure)
+    return failure.code
+
+
+def explained(args: argparse.Namespace, problem: Exception) -> "Failure":
+    """What ended a command, in three lines."""
+    if isinstance(problem, Failure):
+        return problem
+    if isinstance(problem, Lost):
+        return lost_failure(
+            problem,
+            56,
+            f"connection to {endpoint(args)} lost",
+            f"run the same command again; if no server is there: {server_command(args)}",
+        )
+    if isinstance(problem, Broken):
+        return Failure(
+            56,
+            f"{endpoint(args)} broke the protocol ({printable(str(problem))})",
+            "it sent what no file server sends",
+            "server.py --trace shows it",
+        )
+    reason = getattr(problem, "strerror", None) or problem
+    return Failure(
+        26,
+        f"cannot go on here ({reason})",
+        "no single file is the cause: the current folder is gone, or there is no room "
+        "for temporary files",
+        "cd to a folder that exists, then run the same command",
+    )
 
 
 class Killed(KeyboardInterrupt):

@@ -529,8 +529,7 @@ class Client:
                 if not connection:
                     connection = self.retry(url, functools.partial(self.connection, url))
                 with contextlib.suppress(Failure):
-                    if len(asked) <= window // 2:  # so that several share a segment
-                        self.send_requests(connection, waiting, make, asked, window)
+                    self.send_requests(connection, waiting, make, asked, window)
                     reply = Reply(connection, connection.read_head(), method, url)
                 (asked or waiting).popleft()
                 if not reply:
@@ -562,7 +561,9 @@ class Client:
         asked: deque[URL],
         count: int,
     ) -> None:
-        """Send requests until so many are asked, small ones together."""
+        """Send requests until so many are asked, unless half are: so several share a segment."""
+        if len(asked) > count // 2:
+            return
         data = b""
         while waiting and len(asked) < count:
             request = make(waiting[0])
@@ -950,13 +951,13 @@ def decompress(chunks: Iterable[memoryview], coding: str) -> Iterator[bytes]:
     zlib.error for what is neither, or ends too early."""
     wbits, decoder = 31, None  # 31: with gzip's head and checksum
     for chunk in chunks:
+        if coding == "deflate" and not decoder:
+            wbits = 15 if chunk[0] & 15 == 8 else -15
         for start in range(0, len(chunk), GZIP_STEP):
             rest, full = bytes(chunk[start : start + GZIP_STEP]), False
-            if coding == "deflate" and not decoder:
-                wbits = 15 if rest[0] & 15 == 8 else -15
             while rest or full:
-                if not decoder or decoder.eof:
-                    decoder = zlib.decompressobj(wbits=wbits)
+                same = decoder if decoder and not decoder.eof else None
+                decoder = same or zlib.decompressobj(wbits=wbits)
                 out = decoder.decompress(rest, BUFFER)
                 yield out
                 rest = decoder.unused_data or decoder.unconsumed_tail
@@ -1946,9 +1947,8 @@ def remove_old_parts(folder: str, names: set[str]) -> None:
         with contextlib.suppress(OSError), open(paths[0], "rb", opener=open_own) as file:
             found = os.fstat(file.fileno())
             useless = lock_file(file.fileno()) and (ends == ["part"] or not found.st_size)
-            if useless or time.time() - found.st_mtime > PART_AGE:
-                for path in paths:
-                    os.unlink(path)
+            for path in paths if useless or time.time() - found.st_mtime > PART_AGE else []:
+                os.unlink(path)
 
 
 # --- sending: put, post, delete, mkdir, move, head ---
@@ -3165,8 +3165,7 @@ def encrypt(
 ) -> "ssl.SSLSocket":
     """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
 
-    If it is not checked, the caller has another proof, before it says anything. An OSError means
-    that the connection was lost during the handshake."""
+    Unchecked, the caller needs another proof. An OSError: it was lost during the handshake."""
     import ssl
 
     context = client_tls(args, checked)
@@ -3176,13 +3175,7 @@ def encrypt(
     try:
         shake_hands(secured)
         found = fingerprint(secured.getpeercert(binary_form=True))
-        if args.pin and not found.startswith(args.pin):
-            raise Failure(
-                60,
-                f"{host} shows another certificate than the one pinned",
-                f"its SHA-256 is {found}",
-                "if it has been restarted, the pin that it printed; if not, somebody is in between",
-            )
+        check_pin(args, host, found)
     except BaseException as error:
         secured.close()
         if isinstance(error, ssl.SSLCertVerificationError):
@@ -3201,6 +3194,16 @@ def encrypt(
         unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
         say_once(f"not checked, for --insecure: {unknown}")
     return secured
+
+
+def check_pin(args: argparse.Namespace, host: str, found: str) -> None:
+    if args.pin and not found.startswith(args.pin):
+        raise Failure(
+            60,
+            f"{host} shows another certificate than the one pinned",
+            f"its SHA-256 is {found}",
+            "if it has been restarted, the pin that it printed; if not, somebody is in between",
+        )
 
 
 def tls_failure(host: str, reason: str) -> "Failure":

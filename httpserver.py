@@ -4881,12 +4881,13 @@ def drop_page(crumbs: Names, login: str) -> str:
 def error_page(request: Request, refused: Refusal) -> Answer:
     """An error for a person in front of a browser."""
     text = html.escape(refused.text[:1].upper() + refused.text[1:])
-    up = url_path(request.names[:-1], slash=True)
-    above = f'<a href="{up}">the folder above</a> or ' * bool(request.names)
-    body = page_head(text) + f'<h1>{text}.</h1>\n<p>Go to {above}<a href="/">the start</a></p>'
-    fields = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
-    answer = Answer(refused.status, fields | page_fields() | refused.fields, body.encode())
-    answer.note, answer.close = refused.note, refused.close
+    up = f'<a href="{url_path(request.names[:-1], slash=True)}">the folder above</a> or '
+    body = f'<h1>{text}.</h1>\n<p>Go to {up * bool(request.names)}<a href="/">the start</a></p>\n'
+    answer = refusal_answer(refused)
+    answer.body = (page_head(text) + body).encode()
+    answer.length = len(answer.body)
+    answer.fields |= {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
+    answer.fields |= page_fields()
     return answer
 
 

@@ -1622,6 +1622,9 @@ class Part:
     def claim(self) -> bool:
         """Open and lock it, new or as an earlier attempt left it. False: another one writes it."""
         mode = 0o777 if self.executable else 0o666  # less the umask
+        if not self.keyed:  # nobody else has that name
+            self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+            return lock_file(self.fd)
         while True:
             fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT, mode)
             if not lock_file(fd):
@@ -2314,6 +2317,9 @@ class Session(Wire):
     def claim(self, part: Part) -> None:
         """Become the one writer of a part. An earlier writer that is silent has lost its link: end
         it. Count tries, not time: if the machine was suspended, that writer got no time either."""
+        if not part.keyed:
+            part.claim()
+            return
         try:
             for _ in range(TRIES):
                 other = self.server.writers.setdefault(part.identity(), self)
@@ -2334,7 +2340,7 @@ class Session(Wire):
 
     def disclaim(self, part: Part) -> None:
         """The part has no writer any more, unless the next one has come in already."""
-        if self.server.writers.get(part.identity()) is self:
+        if part.keyed and self.server.writers.get(part.identity()) is self:
             del self.server.writers[part.identity()]
 
 

@@ -1509,6 +1509,21 @@ def test_conditions_on_the_date_of_an_archive_which_has_none_are_ignored(ask):
     assert ask("GET", "/?tar", f"Range: bytes=5-\r\nIf-Range: {date}\r\n").status == 200
 
 
+def test_an_archive_of_some_names_holds_these_alone(ask, folder):
+    (folder / "sub").mkdir()
+    (folder / "sub" / "inner").write_text("inner")
+    for name in (b"\xff.bin", b"a+b &c.txt", b"left out"):
+        (folder / os.fsdecode(name)).write_bytes(name)
+    query = "%FF.bin/a%2Bb%20%26c.txt/sub/..%2F..%2Fetc/../nothing"
+    packed = tar_names(ask("GET", f"/?tar={query}").body)
+    names = {os.fsdecode(b"\xff.bin"), "a+b &c.txt", "sub", "sub/inner"}
+    assert set(packed) == names
+    zipped = zipfile.ZipFile(io.BytesIO(ask("GET", f"/?zip={query}").body))
+    assert len(zipped.namelist()) == 4 and "left out" not in zipped.namelist()
+    every = ask("GET", "/?zip=").body
+    assert "left out" in zipfile.ZipFile(io.BytesIO(every)).namelist()
+
+
 def test_zip_is_whole_and_other_programs_read_it(ask, full_folder):
     reply = ask("GET", "/?zip")
     assert reply.whole and int(reply.fields["content-length"]) == len(reply.body)
