@@ -196,7 +196,8 @@ LOOK_EVERY = 0.2
 NEXT_WAIT = 0.002
 LOG_DELAY = 0.1  # seconds for which log lines are gathered
 # find a client that vanished within two minutes, even while it is idle
-KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+# the first two are one, as Linux and as macOS call it
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() if no descriptor or memory is left
 # seconds that another thread has to release a lock; the first and the last pause between tries
 BUSY_WAIT, BUSY_STEPS = 2.0, (0.0005, 0.02)
@@ -1096,10 +1097,21 @@ def hides_nothing(place: Place, hidden: bool) -> bool:
     )
 
 
+def sync_to_disk(fd: int) -> None:
+    """fsync(); on macOS that leaves it in the disk's own memory, and another call does not."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        with contextlib.suppress(OSError):  # a file system that has no such call
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(fd)
+
+
 def sync_folder(place: Place) -> None:
     """For --durable: a new name in a folder survives a power loss. (Windows opens no folder.)"""
     if place.parent is not None:
-        os.fsync(place.parent)
+        sync_to_disk(place.parent)
 
 
 def rename(old: Place, new: Place, replace: bool = True) -> None:
@@ -1261,7 +1273,7 @@ class Part:
         The old file is checked and replaced in one step. Otherwise two writers could both believe
         that they replaced the same one."""
         if conn.args.durable:
-            os.fsync(self.descriptor)
+            sync_to_disk(self.descriptor)
         with renaming(conn, self.place):
             self.kept = False  # what fails from here on would fail again
             old = self.place.regular() if plan.over == "replace" else None
@@ -5747,12 +5759,13 @@ def who_has_port(family: int, kind: int, target: "Address") -> str:
 # --- many files: the same in server.py, httpserver.py, tcp_upper.py (tests/test_twins.py) ---
 def raise_file_limit() -> None:
     """A connection is a descriptor: ask for as many as the system lets this user have."""
-    # macOS names a limit that it does not grant
-    with contextlib.suppress(ImportError, ValueError, OSError):
+    with contextlib.suppress(ImportError):
         import resource  # not at the top: Windows has none
 
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        for most in hard, 10240:  # macOS names a limit that it does not grant; this one it does
+            with contextlib.suppress(ValueError, OSError):
+                return resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 # --- end many files ---

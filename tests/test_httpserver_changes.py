@@ -24,6 +24,7 @@ import time
 import types
 import zipfile
 from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -1218,9 +1219,9 @@ def test_a_folder_that_somebody_else_locks_is_busy_after_a_while_and_nothing_is_
         lambda: ask("MOVE", "/a.txt", "Destination: /b\r\n"),
         lambda: append(ask, location, 0, b"0123456789"),
     ]
-    with locked(folder):
-        for request in requests:
-            assert (reply := request()).status == 503 and reply.fields["retry-after"] == "2"
+    with locked(folder), ThreadPoolExecutor() as at_once:  # each waits for two seconds
+        for reply in at_once.map(lambda request: request(), requests):
+            assert reply.status == 503 and reply.fields["retry-after"] == "2"
         assert ask("GET", "/a.txt").body == b"hello\n"
         assert sorted(tree(folder).values()) == [b"0123456789", b"hello\n"]
     # what has arrived is kept, and need not be sent again
