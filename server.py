@@ -2339,17 +2339,18 @@ class Bell:
     """Wakes the thread of a connection when others have left something for it."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.sock, self.events = sock, selectors.EVENT_READ
         self.rung = self.waiting = False
         self.reader, self.writer = socket.socketpair()
         self.reader.setblocking(False)
         self.writer.setblocking(False)
         # select() knows no descriptor above 1023, and epoll needs one of its own
         kind = getattr(selectors, "PollSelector", selectors.SelectSelector)
-        self.both, self.alone = kind(), kind()
-        self.both.register(sock, self.events)
-        for selector in (self.both, self.alone):
+        # for the bell alone; for the connection too, to read, or to read and write
+        self.alone, self.to_read, self.to_write = self.selectors = kind(), kind(), kind()
+        for selector in self.selectors:
             selector.register(self.reader, selectors.EVENT_READ)
+        self.to_read.register(sock, selectors.EVENT_READ)
+        self.to_write.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
 
     def ring(self) -> None:
         """From any thread, after something was left. Only a thread that waits needs to be woken:
@@ -2368,11 +2369,7 @@ class Bell:
 
     def select(self, writing: bool, patience: Optional[float]) -> int:
         """Wait for the bell or the connection: which of EVENT_READ and EVENT_WRITE it can do."""
-        events = selectors.EVENT_READ | selectors.EVENT_WRITE * writing
-        if events != self.events:
-            self.events = events
-            self.both.modify(self.sock, events)
-        able = self.listen(self.both, patience)
+        able = self.listen(self.to_write if writing else self.to_read, patience)
         self.rung = False
         return able
 
@@ -2388,7 +2385,7 @@ class Bell:
         return able
 
     def close(self) -> None:
-        for opened in (self.both, self.alone, self.reader, self.writer):
+        for opened in (*self.selectors, self.reader, self.writer):
             opened.close()
 
 
@@ -2584,7 +2581,8 @@ class Relay:
             with each.lock:
                 if self in each.owed:  # it may have answered meanwhile
                     each.queue.append(block)
-            each.ring()
+            if not each.rest:  # else it looks for the next block when it has sent that
+                each.ring()
 
     def give_up(self, reason: str) -> None:
         """The sender is gone or may not go on: no receiver can hold this up."""
