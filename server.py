@@ -2122,8 +2122,8 @@ class Session(Wire):
             blocks = self.take_queued(AT_ONCE if self.mode == "chat" else 1)
             self.rest = memoryview(blocks[0] if len(blocks) == 1 else b"".join(blocks))
             self.progressed = time.monotonic()
-            if self.owed:
-                self.owed[0].sender.ring()
+            if self.owed and self.owed[-1].has_room():
+                self.owed[-1].sender.ring()
 
     def take_queued(self, most: int) -> list[bytes]:
         with self.lock:
@@ -2133,7 +2133,8 @@ class Session(Wire):
 
     def send_rest(self) -> None:
         """As much as its socket takes now."""
-        if hasattr(self.sock, "pending"):
+        over_tls = hasattr(self.sock, "pending")
+        if over_tls:
             self.sock.settimeout(BRIEF)
         try:
             self.rest = self.rest[self.sock.send(self.sendable(self.rest)) :]
@@ -2141,7 +2142,8 @@ class Session(Wire):
         except OSError as error:
             if not isinstance(error, socket.timeout):
                 raise Lost(error.strerror or "closed") from None
-        self.sock.settimeout(self.timeout)
+        if over_tls:
+            self.sock.settimeout(self.timeout)
 
     def leave_line(self, text: bytes) -> None:
         """From another thread. A slow client loses its oldest lines; nobody waits for it."""
@@ -2349,46 +2351,53 @@ class Bell:
     """Wakes the thread of a connection when others have left something for it."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.sock, self.rung, self.events = sock, False, selectors.EVENT_READ
+        self.rung = self.waiting = False
         self.reader, self.writer = socket.socketpair()
+        self.reader.setblocking(False)
         self.writer.setblocking(False)
         # select() knows no descriptor above 1023, and epoll needs one of its own
-        self.selector = getattr(selectors, "PollSelector", selectors.SelectSelector)()
-        self.selector.register(sock, self.events)
-        self.selector.register(self.reader, selectors.EVENT_READ)
+        kind = getattr(selectors, "PollSelector", selectors.SelectSelector)
+        # for the bell alone; for the connection too, to read, or to read and write
+        self.alone, self.to_read, self.to_write = self.selectors = kind(), kind(), kind()
+        for selector in self.selectors:
+            selector.register(self.reader, selectors.EVENT_READ)
+        self.to_read.register(sock, selectors.EVENT_READ)
+        self.to_write.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
 
     def ring(self) -> None:
-        """From any thread, after something was left."""
-        if not self.rung:
-            self.rung = True
+        """From any thread, after something was left. Only a thread that waits needs to be woken:
+        any other looks whether it was rung before it waits, and after that for what was left."""
+        self.rung = True
+        if self.waiting:
+            self.waiting = False
             with contextlib.suppress(OSError):
                 self.writer.send(b"\0")
 
     def wait(self, patience: float) -> bool:
         """Wait for the bell alone; False if it did not ring."""
-        self.reader.settimeout(max(0.001, patience))
-        with contextlib.suppress(OSError):
-            self.reader.recv(4096)
-            self.rung = False  # only now: what is left after this rings anew
-            return True
-        return False
+        self.listen(self.alone, patience)
+        rung, self.rung = self.rung, False
+        return rung
 
     def select(self, writing: bool, patience: Optional[float]) -> int:
         """Wait for the bell or the connection: which of EVENT_READ and EVENT_WRITE it can do."""
-        events = selectors.EVENT_READ | selectors.EVENT_WRITE * writing
-        if events != self.events:
-            self.events = events
-            self.selector.modify(self.sock, events)
-        able = 0
-        for key, found in self.selector.select(patience):
+        able = self.listen(self.to_write if writing else self.to_read, patience)
+        self.rung = False
+        return able
+
+    def listen(self, selector: selectors.BaseSelector, patience: Optional[float]) -> int:
+        able, self.waiting = 0, True
+        for key, found in selector.select(0 if self.rung else patience):
             if key.fileobj is self.reader:
-                self.wait(0)
+                with contextlib.suppress(OSError):
+                    self.reader.recv(4096)
             else:
                 able = found
+        self.waiting = False
         return able
 
     def close(self) -> None:
-        for opened in (self.selector, self.reader, self.writer):
+        for opened in (*self.selectors, self.reader, self.writer):
             opened.close()
 
 
@@ -2572,15 +2581,20 @@ class Relay:
             self.sender.gathered.clear()
 
     def wait_for_room(self) -> None:
-        while any(len(each.queue) >= AHEAD for each in self.receivers.copy()):
+        while not self.has_room():
             self.sender.wait_for_receivers()
+
+    def has_room(self) -> bool:
+        """Has each receiver taken so much that the next block can be left?"""
+        return all(len(each.queue) < AHEAD for each in self.receivers.copy())
 
     def leave(self, block: bytes) -> None:
         for each in self.receivers.copy():
             with each.lock:
                 if self in each.owed:  # it may have answered meanwhile
                     each.queue.append(block)
-            each.ring()
+            if not each.rest:  # else it looks for the next block when it has sent that
+                each.ring()
 
     def give_up(self, reason: str) -> None:
         """The sender is gone or may not go on: no receiver can hold this up."""
