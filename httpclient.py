@@ -146,7 +146,8 @@ RETRIES = 16  # without progress; with those pauses, two minutes
 FEW_TRIES = 3  # where a server was never reached, or answers that it has trouble
 LONGEST_WAIT = 120.0  # seconds that a server may ask to wait
 DRAWN_EVERY = 0.1  # seconds between two drawings of the progress line
-LATEST = 10**10  # seconds since 1970: servers take no later time
+LATEST = 10**11  # seconds since 1970: a later time is a mistake, and no system can show it
+EARLIEST = -62135596800  # the same for the year 1: an earlier time has no date in HTTP
 EXECUTABLE = "X-Executable"  # our own field: 1 for a file that its owner may execute
 OC_MTIME = "X-OC-Mtime"  # the field for a file's time that ownCloud invented
 # PATCH is idempotent because we send an Upload-Offset with it
@@ -2044,13 +2045,13 @@ class Upload:
         if self.body.length is None:
             return {}
         seconds, fields = self.body.mtime_ns // 10**9, dict[str, str]()
-        if self.body.state and 0 <= seconds < LATEST:
+        if self.body.state and EARLIEST <= seconds < LATEST:
             # servers keep whole seconds
             date = http_date(seconds)
             # nginx takes the file's time from Date
             fields = {"Last-Modified": date, "Date": date, OC_MTIME: str(seconds)}
         elif self.body.state:
-            say(f"the time of {printable(self.path)} is not sent: {seconds} s since 1970")
+            self.warn_of_time()
         if self.body.executable:
             fields[EXECUTABLE] = "1"
         offers = {"want-repr-digest"}
@@ -2124,7 +2125,7 @@ class Upload:
             **self.condition,
         }
         with self.client.ask("PUT", self.url, fields, BodySource(b"")) as reply:
-            check(reply)
+            self.check(reply, stored=False)
             location = reply.head.get("location")
         resource = reply.url.join(location)._replace(login=self.url.login)
         if not location or resource.origin != self.url.origin:
@@ -2146,6 +2147,7 @@ class Upload:
         """Whether a reply in the pipeline says that the file was stored."""
         if not reply.head.success or self.is_doubtful(reply) or self.body.changed():
             return False
+        self.check(reply)
         self.args.progress.begin(self.path, 0, None)
         self.args.progress.add(self.sent)
         report(self.args, self.url, "sent", self.path, self.sent)
@@ -2155,10 +2157,26 @@ class Upload:
         self.args.progress.begin(self.path, 0, self.body.length)
         fields = {**self.fields, **self.condition}
         with self.client.ask("PUT", self.url, fields, self.body) as reply:
-            check(reply)
+            self.check(reply)
             doubtful = self.is_doubtful(reply)
         if doubtful:
             self.verify_size()
+
+    def check(self, reply: Reply, stored: bool = True) -> None:
+        """Check a reply. A time before 1970 or after 2286 may be refused: then go without it."""
+        head = reply.head
+        rare = not re.fullmatch("[0-9]{0,10}", self.fields.get(OC_MTIME, ""))
+        lost = stored and head.success and head.get(OC_MTIME.lower()) != "accepted"
+        if rare and (lost or head.status == 400):
+            del self.fields[OC_MTIME]
+            self.warn_of_time()
+            if not lost:
+                raise Transient(22, f"{self.url}: 400", "that time", "without it", after=0)
+        check(reply)
+
+    def warn_of_time(self) -> None:
+        time_of = f"the time of {printable(self.path)}, {self.body.mtime_ns // 10**9} s since 1970"
+        say(f"not kept by the server: {time_of}")
 
     @staticmethod
     def is_doubtful(reply: Reply) -> bool:
@@ -2217,7 +2235,7 @@ class Upload:
                     "it is still busy with what came",
                     "repeat the command",
                 )
-            check(reply)
+            self.check(reply)
 
 
 def post(client: Client) -> None:
