@@ -280,6 +280,9 @@ class Head(NamedTuple):
         return self.status < 300 and self.status != 207
 
 
+Place = tuple[tuple[str, str, int], str]  # scheme, host, port; login
+
+
 class Origin:
     """What a client knows of one server."""
 
@@ -301,7 +304,7 @@ class Client:
     origins."""
 
     def __init__(
-        self, args: argparse.Namespace, origins: "Optional[dict[tuple[str, str], Origin]]" = None
+        self, args: argparse.Namespace, origins: "Optional[dict[Place, Origin]]" = None
     ) -> None:
         self.args = args
         self.origins = {} if origins is None else origins  # by origin and login
@@ -372,7 +375,7 @@ class Client:
         return True
 
     def origin(self, url: URL) -> Origin:
-        key = url.origin, url.login
+        key = url[:3], url.login
         if key not in self.origins:
             self.origins[key] = Origin(url, self.args)
         return self.origins[key]
@@ -553,6 +556,12 @@ class Client:
     ) -> bytes:
         """A request for pipeline(), with the login."""
         return self.request(method, url, {**fields, **self.origin(url).login_fields}, body)
+
+    def asking(self, method: str, base: URL, fields: Fields) -> Callable[[URL], bytes]:
+        """What makes the requests for files of one server: they differ in their targets alone."""
+        mark = to_bytes(f"{base.target} HTTP/")
+        before, _, after = self.pipelined(method, base, fields).partition(mark)
+        return lambda url: b"%b%b HTTP/%b" % (before, to_bytes(url.target), after)
 
     def send_requests(
         self,
@@ -1303,8 +1312,7 @@ class Download:
 
         gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
         head, found = reply.head, content_range(reply.head)
-        gzip = self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
-        decode = head.coding and head.coding not in ENDINGS and not gzip
+        decode = head.coding and head.coding not in ENDINGS and not self.is_gzip()
         if not output.source or not found:
             # offsets and digests belong to the encoded bytes
             blank = Source(str(self.url), "", "", None, "")
@@ -1328,6 +1336,9 @@ class Download:
                 f"{end - span.offset:,} bytes of it are missing",
                 "repeat the command",
             )
+
+    def is_gzip(self) -> bool:
+        return self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
 
     def show(self, output: Output) -> None:
         size = output.source.size if output.source else None
@@ -1448,7 +1459,9 @@ class Download:
 
 
 def refuse_program(path: str) -> None:
-    if is_program(path):
+    # most folders are far from all programs; a name that exists may be a link to one
+    near = nears_program(os.path.dirname(path)) or os.path.lexists(path)
+    if near and is_program(path):
         raise Failure(
             23,
             f"{printable(path)} would be part of a program when it next starts",
@@ -1497,9 +1510,10 @@ def same_here(args: argparse.Namespace, path: str, url: URL, entry: Entry) -> bo
 
 
 def stat_or_none(path: str, follow: bool = True) -> Optional[os.stat_result]:
-    with contextlib.suppress(OSError):
+    try:
         return os.stat(path, follow_symlinks=follow)
-    return None
+    except OSError:
+        return None
 
 
 def file_digest(path: str, name: str) -> str:
@@ -2600,8 +2614,7 @@ def mirror_files(tree: Tree, base: URL, dest: str, there: set[str], entries: lis
         return
     begun = set(filter(is_part, there))
     urls = [url for url in jobs if not begun or part_name(url) not in begun]
-    ask = functools.partial(client.pipelined, "GET", fields=WANTED)
-    for url, reply in client.pipeline("GET", urls, ask):
+    for url, reply in client.pipeline("GET", urls, client.asking("GET", base, WANTED)):
         if reply and reply.head.status == 200:
             attempt(args, functools.partial(run_download, args, download(url), reply))
             del jobs[url]
@@ -2909,9 +2922,11 @@ def parse_head(raw: bytes) -> Head:
         if other:
             raise ValueError(f"{other[:60]!r} where a header belongs")
         name, value = name.lower(), value.strip(" \t")
-        if name == "location" and fields.get(name, value) != value:
-            raise ValueError("two places to go to")
-        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+        if name in fields:
+            if name == "location" and fields[name] != value:
+                raise ValueError("two places to go to")
+            value = f"{fields[name]}, {value}"
+        fields[name] = value
     version, status, reason = found.groups("")
     return Head(version, int(status), reason, fields, content_length(fields), f"{first}\n{rest}")
 
@@ -2930,8 +2945,10 @@ def content_range(head: Head) -> Optional[tuple[int, int, int]]:
     """The first byte, the byte after the last, and the size of the whole file, of a 206 or 416.
 
     (-1, 0, size) means that the range could not be satisfied."""
+    if head.status not in (206, 416):
+        return None
     found = re.fullmatch(CONTENT_RANGE, head.get("content-range"))
-    if head.status not in (206, 416) or not found or found[3] == "*":
+    if not found or found[3] == "*":
         return None
     first, last, size = map(int, found.groups("-1"))
     return first, last + 1, size
@@ -2964,7 +2981,8 @@ def source_of(url: URL, head: Head) -> Source:
     span, date, modified = content_range(head), parse_date(head.get("date")), head.modified
     # within the same second, the file may change again
     settled = date is not None and modified is not None and modified < date
-    found = re.search(SHA256_FIELD, head.get("repr-digest") or head.get("digest"))
+    digest = head.get("repr-digest") or head.get("digest")
+    found = digest and re.search(SHA256_FIELD, digest)
     digest = binascii.a2b_base64(found[1]).hex() if found else ""
     validator = head.get("last-modified") if settled else ""
     return Source(str(url), head.get("etag"), validator, span[2] if span else head.length, digest)
@@ -3468,6 +3486,8 @@ def holds_program(path: str) -> bool:
 
 
 # --- end programs ---
+
+nears_program = functools.lru_cache(maxsize=64)(holds_program)
 
 
 # --- locks: the same in the four file scripts (tests/test_twins.py) ---
