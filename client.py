@@ -2013,7 +2013,8 @@ AUTH = "scrypt-hmac-sha256"
 NONCE = re.compile("(?:[0-9a-f]{2}){16,64}")
 BODY = re.compile(rb"data ([0-9]{1,18})")  # the line that comes most often
 # a peer that vanished is noticed in two minutes
-KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+# the first two are one, as Linux and as macOS call it
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 
 class Lost(Exception):
@@ -3036,7 +3037,7 @@ class Folder:
     def sync(self) -> None:
         """With --durable, write the names in it to the disk itself. (Windows syncs no folder.)"""
         if self.durable and self.fd is not None:
-            os.fsync(self.fd)
+            sync_to_disk(self.fd)
 
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:
         return os.open(self.at(name), flags | NO_LINK, mode, dir_fd=self.fd)
@@ -3120,6 +3121,17 @@ class Folder:
                     return
             time.sleep(pause)
         raise os_error(errno.EBUSY)
+
+
+def sync_to_disk(fd: int) -> None:
+    """fsync(); on macOS that leaves it in the disk's own memory, and another call does not."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        with contextlib.suppress(OSError):  # a file system that has no such call
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(fd)
 
 
 def lock_file(fd: int, free: bool = False) -> bool:
@@ -3266,7 +3278,7 @@ class Part:
                     ns=(self.mtime_ns, self.mtime_ns),
                 )
         if self.folder.durable:
-            os.fsync(self.fd)
+            sync_to_disk(self.fd)
         if os.name == "nt":
             self.close()  # Windows renames no open file
         with self.folder.locked():
@@ -3774,7 +3786,9 @@ def prepare_completion() -> None:
 
         readline.set_completer_delims(" ")
         readline.set_completer(complete)
-        readline.parse_and_bind("tab: complete")
+        # macOS has another library under that name
+        other = "libedit" in (readline.__doc__ or "")
+        readline.parse_and_bind("bind ^I rl_complete" if other else "tab: complete")
 
 
 # --- trust: the same in client.py, httpclient.py (tests/test_twins.py) ---

@@ -196,7 +196,8 @@ LOOK_EVERY = 0.2
 NEXT_WAIT = 0.002
 LOG_DELAY = 0.1  # seconds for which log lines are gathered
 # find a client that vanished within two minutes, even while it is idle
-KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+# the first two are one, as Linux and as macOS call it
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() if no descriptor or memory is left
 # seconds that another thread has to release a lock; the first and the last pause between tries
 BUSY_WAIT, BUSY_STEPS = 2.0, (0.0005, 0.02)
@@ -218,6 +219,7 @@ MAX_SEARCHED = 10000  # folders whose last search for old parts is remembered
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 # a client must name this version of the resumable-upload draft to get interim answers
 INTEROP = "8"
+ANYBODY = "any"  # the user name of who gives none
 REFUSED = "This is a drop box: files can be added, and nothing else can be done."
 PROXIED = frozenset(
     ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
@@ -1095,10 +1097,21 @@ def hides_nothing(place: Place, hidden: bool) -> bool:
     )
 
 
+def sync_to_disk(fd: int) -> None:
+    """fsync(); on macOS that leaves it in the disk's own memory, and another call does not."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        with contextlib.suppress(OSError):  # a file system that has no such call
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(fd)
+
+
 def sync_folder(place: Place) -> None:
     """For --durable: a new name in a folder survives a power loss. (Windows opens no folder.)"""
     if place.parent is not None:
-        os.fsync(place.parent)
+        sync_to_disk(place.parent)
 
 
 def rename(old: Place, new: Place, replace: bool = True) -> None:
@@ -1260,7 +1273,7 @@ class Part:
         The old file is checked and replaced in one step. Otherwise two writers could both believe
         that they replaced the same one."""
         if conn.args.durable:
-            os.fsync(self.descriptor)
+            sync_to_disk(self.descriptor)
         with renaming(conn, self.place):
             self.kept = False  # what fails from here on would fail again
             old = self.place.regular() if plan.over == "replace" else None
@@ -3450,14 +3463,14 @@ def hand_in(conn: Connection, request: Request) -> Answer:
     if request.method == "OPTIONS":
         return options(conn, request)
     # without a login, whoever knows the upload's URL is its sender: nobody can guess that
-    own = upload and request.names and (conn.user == "-" or request.names[0] == folder)
+    own = upload and request.names and (not login_name(conn) or request.names[0] == folder)
     if own and request.method in ("HEAD", "PATCH", "DELETE"):
         return handed_in(METHODS[request.method](conn, request), request.names[0], request)
     if request.method == "GET" and "text/html" in request.fields.get("accept", ""):
         fields = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
         crumbs = (os.path.basename(conn.server.shared.path) or "files", *request.names)
-        login = "" if conn.user == "-" else urllib.parse.unquote(conn.user)
-        return Answer(200, fields | page_fields(), drop_page(crumbs, login).encode())
+        page = drop_page(crumbs, login_name(conn)).encode()
+        return Answer(200, fields | page_fields(), page)
     if upload or request.method not in ("PUT", "POST", "MKCOL"):
         raise Refusal(403, REFUSED)
     return handed_in(add_to_box(conn, request.below(folder)), folder, request)
@@ -3499,10 +3512,15 @@ def handed_in(answer: Answer, folder: str, request: Request) -> Answer:
 
 def sender_folder(conn: Connection, request: Request) -> str:
     """The name in the login, or else the one that the page has asked for, or the address."""
-    given = request.fields.get("sender", "") if conn.user == "-" else conn.user
-    name = re.sub(r"[^\w.-]", "-", urllib.parse.unquote(given) or conn.peer)
+    asked = urllib.parse.unquote(request.fields.get("sender", ""))
+    name = re.sub(r"[^\w.-]", "-", login_name(conn) or asked or conn.peer)
     name = name.strip(".")[:64] or "-"
     return "_" + name if WINDOWS_NAME.fullmatch(name) else name
+
+
+def login_name(conn: Connection) -> str:
+    """The name in the login; "" for none, and for that in the addresses that the server prints."""
+    return "" if conn.user in ("-", ANYBODY) else urllib.parse.unquote(conn.user)
 
 
 def log_hand_in(
@@ -5741,12 +5759,13 @@ def who_has_port(family: int, kind: int, target: "Address") -> str:
 # --- many files: the same in server.py, httpserver.py, tcp_upper.py (tests/test_twins.py) ---
 def raise_file_limit() -> None:
     """A connection is a descriptor: ask for as many as the system lets this user have."""
-    # macOS names a limit that it does not grant
-    with contextlib.suppress(ImportError, ValueError, OSError):
+    with contextlib.suppress(ImportError):
         import resource  # not at the top: Windows has none
 
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        for most in hard, 10240:  # macOS names a limit that it does not grant; this one it does
+            with contextlib.suppress(ValueError, OSError):
+                return resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 # --- end many files ---
@@ -5884,13 +5903,13 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
         ) from None
     if args.drop_box:
         say("drop box: who connects can add files, each in a folder of their own, and nothing else")
-    others = reachable_at(sock)
+    others, example = reachable_at(sock), "put FILE /" if args.drop_box else "list /"
     if not others:
         named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
         with_client = (
-            f"{CLIENT}{named} --port {port}{door.flags} list /"
+            f"{CLIENT}{named} --port {port}{door.flags} {example}"
             if door.flags
-            else f"curl {url_of(door, host, port)}"
+            else f"curl {'-T FILE ' * args.drop_box}{url_of(door, host, port)}"
         )
         return say(
             f"only this machine can reach it, with a browser or:  {with_client}\n"
@@ -5900,12 +5919,12 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
     if others != [socket.gethostname()] or not found:  # the way out for a lack of a default route
         found = [*others, *found]
     others = list(dict.fromkeys(found))
-    login = f"any:{door.made}@" if door.made else ""
+    login = f"{ANYBODY}:{door.made}@" if door.made else ""
     urls = [url_of(door, other.replace("%", "%25"), port, login) for other in others]
     say("from another machine:  " + "\n                       ".join(urls))
     if not args.no_qr:
         show_qr(urls[0])
-    say(f"or:  {CLIENT} --host {others[0]} --port {port}{door.flags} list /")
+    say(f"or:  {CLIENT} --host {others[0]} --port {port}{door.flags} {example}")
     if not door.guard:
         say(
             "nobody is asked for a password: everybody who reaches it can "

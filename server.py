@@ -959,7 +959,8 @@ AUTH = "scrypt-hmac-sha256"
 NONCE = re.compile("(?:[0-9a-f]{2}){16,64}")
 BODY = re.compile(rb"data ([0-9]{1,18})")  # the line that comes most often
 # a peer that vanished is noticed in two minutes
-KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+# the first two are one, as Linux and as macOS call it
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 
 class Lost(Exception):
@@ -1441,7 +1442,7 @@ class Folder:
     def sync(self) -> None:
         """With --durable, write the names in it to the disk itself. (Windows syncs no folder.)"""
         if self.durable and self.fd is not None:
-            os.fsync(self.fd)
+            sync_to_disk(self.fd)
 
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:
         return os.open(self.at(name), flags | NO_LINK, mode, dir_fd=self.fd)
@@ -1525,6 +1526,17 @@ class Folder:
                     return
             time.sleep(pause)
         raise os_error(errno.EBUSY)
+
+
+def sync_to_disk(fd: int) -> None:
+    """fsync(); on macOS that leaves it in the disk's own memory, and another call does not."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        with contextlib.suppress(OSError):  # a file system that has no such call
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(fd)
 
 
 def lock_file(fd: int, free: bool = False) -> bool:
@@ -1671,7 +1683,7 @@ class Part:
                     ns=(self.mtime_ns, self.mtime_ns),
                 )
         if self.folder.durable:
-            os.fsync(self.fd)
+            sync_to_disk(self.fd)
         if os.name == "nt":
             self.close()  # Windows renames no open file
         with self.folder.locked():
@@ -3547,12 +3559,13 @@ def who_has_port(family: int, kind: int, target: "Address") -> str:
 # --- many files: the same in server.py, httpserver.py, tcp_upper.py (tests/test_twins.py) ---
 def raise_file_limit() -> None:
     """A connection is a descriptor: ask for as many as the system lets this user have."""
-    # macOS names a limit that it does not grant
-    with contextlib.suppress(ImportError, ValueError, OSError):
+    with contextlib.suppress(ImportError):
         import resource  # not at the top: Windows has none
 
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        for most in hard, 10240:  # macOS names a limit that it does not grant; this one it does
+            with contextlib.suppress(ValueError, OSError):
+                return resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 # --- end many files ---

@@ -771,12 +771,13 @@ def who_has_port(family: int, kind: int, target: "Address") -> str:
 # --- many files: the same in server.py, httpserver.py, tcp_upper.py (tests/test_twins.py) ---
 def raise_file_limit() -> None:
     """A connection is a descriptor: ask for as many as the system lets this user have."""
-    # macOS names a limit that it does not grant
-    with contextlib.suppress(ImportError, ValueError, OSError):
+    with contextlib.suppress(ImportError):
         import resource  # not at the top: Windows has none
 
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        for most in hard, 10240:  # macOS names a limit that it does not grant; this one it does
+            with contextlib.suppress(ValueError, OSError):
+                return resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 # --- end many files ---

@@ -10,7 +10,14 @@ from conftest import ROOT, SCRIPTS, interpreters
 PYTHONS = interpreters()
 
 
-@pytest.mark.parametrize("version", sorted(PYTHONS))
+@pytest.fixture(params=PYTHONS)
+def version(request, full):
+    """Each interpreter that is here; the oldest and the newest alone unless --full is given."""
+    if not full and request.param not in [*PYTHONS][:: max(1, len(PYTHONS) - 1)]:
+        pytest.skip("one of the slow matrices: --full runs it")
+    return request.param
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_copy_in_an_empty_folder_prints_its_help(alone, script, version, full):
     """-I keeps the folder and the user's packages out, -S the installed ones: what is imported is the standard library."""
@@ -37,7 +44,6 @@ def imported(script):
             yield node.module
 
 
-@pytest.mark.parametrize("version", sorted(PYTHONS))
 def test_imports_are_of_the_standard_library(version):
     names = {name for script in SCRIPTS for name in imported(script)} - {"msvcrt", "winreg"}
     code = "".join(f"import {name}\n" for name in sorted(names))

@@ -1239,7 +1239,8 @@ def test_the_log_names_the_user_of_a_right_login_and_of_no_other(spawn, folder, 
     assert [put(b"Anna B\xc3\xbc:word"), put(b"eve:no"), put(b":word")] == [201, 401, 204]
     assert ask("GET", "/a.txt", to=server).status == 200
     users = re.findall(r"^127\.0\.0\.1 - (\S+) \[", server.stop(), re.M)
-    assert users == ["Anna%20B%C3%BC", "-", "-", "-"]
+    # a line is written when its answer is sent, and the next one may be quicker
+    assert sorted(users) == ["-", "-", "-", "Anna%20B%C3%BC"]
 
 
 @pytest.mark.parametrize(

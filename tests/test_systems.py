@@ -119,3 +119,19 @@ def test_a_junction_leads_nowhere_over_tcp(tmp_path, junctions, outside, spawn):
     )
     assert talk(server, b"delete sub/junction\n").startswith(b"err delete")
     assert names(share / "sub") == ["junction"]
+
+
+@pytest.mark.parametrize("script", ["server.py", "httpserver.py", "tcp_upper.py"])
+def test_a_limit_that_is_named_but_not_granted_is_asked_for_in_part(script, tmp_path, spawn):
+    """macOS says that a process may have files without end, and grants 10240."""
+    runner, mark = tmp_path / "limits.py", tmp_path / "mark"
+    runner.write_text(
+        "import resource, runpy, sys\n"
+        "def setrlimit(kind, limits):\n"
+        "    if limits[0] != 10240: raise ValueError('current limit exceeds maximum limit')\n"
+        f"    open({str(mark)!r}, 'w').close()\n"
+        "resource.setrlimit = setrlimit\n"
+        "sys.argv[:] = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    spawn(str(runner), ROOT / script, *(["server"] if script == "tcp_upper.py" else [tmp_path]))
+    assert mark.exists()

@@ -56,7 +56,6 @@ export WINEPREFIX=$folder/prefix WINEARCH=win64 WINEDEBUG=-all WINEDLLOVERRIDES=
 unset DISPLAY
 case "\${1:-}" in
 --end) exec wineserver -k ;;
---stay) exec wineserver -p ;;
 --wine) shift && exec wine "\$@" ;;
 esac
 ulimit -f 131072 # 128 MiB: what never ends must not fill the disk
@@ -65,5 +64,4 @@ WRAPPER
 chmod +x python
 ./python --wine wineboot -i </dev/null 2>&1 | cat >wine.log
 ./python --wine reg add 'HKCU\Software\Wine' /v Version /d win10 /f </dev/null 2>&1 | cat >>wine.log
-./python --stay </dev/null >/dev/null 2>&1 || true # else wine ends when a script does, and starts again with the next
 ./python -c 'import sys; print("made", sys.version)' </dev/null 2>&1 | cat
