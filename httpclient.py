@@ -147,7 +147,8 @@ RETRIES = 16  # without progress; with those pauses, two minutes
 FEW_TRIES = 3  # where a server was never reached, or answers that it has trouble
 LONGEST_WAIT = 120.0  # seconds that a server may ask to wait
 DRAWN_EVERY = 0.1  # seconds between two drawings of the progress line
-LATEST = 10**10  # seconds since 1970: servers take no later time
+LATEST = 10**11  # seconds since 1970: a later time is a mistake, and no system can show it
+EARLIEST = -62135596800  # the same for the year 1: an earlier time has no date in HTTP
 EXECUTABLE = "X-Executable"  # our own field: 1 for a file that its owner may execute
 OC_MTIME = "X-OC-Mtime"  # the field for a file's time that ownCloud invented
 # PATCH is idempotent because we send an Upload-Offset with it
@@ -280,6 +281,9 @@ class Head(NamedTuple):
         return self.status < 300 and self.status != 207
 
 
+Place = tuple[tuple[str, str, int], str]  # scheme, host, port; login
+
+
 class Origin:
     """What a client knows of one server."""
 
@@ -301,7 +305,7 @@ class Client:
     origins."""
 
     def __init__(
-        self, args: argparse.Namespace, origins: "Optional[dict[tuple[str, str], Origin]]" = None
+        self, args: argparse.Namespace, origins: "Optional[dict[Place, Origin]]" = None
     ) -> None:
         self.args = args
         self.origins = {} if origins is None else origins  # by origin and login
@@ -372,7 +376,7 @@ class Client:
         return True
 
     def origin(self, url: URL) -> Origin:
-        key = url.origin, url.login
+        key = url[:3], url.login
         if key not in self.origins:
             self.origins[key] = Origin(url, self.args)
         return self.origins[key]
@@ -553,6 +557,12 @@ class Client:
     ) -> bytes:
         """A request for pipeline(), with the login."""
         return self.request(method, url, {**fields, **self.origin(url).login_fields}, body)
+
+    def asking(self, method: str, base: URL, fields: Fields) -> Callable[[URL], bytes]:
+        """What makes the requests for files of one server: they differ in their targets alone."""
+        mark = to_bytes(f"{base.target} HTTP/")
+        before, _, after = self.pipelined(method, base, fields).partition(mark)
+        return lambda url: b"%b%b HTTP/%b" % (before, to_bytes(url.target), after)
 
     def send_requests(
         self,
@@ -1303,8 +1313,7 @@ class Download:
 
         gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
         head, found = reply.head, content_range(reply.head)
-        gzip = self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
-        decode = head.coding and head.coding not in ENDINGS and not gzip
+        decode = head.coding and head.coding not in ENDINGS and not self.is_gzip()
         if not output.source or not found:
             # offsets and digests belong to the encoded bytes
             blank = Source(str(self.url), "", "", None, "")
@@ -1328,6 +1337,9 @@ class Download:
                 f"{end - span.offset:,} bytes of it are missing",
                 "repeat the command",
             )
+
+    def is_gzip(self) -> bool:
+        return self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
 
     def show(self, output: Output) -> None:
         size = output.source.size if output.source else None
@@ -1448,7 +1460,9 @@ class Download:
 
 
 def refuse_program(path: str) -> None:
-    if is_program(path):
+    # most folders are far from all programs; a name that exists may be a link to one
+    near = nears_program(os.path.dirname(path)) or os.path.lexists(path)
+    if near and is_program(path):
         raise Failure(
             23,
             f"{printable(path)} would be part of a program when it next starts",
@@ -1497,9 +1511,10 @@ def same_here(args: argparse.Namespace, path: str, url: URL, entry: Entry) -> bo
 
 
 def stat_or_none(path: str, follow: bool = True) -> Optional[os.stat_result]:
-    with contextlib.suppress(OSError):
+    try:
         return os.stat(path, follow_symlinks=follow)
-    return None
+    except OSError:
+        return None
 
 
 def file_digest(path: str, name: str) -> str:
@@ -2045,13 +2060,13 @@ class Upload:
         if self.body.length is None:
             return {}
         seconds, fields = self.body.mtime_ns // 10**9, dict[str, str]()
-        if self.body.state and 0 <= seconds < LATEST:
+        if self.body.state and EARLIEST <= seconds < LATEST:
             # servers keep whole seconds
             date = http_date(seconds)
             # nginx takes the file's time from Date
             fields = {"Last-Modified": date, "Date": date, OC_MTIME: str(seconds)}
         elif self.body.state:
-            say(f"the time of {printable(self.path)} is not sent: {seconds} s since 1970")
+            self.warn_of_time()
         if self.body.executable:
             fields[EXECUTABLE] = "1"
         offers = {"want-repr-digest"}
@@ -2125,7 +2140,7 @@ class Upload:
             **self.condition,
         }
         with self.client.ask("PUT", self.url, fields, BodySource(b"")) as reply:
-            check(reply)
+            self.check(reply, stored=False)
             location = reply.head.get("location")
         resource = reply.url.join(location)._replace(login=self.url.login)
         if not location or resource.origin != self.url.origin:
@@ -2147,6 +2162,7 @@ class Upload:
         """Whether a reply in the pipeline says that the file was stored."""
         if not reply.head.success or self.is_doubtful(reply) or self.body.changed():
             return False
+        self.check(reply)
         self.args.progress.begin(self.path, 0, None)
         self.args.progress.add(self.sent)
         report(self.args, self.url, "sent", self.path, self.sent)
@@ -2156,10 +2172,26 @@ class Upload:
         self.args.progress.begin(self.path, 0, self.body.length)
         fields = {**self.fields, **self.condition}
         with self.client.ask("PUT", self.url, fields, self.body) as reply:
-            check(reply)
+            self.check(reply)
             doubtful = self.is_doubtful(reply)
         if doubtful:
             self.verify_size()
+
+    def check(self, reply: Reply, stored: bool = True) -> None:
+        """Check a reply. A time before 1970 or after 2286 may be refused: then go without it."""
+        head = reply.head
+        rare = not re.fullmatch("[0-9]{0,10}", self.fields.get(OC_MTIME, ""))
+        lost = stored and head.success and head.get(OC_MTIME.lower()) != "accepted"
+        if rare and (lost or head.status == 400):
+            del self.fields[OC_MTIME]
+            self.warn_of_time()
+            if not lost:
+                raise Transient(22, f"{self.url}: 400", "that time", "without it", after=0)
+        check(reply)
+
+    def warn_of_time(self) -> None:
+        time_of = f"the time of {printable(self.path)}, {self.body.mtime_ns // 10**9} s since 1970"
+        say(f"not kept by the server: {time_of}")
 
     @staticmethod
     def is_doubtful(reply: Reply) -> bool:
@@ -2218,7 +2250,7 @@ class Upload:
                     "it is still busy with what came",
                     "repeat the command",
                 )
-            check(reply)
+            self.check(reply)
 
 
 def post(client: Client) -> None:
@@ -2583,8 +2615,7 @@ def mirror_files(tree: Tree, base: URL, dest: str, there: set[str], entries: lis
         return
     begun = set(filter(is_part, there))
     urls = [url for url in jobs if not begun or part_name(url) not in begun]
-    ask = functools.partial(client.pipelined, "GET", fields=WANTED)
-    for url, reply in client.pipeline("GET", urls, ask):
+    for url, reply in client.pipeline("GET", urls, client.asking("GET", base, WANTED)):
         if reply and reply.head.status == 200:
             attempt(args, functools.partial(run_download, args, download(url), reply))
             del jobs[url]
@@ -2892,9 +2923,11 @@ def parse_head(raw: bytes) -> Head:
         if other:
             raise ValueError(f"{other[:60]!r} where a header belongs")
         name, value = name.lower(), value.strip(" \t")
-        if name == "location" and fields.get(name, value) != value:
-            raise ValueError("two places to go to")
-        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+        if name in fields:
+            if name == "location" and fields[name] != value:
+                raise ValueError("two places to go to")
+            value = f"{fields[name]}, {value}"
+        fields[name] = value
     version, status, reason = found.groups("")
     return Head(version, int(status), reason, fields, content_length(fields), f"{first}\n{rest}")
 
@@ -2913,8 +2946,10 @@ def content_range(head: Head) -> Optional[tuple[int, int, int]]:
     """The first byte, the byte after the last, and the size of the whole file, of a 206 or 416.
 
     (-1, 0, size) means that the range could not be satisfied."""
+    if head.status not in (206, 416):
+        return None
     found = re.fullmatch(CONTENT_RANGE, head.get("content-range"))
-    if head.status not in (206, 416) or not found or found[3] == "*":
+    if not found or found[3] == "*":
         return None
     first, last, size = map(int, found.groups("-1"))
     return first, last + 1, size
@@ -2947,7 +2982,8 @@ def source_of(url: URL, head: Head) -> Source:
     span, date, modified = content_range(head), parse_date(head.get("date")), head.modified
     # within the same second, the file may change again
     settled = date is not None and modified is not None and modified < date
-    found = re.search(SHA256_FIELD, head.get("repr-digest") or head.get("digest"))
+    digest = head.get("repr-digest") or head.get("digest")
+    found = digest and re.search(SHA256_FIELD, digest)
     digest = binascii.a2b_base64(found[1]).hex() if found else ""
     validator = head.get("last-modified") if settled else ""
     return Source(str(url), head.get("etag"), validator, span[2] if span else head.length, digest)
@@ -3451,6 +3487,8 @@ def holds_program(path: str) -> bool:
 
 
 # --- end programs ---
+
+nears_program = functools.lru_cache(maxsize=64)(holds_program)
 
 
 # --- locks: the same in the four file scripts (tests/test_twins.py) ---
