@@ -159,7 +159,7 @@ LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a
 # --- one question: list, stat, help, who ---
 def do_list(args: argparse.Namespace) -> int:
     """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
-    code, table = 0, os.isatty(1)
+    code, table = 0, is_terminal(1)
     folder = [remote_name(args, args.folder)] if args.folder else [args.cwd] * bool(args.cwd)
     if folder and is_pattern(args, folder[0]):
         entries = matching(args, folder[0], args.r)
@@ -1606,7 +1606,7 @@ class Inbox:
         if key not in self.admitted:
             size = f", {readable_size(request.number('size'))}" if "size" in request.keys else ""
             text = f"{self.sender(request)} sends {printable(key[1])}{size}"
-            if not self.args.quiet and (self.args.ask or os.isatty(2)):
+            if not self.args.quiet and (self.args.ask or is_terminal(2)):
                 say(in_rows(text, 2))
             self.admitted[key] = not self.args.ask or self.is_taken()
             if len(self.admitted) > SENDERS:
@@ -1707,7 +1707,7 @@ class Inbox:
                     "sha256": part.sha.hexdigest(),
                 }
             )
-        if os.isatty(1) and not self.args.quiet:  # ours comes first: a name can say anything
+        if is_terminal(1) and not self.args.quiet:  # ours comes first: a name can say anything
             return tell(f"{readable_size(part.received):>9}  {self.sender(request)}  {path}")
         tell(path)
         if not self.args.quiet:
@@ -1741,7 +1741,7 @@ class Chat:
         import threading  # not at the top: few need it
 
         self.args, self.link = args, connected(args)
-        self.live = os.isatty(0) and os.isatty(1)
+        self.live = is_terminal(0) and is_terminal(1)
         self.typist = Typist.AWAY
         self.typed: deque[str] = deque()  # lines for the thread
         self.bell, self.ringer = socket.socketpair()
@@ -1876,7 +1876,7 @@ class Chat:
         if self.args.json and facts:
             tell_json({**facts, "earlier": True} if earlier else facts)
         elif self.typist is Typist.TYPING and self.live:
-            os.write(product(), self.with_prompt(in_rows(printable(text), 1)).encode())
+            write_some(product(), self.with_prompt(in_rows(printable(text), 1)).encode())
         else:
             tell(printable(text))
 
@@ -2415,7 +2415,7 @@ class Link(Wire):
                 printable(keys["auth"]),
                 "use a client.py as new as the server",
             )
-        if not password and not os.isatty(2):
+        if not password and not is_terminal(2):
             raise Failure(
                 67,
                 f"{self.endpoint} asks for a password",
@@ -3394,14 +3394,14 @@ def receive_body(
 # --- telling: results on stdout for programs, progress on stderr for people ---
 def tell(text: str) -> None:
     """A line of the product: names as they are to a pipe, harmless to a terminal."""
-    write_line(in_rows(printable(text), 1).encode() if os.isatty(1) else os.fsencode(text))
+    write_line(in_rows(printable(text), 1).encode() if is_terminal(1) else os.fsencode(text))
 
 
 def write_line(raw: bytes) -> None:
     view = memoryview(raw + b"\n")
     try:
         while view:
-            view = view[os.write(product(), view) :]
+            view = view[write_some(product(), view) :]
     except OSError as error:
         raise Failure(
             23,
@@ -3451,7 +3451,7 @@ def in_rows(text: str, fd: int) -> str:
 
     A terminal that breaks a long line itself begins a row with any part of it: a peer could place
     there what looks like the line of another peer, or like ours."""
-    if not os.isatty(fd):
+    if not is_terminal(fd):
         return text
     room = max(CONTINUED_ROOM, columns_of(fd) - 1)
     rows, used = [""], 0
@@ -3484,7 +3484,7 @@ class Progress:
     """One bar for the whole command, on a terminal. It counts bytes that the receiver has."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.drawn = os.isatty(2) and not args.quiet
+        self.drawn = is_terminal(2) and not args.quiet
         self.began = time.monotonic()
         self.due = self.began + REDRAW
         self.total = self.done = self.current = self.files = self.all_files = 0  # bytes, and files
@@ -3539,7 +3539,7 @@ class Stream(Part):
         self.fd, self.keyed, self.name = fd, False, ""
         self.sha, self.received = hashlib.sha256(), 0
         self.decoder = (
-            codecs.getincrementaldecoder("utf-8")("backslashreplace") if os.isatty(fd) else None
+            codecs.getincrementaldecoder("utf-8")("backslashreplace") if is_terminal(fd) else None
         )
 
     def claim(self) -> bool:
@@ -3566,7 +3566,7 @@ class Stream(Part):
             "".join(char if char in "\n\t" else printable(char) for char in text).encode()
         )
         while view:
-            view = view[os.write(self.fd, view) :]
+            view = view[write_some(self.fd, view) :]
 
     def finish(self, over: bool) -> None:
         if self.decoder:
@@ -3609,7 +3609,7 @@ put and get replace a different file only with --force. Names with spaces stand 
 
 def shell(args: argparse.Namespace) -> int:
     """Commands from a prompt or a pipe, one a line. If one fails, the next runs all the same."""
-    terminal, code, args.cwd = os.isatty(0), 0, ""
+    terminal, code, args.cwd = is_terminal(0), 0, ""
     connected(args)
     if terminal:
         prepare_completion()
@@ -3645,7 +3645,7 @@ def next_command(args: argparse.Namespace) -> list[str]:
 
 def next_line(prompt: str) -> str:
     """A typed line, or one from a pipe: there input() would write its prompt into the results."""
-    if os.isatty(0) and os.isatty(1):
+    if is_terminal(0) and is_terminal(1):
         return input(prompt)
     # closed before the start: the same as nothing in it
     text = sys.stdin.readline() if sys.stdin else ""
@@ -4600,6 +4600,26 @@ def cannot_connect(problem: OSError, place: str, limit: float, server: str) -> "
 
 
 # --- end connecting ---
+
+
+# --- terminals: the same in all four clients (tests/test_twins.py) ---
+def is_terminal(fd: int) -> bool:
+    """Whether a person is there. Windows says so of NUL too, which is no console."""
+    if os.name != "nt" or not os.isatty(fd):
+        return os.isatty(fd)
+    with open(fd, "wb" if fd else "rb", buffering=0, closefd=False) as stream:
+        return not isinstance(stream, io.FileIO)
+
+
+def write_some(fd: int, data: Union[bytes, memoryview]) -> int:
+    """os.write(), except that a console of Windows gets text: bytes appear by a code page."""
+    if os.name != "nt":
+        return os.write(fd, data)
+    with open(fd, "wb", buffering=0, closefd=False) as stream:
+        return stream.write(data) or 0
+
+
+# --- end terminals ---
 
 
 # --- errors: the same in all six scripts (tests/test_twins.py) ---

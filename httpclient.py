@@ -367,7 +367,7 @@ class Client:
         origin = self.origin(url)
         wanted = head.status == 401 and "basic" in head.get("www-authenticate").lower()
         given = origin.login_fields.get("Authorization") or url.origin in asked
-        if not wanted or given or not os.isatty(2):
+        if not wanted or given or not is_terminal(2):
             return False
         with reply:
             self.args.progress.clear()
@@ -1709,7 +1709,7 @@ class Part(Spans):
                     return
                 os.lseek(self.fd, offset, os.SEEK_SET)
                 while view:
-                    view = view[os.write(self.fd, view) :]
+                    view = view[write_some(self.fd, view) :]
             except OSError as error:
                 raise unwritable(self.path, error, offset + len(data) - len(view)) from None
 
@@ -1813,7 +1813,7 @@ class Stream(Spans):
         except OSError as error:
             raise unwritable(path, error, 0) from None
         decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-        self.decoder = decoder if os.isatty(self.fd) else None
+        self.decoder = decoder if is_terminal(self.fd) else None
         self.written = 0
         self.totals = {args.checksum[0]: hasher(args.checksum[0])} if args.checksum else {}
 
@@ -1838,7 +1838,7 @@ class Stream(Spans):
         view = memoryview(data)
         try:
             while view:
-                view = view[os.write(self.fd, view) :]
+                view = view[write_some(self.fd, view) :]
         except BrokenPipeError:
             raise  # head has enough: main() ends quietly
         except OSError as error:
@@ -1964,6 +1964,8 @@ def remove_old_parts(folder: str, names: set[str]) -> None:
             found = os.fstat(file.fileno())
             useless = lock_file(file.fileno()) and (ends == ["part"] or not found.st_size)
             for path in paths if useless or time.time() - found.st_mtime > PART_AGE else []:
+                if os.name == "nt":
+                    file.close()  # Windows removes no open file; elsewhere the lock lasts longer
                 os.unlink(path)
 
 
@@ -3937,6 +3939,26 @@ def cannot_connect(problem: OSError, place: str, limit: float, server: str) -> "
 # --- end connecting ---
 
 
+# --- terminals: the same in all four clients (tests/test_twins.py) ---
+def is_terminal(fd: int) -> bool:
+    """Whether a person is there. Windows says so of NUL too, which is no console."""
+    if os.name != "nt" or not os.isatty(fd):
+        return os.isatty(fd)
+    with open(fd, "wb" if fd else "rb", buffering=0, closefd=False) as stream:
+        return not isinstance(stream, io.FileIO)
+
+
+def write_some(fd: int, data: Union[bytes, memoryview]) -> int:
+    """os.write(), except that a console of Windows gets text: bytes appear by a code page."""
+    if os.name != "nt":
+        return os.write(fd, data)
+    with open(fd, "wb", buffering=0, closefd=False) as stream:
+        return stream.write(data) or 0
+
+
+# --- end terminals ---
+
+
 # --- errors: the same in all six scripts (tests/test_twins.py) ---
 Address = tuple[Any, ...]  # (host, port), and for IPv6 (host, port, flow, scope)
 
@@ -4091,7 +4113,7 @@ class Progress:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.quiet = args.quiet
-        self.drawing = os.isatty(2) and not (
+        self.drawing = is_terminal(2) and not (
             args.quiet or args.verbose or args.trace or args.trace_hex
         )
         self.name = ""

@@ -72,7 +72,7 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, Optional
+from typing import Any, NoReturn, Optional, Union
 
 VERSION = "1.0"
 SERVER = "python3 tcp_upper.py server"
@@ -385,11 +385,11 @@ def ping_report(sent: int, trips: Sequence[float]) -> str:
 
 def write_out(data: bytes) -> None:
     """To standard output: a file or a pipe gets the bytes, a terminal text; \\xNN is no text."""
-    if os.isatty(1):
+    if is_terminal(1):
         data = printable(data.decode(errors="backslashreplace")).encode()
     while data:
         try:
-            data = data[os.write(1, data) :]
+            data = data[write_some(1, data) :]
         except BlockingIOError:  # another program made the shared terminal non-blocking
             select.select([], [1], [])
         except OSError as error:
@@ -422,7 +422,7 @@ def converse(echo: Echo) -> None:
         import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
     # bytes that are no text come through as they were typed
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-    screen = sys.stdout if os.isatty(1) else sys.stderr  # a prompt is no result
+    screen = sys.stdout if is_terminal(1) else sys.stderr  # a prompt is no result
     with contextlib.redirect_stdout(screen), contextlib.suppress(EOFError):
         while True:
             message = os.fsencode(input(PROMPT))
@@ -476,7 +476,7 @@ def talk(echo: Echo) -> None:
             write_out(ping_report(echo.pings, echo.trips).encode())
     elif args.text:
         write_out(exchange(echo, os.fsencode(" ".join(args.text)) + b"\n"))
-    elif os.isatty(0):
+    elif is_terminal(0):
         converse(echo)
     else:
         stream(echo)
@@ -968,6 +968,26 @@ def cannot_connect(problem: OSError, place: str, limit: float, server: str) -> "
 
 
 # --- end connecting ---
+
+
+# --- terminals: the same in all four clients (tests/test_twins.py) ---
+def is_terminal(fd: int) -> bool:
+    """Whether a person is there. Windows says so of NUL too, which is no console."""
+    if os.name != "nt" or not os.isatty(fd):
+        return os.isatty(fd)
+    with open(fd, "wb" if fd else "rb", buffering=0, closefd=False) as stream:
+        return not isinstance(stream, io.FileIO)
+
+
+def write_some(fd: int, data: Union[bytes, memoryview]) -> int:
+    """os.write(), except that a console of Windows gets text: bytes appear by a code page."""
+    if os.name != "nt":
+        return os.write(fd, data)
+    with open(fd, "wb", buffering=0, closefd=False) as stream:
+        return stream.write(data) or 0
+
+
+# --- end terminals ---
 
 
 # --- errors: the same in all six scripts (tests/test_twins.py) ---
