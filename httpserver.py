@@ -5638,8 +5638,9 @@ class TracedStream(Traced):
         """What one side sends, in packets for the capture, before it is counted."""
         if not self.capture or not self.ends or (flags == FIN and side in self.finished):
             return
-        mine, other = (self.sent, self.received)[::side]
-        mine -= flags & SYN > 0  # SYN has a number of its own, before that of the first byte
+        mine, other = (self.sent + 1, self.received + 1)[::side]
+        mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
+        other *= flags != SYN  # the first packet acknowledges nothing
         for start in range(0, len(data) or 1, SEGMENT):
             numbers = (mine + start) % (1 << 32), other % (1 << 32)
             header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
