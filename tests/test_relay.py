@@ -1397,6 +1397,17 @@ def test_a_receiver_writes_nothing_outside_of_its_folder_and_nothing_that_is_not
     assert box.out == "box/folder (1)\nbox/good\n"
 
 
+def test_a_receiver_without_retries_connects_once_even_after_it_got_a_file(canned, run, here):
+    for place, words in enumerate((["--retries", "0", "receive"], ["receive", "--retries", "0"])):
+        server = canned(
+            b"sixsockets 1 auth=none you=10.0.0.9:9\nok receive you=10.0.0.9:9\n"
+            + puts(f"f{place}")
+        )
+        got = run("client.py", "--port", server.port, *words, cwd=here)
+        assert got.code == 56 and "attempt" not in got.err and len(server.read) == 1, got
+        assert got.out == b"f%d\n" % place and (here / f"f{place}").read_bytes() == HELLO
+
+
 def test_what_a_receiver_hears_instead_of_a_file_moves_no_terminal(canned, run, here):
     told = run(
         "client.py",
