@@ -55,7 +55,7 @@ a certificate that is not trusted.
 #   folders             list_folder(), Tree, mirror(), mirror_files(), upload(), upload_files()
 #   logins and proxies  login_fields(), proxy_for()
 #   pure functions      parse_url(), parse_head(), safe_name(), html_entries(), printable()
-#   shared fences       encrypt(), is_program(), Traced, open_connection(), Failure, Parser
+#   shared fences       encrypt(), is_program(), Capture, Traced, open_connection(), Failure, Parser
 #   the command line    Transient, Progress, report(), target(), build_parser(), main()
 #
 # A download is a Part with the spans that are still to come: one, or several for --connections.
@@ -95,6 +95,7 @@ import select
 import site
 import socket
 import stat
+import struct
 import time
 import unicodedata
 import zlib
@@ -367,7 +368,7 @@ class Client:
         origin = self.origin(url)
         wanted = head.status == 401 and "basic" in head.get("www-authenticate").lower()
         given = origin.login_fields.get("Authorization") or url.origin in asked
-        if not wanted or given or not os.isatty(2):
+        if not wanted or given or not is_terminal(2):
             return False
         with reply:
             self.args.progress.clear()
@@ -1709,7 +1710,7 @@ class Part(Spans):
                     return
                 os.lseek(self.fd, offset, os.SEEK_SET)
                 while view:
-                    view = view[os.write(self.fd, view) :]
+                    view = view[write_some(self.fd, view) :]
             except OSError as error:
                 raise unwritable(self.path, error, offset + len(data) - len(view)) from None
 
@@ -1813,7 +1814,7 @@ class Stream(Spans):
         except OSError as error:
             raise unwritable(path, error, 0) from None
         decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-        self.decoder = decoder if os.isatty(self.fd) else None
+        self.decoder = decoder if is_terminal(self.fd) else None
         self.written = 0
         self.totals = {args.checksum[0]: hasher(args.checksum[0])} if args.checksum else {}
 
@@ -1838,7 +1839,7 @@ class Stream(Spans):
         view = memoryview(data)
         try:
             while view:
-                view = view[os.write(self.fd, view) :]
+                view = view[write_some(self.fd, view) :]
         except BrokenPipeError:
             raise  # head has enough: main() ends quietly
         except OSError as error:
@@ -1964,6 +1965,8 @@ def remove_old_parts(folder: str, names: set[str]) -> None:
             found = os.fstat(file.fileno())
             useless = lock_file(file.fileno()) and (ends == ["part"] or not found.st_size)
             for path in paths if useless or time.time() - found.st_mtime > PART_AGE else []:
+                if os.name == "nt":
+                    file.close()  # Windows removes no open file; elsewhere the lock lasts longer
                 os.unlink(path)
 
 
@@ -3539,14 +3542,15 @@ def ask_password(whose: str) -> str:
 
 
 def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
-    """TLS 1.2 and later. --trace shows the bytes before encryption: on the network they are
-    encrypted."""
+    """TLS 1.2 and later. --trace and --pcap show the bytes before encryption: on the network they
+    are encrypted."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if args.trace or args.trace_hex:
-        context.sslsocket_class = type("TracedTLS", (socket_class(args), ssl.SSLSocket), {})
+    made_of = socket_class(args)
+    if issubclass(made_of, Traced):
+        context.sslsocket_class = type("TracedTLS", (made_of, ssl.SSLSocket), {})
     return context
 
 
@@ -3595,6 +3599,67 @@ def fingerprint(certificate: Optional[bytes]) -> str:
 # --- end secrets ---
 
 
+# --- capture: the same in all six scripts (tests/test_twins.py) ---
+ABOUT_CAPTURES = (
+    b"Written by the program's own side (--pcap), not by the network card. The bytes, their order "
+    b"and the times are real, and so is who ended a connection how. The headers are made up: "
+    b"segments, acknowledgements and retransmissions are the kernel's, and not seen here. "
+    b"What TLS encrypts is stored as it was inside."
+)
+
+
+def internet_checksum(data: bytes) -> bytes:
+    """The Internet's checksum (RFC 1071): the complement of the sum of all words of 16 bits."""
+    words = int.from_bytes(data + bytes(len(data) % 2), "big")
+    return struct.pack("!H", 65535 - words % 65535)
+
+
+class Capture:
+    """A file of packets for Wireshark, in the format pcapng (draft-ietf-opsawg-pcapng)."""
+
+    def __init__(self, path: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+        try:
+            self.file = os.open(path, flags, 0o600)  # passwords are in it too
+        except OSError as error:
+            what = f"cannot write the capture {printable(path)} ({error.strerror})"
+            why = "--pcap stores there what is sent and received; nothing was done"
+            say(str(Failure(23, what, why, "--pcap FILE, in a folder where you may write")))
+            raise SystemExit(23) from None
+        comment = struct.pack("!HH", 1, len(ABOUT_CAPTURES)) + ABOUT_CAPTURES
+        self.block(0x0A0D0D0A, struct.pack("!IHHq", 0x1A2B3C4D, 1, 0, -1) + comment)
+        self.block(1, struct.pack("!HHI", 101, 0, 0))  # 101: each packet begins with its IP header
+
+    def block(self, kind: int, body: bytes) -> None:
+        """Each is one write, so that threads and processes may write side by side."""
+        body += bytes(-len(body) % 4)
+        size = struct.pack("!I", 12 + len(body))
+        try:
+            os.write(self.file, struct.pack("!I", kind) + size + body + size)
+        except OSError as error:
+            say(f"the capture lacks a packet ({error.strerror})")
+
+    def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
+        """From the first end to the second. The checksum stands between the header and the rest."""
+        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
+        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
+        hosts = b"".join(socket.inet_pton(family, name) for name in names)
+        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        size = len(header) + 2 + len(rest)
+        header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
+        start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
+        if family == socket.AF_INET:
+            start = struct.pack("!HHIBB", 0x4500, 20 + size, 0x4000, 64, protocol)
+            start += internet_checksum(start + hosts)
+        packet = start + hosts + header + rest
+        now = time.time_ns() // 1000
+        self.block(6, struct.pack("!IQII", 0, now, len(packet), len(packet)) + packet)
+
+
+# --- end capture ---
+
+
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 DUMPED = 64  # bytes of each call that --trace-hex prints
 NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
@@ -3610,7 +3675,7 @@ def hexdump(data: bytes) -> str:
 
 
 class Traced(socket.socket):
-    """A socket that prints a line on stderr for each call.
+    """A socket that prints a line on stderr for each call, and fills the capture of --pcap.
 
     It shows what the program asks of the kernel, and what the kernel replies. SYN, ACK and
     retransmission happen inside the kernel: only tcpdump or Wireshark show them.
@@ -3618,13 +3683,16 @@ class Traced(socket.socket):
 
     began = time.perf_counter()
     numbers = itertools.count(1)
-    dump = False  # whether --trace-hex asks for the bytes
+    prints = dump = False  # whether --trace asks for lines, --trace-hex for the bytes too
+    capture: Optional[Capture] = None
     number = sent = received = 0
     touched = 0.0  # when the last call ended
     lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
     handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
+        if not self.prints:
+            return
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
@@ -3662,20 +3730,64 @@ class Traced(socket.socket):
 
 
 # --- streams: the same in all scripts over TCP (tests/test_twins.py) ---
+SYN, SYN_ACK, ACK, PUSH, FIN, RST = 2, 18, 16, 24, 17, 20  # the flags in TCP's header
+SEGMENT = 65495  # bytes: with the headers of TCP and IPv4, a packet of the largest size
+US, PEER = 1, -1  # the order of what belongs to both sides
+
+
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
     handshake, ended = "handshake", "peer sent FIN (end of stream)"
+    ends: Sequence[Any] = ()  # of a connection in the capture: our address, the peer's
+    finished: frozenset[int] = frozenset()  # whose FIN the capture has
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
         # the same connection as a traced object: the plain one gives its descriptor away
         conn = type(self)(fileno=plain.detach())
         conn.show("*", f"accept from {address(peer)}")
+        conn.begin(peer, PEER)
         return conn, peer
+
+    def connect(self, target: Any) -> None:
+        super().connect(target)
+        self.begin(target, US)
+
+    def begin(self, peer: Any, asks: int) -> None:
+        """The handshake, for the capture alone."""
+        if self.capture:
+            self.ends = self.getsockname(), peer
+            self.store(asks, SYN)
+            self.store(-asks, SYN_ACK)
+            self.store(asks, ACK)
+
+    def store(self, side: int, flags: int, data: bytes = b"") -> None:
+        """What one side sends, in packets for the capture, before it is counted."""
+        if not self.capture or not self.ends or (flags == FIN and side in self.finished):
+            return
+        mine, other = (self.sent, self.received)[::side]
+        mine -= flags & SYN > 0  # SYN has a number of its own, before that of the first byte
+        for start in range(0, len(data) or 1, SEGMENT):
+            numbers = (mine + start) % (1 << 32), other % (1 << 32)
+            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            rest = b"\0\0" + data[start : start + SEGMENT]
+            self.capture.packet(6, self.ends[::side], header, rest)
+        if flags == FIN:
+            self.finished |= {side}
+        if flags == RST:
+            self.ends = ()
+
+    def attempt(self, *call: Any) -> Any:
+        try:
+            return super().attempt(*call)
+        except ConnectionError:
+            self.store(PEER, RST)
+            raise
 
     def send(self, data: Any, flags: int = 0) -> int:
         count: int = self.attempt(">", "send", super().send, data, flags)
+        self.store(US, PUSH, bytes(data[:count]))
         self.sent += count
         text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
         self.show(">", text, data[:count])
@@ -3683,6 +3795,7 @@ class TracedStream(Traced):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.store(PEER, PUSH if data else FIN, data)
         self.received += len(data)
         text = f"recv 0 bytes = {self.ended}"
         if data:
@@ -3696,8 +3809,21 @@ class TracedStream(Traced):
         if how == socket.SHUT_RD:
             side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
+            self.finished |= {PEER}
         self.attempt("*", "shutdown", super().shutdown, how)
         self.show("*", f"shutdown of {side}")
+        if how != socket.SHUT_RD:
+            self.store(US, FIN)
+
+    def close(self) -> None:
+        if self.ends and self.fileno() >= 0:
+            # RST if close() shall send one (SO_LINGER), or if something came that nobody read
+            reset = self.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8).strip(b"\0")
+            self.settimeout(0)
+            with contextlib.suppress(OSError):
+                reset += socket.socket.recv(self, 1, socket.MSG_PEEK)
+            self.store(US, RST if reset else FIN)
+        super().close()
 
 
 # --- end streams ---
@@ -3720,6 +3846,8 @@ class MaskedStream(TracedStream):
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         """The same with asterisks for a secret, even if its line came in several pieces."""
+        if not self.prints:  # the capture has its own way
+            return
         before = self.lines.get(mark, b"")
         shown = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + bytes(data))
         self.lines = {**self.lines, mark: re.split(b"[\r\n]", shown)[-1][:LONGEST_LINE]}
@@ -3727,9 +3855,10 @@ class MaskedStream(TracedStream):
 
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
-    """The class of all sockets: without --trace the plain one, so that it costs nothing."""
-    Traced.dump = args.trace_hex
-    return MaskedStream if args.trace or args.trace_hex else socket.socket
+    """The class of all sockets: if nothing is shown the plain one, so that it costs nothing."""
+    Traced.capture, Traced.dump = args.pcap, args.trace_hex
+    Traced.prints = args.trace or args.trace_hex
+    return MaskedStream if Traced.prints or args.pcap else socket.socket
 
 
 # --- end masking ---
@@ -3809,6 +3938,26 @@ def cannot_connect(problem: OSError, place: str, limit: float, server: str) -> "
 
 
 # --- end connecting ---
+
+
+# --- terminals: the same in all four clients (tests/test_twins.py) ---
+def is_terminal(fd: int) -> bool:
+    """Whether a person is there. Windows says so of NUL too, which is no console."""
+    if os.name != "nt" or not os.isatty(fd):
+        return os.isatty(fd)
+    with open(fd, "wb" if fd else "rb", buffering=0, closefd=False) as stream:
+        return not isinstance(stream, io.FileIO)
+
+
+def write_some(fd: int, data: Union[bytes, memoryview]) -> int:
+    """os.write(), except that a console of Windows gets text: bytes appear by a code page."""
+    if os.name != "nt":
+        return os.write(fd, data)
+    with open(fd, "wb", buffering=0, closefd=False) as stream:
+        return stream.write(data) or 0
+
+
+# --- end terminals ---
 
 
 # --- errors: the same in all six scripts (tests/test_twins.py) ---
@@ -3965,7 +4114,7 @@ class Progress:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.quiet = args.quiet
-        self.drawing = os.isatty(2) and not (
+        self.drawing = is_terminal(2) and not (
             args.quiet or args.verbose or args.trace or args.trace_hex
         )
         self.name = ""
@@ -4212,6 +4361,12 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
     flag("-v", "--verbose", action="store_true", help="show the heads of requests and replies")
     flag("--trace", action="store_true", help="print a line for each socket call")
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
+    flag(
+        "--pcap",
+        type=Capture,
+        metavar="FILE",
+        help="store all that is sent, passwords too, for Wireshark",
+    )
 
 
 # argparse sets the others. A verb's flags are here because other verbs read them too.
