@@ -247,7 +247,8 @@ class URL(NamedTuple):
             ) from None
 
     def child(self, name: str) -> "URL":
-        return self._replace(target=self.path.rstrip("/") + "/" + quote(os.fsencode(name)))
+        path = f"{self.path.rstrip('/')}/{quote(os.fsencode(name))}"
+        return URL(self.scheme, self.host, self.port, path, self.login)
 
 
 class Head(NamedTuple):
@@ -1293,7 +1294,9 @@ class Download:
             say(f"{self.url} comes as {head.coding}, which was not asked for: kept as {ending}")
             if not self.stdout:
                 self.name, self.path = self.name + ending, self.path + ending
-        refuse_program(self.path)
+        # few folders are near a program; a name that exists may be a link to one
+        if nears_program(self.folder) or os.path.lexists(self.path):
+            refuse_program(self.path)
 
     def receive(self, client: Client, output: Output, span: "Span", begin: bool = False) -> None:
         """Ask for a span, or only for its beginning, and store what comes."""
@@ -1460,9 +1463,7 @@ class Download:
 
 
 def refuse_program(path: str) -> None:
-    # most folders are far from all programs; a name that exists may be a link to one
-    near = nears_program(os.path.dirname(path)) or os.path.lexists(path)
-    if near and is_program(path):
+    if is_program(path):
         raise Failure(
             23,
             f"{printable(path)} would be part of a program when it next starts",
@@ -1599,7 +1600,6 @@ class Part(Spans):
         self.fd = self.open()
         if self.noted and args.resume:
             self.recall()
-        self.kept = self.count()
 
     def open(self) -> int:
         """Open and lock the part, so that two runs of one download do not both write into it."""
@@ -1651,6 +1651,7 @@ class Part(Spans):
         if size and not self.left():
             # ask for the last byte of a whole part: that reply proves that the rest fits
             last.offset -= 1
+        self.kept = self.count()
 
     def begin(self, source: Source) -> None:
         super().begin(source)

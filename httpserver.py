@@ -31,7 +31,8 @@ Uploads resume as in draft-ietf-httpbis-resumable-upload-10 (interop version 8):
 Upload-Complete, then HEAD and PATCH of the Location in the answer, for seven days. There, a
 complete upload says so for as long as its file stays. X-OC-Mtime sets a file's time: seconds since
 1970, perhaps with a sign and a fraction, as in ownCloud, rclone and Apache. Without it, a resumable
-upload gets the time when it began. All state is in the folder, so several servers can share one
+upload gets the time when it began. X-Executable: 1 stands, both ways, for a file that its owner may
+execute. All state is in the folder, so several servers can share one
 folder. Runs of zeros become holes where the disk has them.
 
 With --drop-box, who connects can add files and folders, resume an own upload, and nothing else.
@@ -218,6 +219,7 @@ MAX_SEARCHED = 10000  # folders whose last search for old parts is remembered
 # in either case: some disks do not distinguish them
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 # a client must name this version of the resumable-upload draft to get interim answers
+EXECUTABLE = "X-Executable"  # our own field: 1 for a file that its owner may execute
 INTEROP = "8"
 ANYBODY = "any"  # the user name of who gives none
 REFUSED = "This is a drop box: files can be added, and nothing else can be done."
@@ -509,6 +511,10 @@ RANGE = re.compile(r"[ \t]*(?:([0-9]{1,40})-([0-9]{0,40})|-([0-9]{1,40}))[ \t]*"
 
 def bare_tag(info: os.stat_result) -> str:
     return f"{info.st_mtime_ns:x}-{info.st_size:x}-{info.st_ino:x}"
+
+
+def is_executable(info: os.stat_result) -> bool:
+    return info.st_mode & stat.S_IXUSR > 0
 
 
 def facts_of(info: os.stat_result) -> tuple[int, ...]:
@@ -855,8 +861,8 @@ class Place(NamedTuple):
             return os.stat(self.name, dir_fd=self.parent, follow_symlinks=False)
         return None
 
-    def open(self, flags: int) -> int:
-        return os.open(self.name, flags, 0o666, dir_fd=self.parent)
+    def open(self, flags: int, mode: int = 0o666) -> int:
+        return os.open(self.name, flags, mode, dir_fd=self.parent)
 
     def unlink(self) -> None:
         os.unlink(self.name, dir_fd=self.parent)
@@ -1209,14 +1215,18 @@ def lock_folders(conn: "Connection", places: Sequence[Place], held: contextlib.E
 class Part:
     """An unfinished upload: hidden beside its place, locked while written, then renamed."""
 
-    def __init__(self, place: Place, token: str = "", resumable: bool = False) -> None:
+    def __init__(
+        self, place: Place, token: str = "", resumable: bool = False, executable: bool = False
+    ) -> None:
         """A new part, or the one with this token: another writer may have it until it is locked."""
         fresh = secrets.token_hex(16) if resumable else PLAIN + secrets.token_hex(12)
         self.kept, self.token = bool(token), token or fresh
         self.place, self.own = place, place.beside(f".six-{self.token}.part")
         # an empty file, while another connection waits for this part
         self.waiting_sign = place.beside(f".six-{PLAIN}{self.token[:7:-1]}.part")
-        self.descriptor = self.own.open(WRITABLE if token else FRESH)
+        # whether others may execute the file is known by the part alone, also after a restart
+        mode = 0o777 if executable else 0o666  # less the umask
+        self.descriptor = self.own.open(WRITABLE if token else FRESH, mode)
         self.size = 0
         self.sha: Any = None
         if not token:
@@ -1287,10 +1297,13 @@ class Part:
         return final, info, bool(old)
 
     def set_facts(self, old: Optional[os.stat_result], mtime: Optional[int]) -> os.stat_result:
-        """Give it the mode of the file that it replaces, and its time in ns."""
+        """Give it the mode of the file that it replaces, and its time in ns.
+
+        If it is to be executable, then for all who may read it."""
         if old:
             with contextlib.suppress(OSError, AttributeError):
-                os.fchmod(self.descriptor, stat.S_IMODE(old.st_mode) & 0o777)
+                runs = 0o111 if is_executable(os.fstat(self.descriptor)) else 0
+                os.fchmod(self.descriptor, old.st_mode & 0o777 | old.st_mode >> 2 & runs)
         # Windows renames no open file. Elsewhere the lock stays, or another connection could append
         # to the finished file
         if os.name == "nt":
@@ -2765,6 +2778,8 @@ def file_answer(
     headers |= {"Content-Type": kind, "Accept-Ranges": "bytes", "X-Content-Type-Options": "nosniff"}
     if coding:
         headers["Content-Encoding"] = coding
+    elif is_executable(info):
+        headers[EXECUTABLE] = "1"
     if not conn.server.read_only and ACTIVE.match(kind):
         # anybody could have uploaded it, so it runs no script in this origin
         headers["Content-Security-Policy"] = "sandbox"
@@ -2988,7 +3003,8 @@ def receive_upload(conn: Connection, request: Request, place: "Place", plan: Pla
     complete = fields.get("upload-complete")
     mtime, resumable = wanted_mtime(request, began), complete in ("?0", "?1")
     conn.server.search_old_parts(place)
-    with contextlib.closing(Part(place, resumable=resumable)) as part:
+    executable = fields.get(EXECUTABLE.lower()) == "1"
+    with contextlib.closing(Part(place, resumable=resumable, executable=executable)) as part:
         dated = part.date(began if mtime is None else mtime)
         part.date(began)  # or a part that has just begun could look too old
         plan = plan._replace(

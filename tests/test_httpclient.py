@@ -3484,6 +3484,56 @@ def test_an_executable_file_stays_one(run, canned, tmp_path):
     assert get(run, tmp_path, url).code == 0 and (tmp_path / "a").stat().st_mode & 0o111
 
 
+def test_httpserver_keeps_the_right_to_execute(run, spawn, tmp_path):
+    (tmp_path / "served").mkdir()
+    server = spawn("httpserver.py", "served", cwd=tmp_path)
+    url = f"http://127.0.0.1:{server.port}/"
+    mask = os.umask(0)
+    os.umask(mask)
+    big = 1 << 20  # so large is resumable
+    for name, size, mode in ("plain", 1, 0o644), ("tool", 1, 0o755), ("large", big, 0o755):
+        (tmp_path / name).write_bytes(b"x" * size)
+        (tmp_path / name).chmod(mode)
+        there, wanted = tmp_path / "served" / name, (0o666 | mode & 0o111) & ~mask
+        assert run("httpclient.py", "put", name, url, cwd=tmp_path).code == 0
+        assert there.stat().st_mode & 0o777 == wanted
+        head = run("httpclient.py", "head", url + name).out.decode()
+        assert head.count("X-Executable: 1\n") == (mode == 0o755), head
+        assert run("httpclient.py", "get", url + name, "-o", "copy-" + name, cwd=tmp_path).code == 0
+        assert (tmp_path / ("copy-" + name)).stat().st_mode & 0o777 == wanted
+    # a file that is replaced keeps its mode, and who may read it may execute it
+    (tmp_path / "served" / "tool").chmod(0o640)
+    (tmp_path / "tool").write_bytes(b"other")
+    assert run("httpclient.py", "put", "--force", "tool", url, cwd=tmp_path).code == 0
+    assert (tmp_path / "served" / "tool").stat().st_mode & 0o777 == 0o750
+
+
+def test_an_upload_that_another_server_goes_on_with_stays_executable(spawn, tmp_path):
+    first = spawn("httpserver.py", tmp_path)
+    begin = b"PUT /tool HTTP/1.1\r\nHost: localhost\r\nX-Executable: 1\r\nUpload-Complete: ?0\r\n"
+    begin += b"Content-Length: 1\r\n\r\na"
+    made = talk(first.port, begin)
+    place = re.search(rb"(?i)\r\nlocation: (\S+)", made)[1]
+    assert made.startswith(b"HTTP/1.1 201 "), made
+    second = spawn("httpserver.py", tmp_path)
+    rest = (
+        b"PATCH %b HTTP/1.1\r\nHost: localhost\r\nUpload-Offset: 1\r\nUpload-Complete: ?1\r\n"
+        % place
+    )
+    rest += b"Content-Type: application/partial-upload\r\nContent-Length: 1\r\n\r\nb"
+    done = talk(second.port, rest)
+    assert done.startswith(b"HTTP/1.1 201 "), done
+    assert (tmp_path / "tool").read_bytes() == b"ab" and (tmp_path / "tool").stat().st_mode & 0o100
+
+
+def talk(port, request):
+    with socket.create_connection(("127.0.0.1", port), DEADLINE) as conn:
+        conn.sendall(
+            request.replace(b"Host: localhost\r\n", b"Host: localhost\r\nConnection: close\r\n")
+        )
+        return b"".join(iter(lambda: conn.recv(1 << 16), b""))
+
+
 def planted(tmp_path, side):
     """Two folders, and what a copy of the first to the second, without *.tmp and build/, would do."""
     for name in "same", "new", "changed", ".hidden", "x.tmp", "sub/new", "build/x":
