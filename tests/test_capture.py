@@ -12,6 +12,7 @@ from conftest import DEADLINE, ROOT
 
 CAPTURE, LADDER = ROOT / "tests" / "capture.py", ROOT / "tests" / "ladder.py"
 TSHARK = shutil.which("tshark")
+pytestmark = pytest.mark.long(10)
 needs_tshark = pytest.mark.skipif(not TSHARK, reason="tshark is not installed")
 STRICT = [
     *("-o", "tcp.check_checksum:TRUE", "-o", "udp.check_checksum:TRUE"),
