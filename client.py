@@ -57,7 +57,7 @@ Links inside a folder are skipped and named, names that start with a dot unless 
 #   other clients      Sends, Inbox, Chat, then the table of the commands
 #   the connection     Wire, Link, Link.log_in(), Link.ask(), connected(), reconnected()
 #   what stands below  refusal(), Folder, Part, tell(), Progress, shell()
-#   shared fences      client_tls(), Traced, open_connection(), Failure, Parser
+#   shared fences      client_tls(), Capture, Traced, open_connection(), Failure, Parser
 #   the command line   build_parser(), run_command(), main()
 #
 # Each File has a conversation, a generator: it sends a request, and `yield` waits for the answer.
@@ -100,6 +100,7 @@ import shlex
 import site
 import socket
 import stat
+import struct
 import time
 import unicodedata
 from collections import deque
@@ -158,7 +159,7 @@ LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a
 # --- one question: list, stat, help, who ---
 def do_list(args: argparse.Namespace) -> int:
     """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
-    code, table = 0, os.isatty(1)
+    code, table = 0, is_terminal(1)
     folder = [remote_name(args, args.folder)] if args.folder else [args.cwd] * bool(args.cwd)
     if folder and is_pattern(args, folder[0]):
         entries = matching(args, folder[0], args.r)
@@ -1605,7 +1606,7 @@ class Inbox:
         if key not in self.admitted:
             size = f", {readable_size(request.number('size'))}" if "size" in request.keys else ""
             text = f"{self.sender(request)} sends {printable(key[1])}{size}"
-            if not self.args.quiet and (self.args.ask or os.isatty(2)):
+            if not self.args.quiet and (self.args.ask or is_terminal(2)):
                 say(in_rows(text, 2))
             self.admitted[key] = not self.args.ask or self.is_taken()
             if len(self.admitted) > SENDERS:
@@ -1706,7 +1707,7 @@ class Inbox:
                     "sha256": part.sha.hexdigest(),
                 }
             )
-        if os.isatty(1) and not self.args.quiet:  # ours comes first: a name can say anything
+        if is_terminal(1) and not self.args.quiet:  # ours comes first: a name can say anything
             return tell(f"{readable_size(part.received):>9}  {self.sender(request)}  {path}")
         tell(path)
         if not self.args.quiet:
@@ -1740,7 +1741,7 @@ class Chat:
         import threading  # not at the top: few need it
 
         self.args, self.link = args, connected(args)
-        self.live = os.isatty(0) and os.isatty(1)
+        self.live = is_terminal(0) and is_terminal(1)
         self.typist = Typist.AWAY
         self.typed: deque[str] = deque()  # lines for the thread
         self.bell, self.ringer = socket.socketpair()
@@ -1875,7 +1876,7 @@ class Chat:
         if self.args.json and facts:
             tell_json({**facts, "earlier": True} if earlier else facts)
         elif self.typist is Typist.TYPING and self.live:
-            os.write(product(), self.with_prompt(in_rows(printable(text), 1)).encode())
+            write_some(product(), self.with_prompt(in_rows(printable(text), 1)).encode())
         else:
             tell(printable(text))
 
@@ -2414,7 +2415,7 @@ class Link(Wire):
                 printable(keys["auth"]),
                 "use a client.py as new as the server",
             )
-        if not password and not os.isatty(2):
+        if not password and not is_terminal(2):
             raise Failure(
                 67,
                 f"{self.endpoint} asks for a password",
@@ -2596,6 +2597,7 @@ def link_flags(args: argparse.Namespace) -> list[Any]:
             "limit_rate",
             "trace",
             "trace_hex",
+            "pcap",
         )
     ]
 
@@ -3392,14 +3394,14 @@ def receive_body(
 # --- telling: results on stdout for programs, progress on stderr for people ---
 def tell(text: str) -> None:
     """A line of the product: names as they are to a pipe, harmless to a terminal."""
-    write_line(in_rows(printable(text), 1).encode() if os.isatty(1) else os.fsencode(text))
+    write_line(in_rows(printable(text), 1).encode() if is_terminal(1) else os.fsencode(text))
 
 
 def write_line(raw: bytes) -> None:
     view = memoryview(raw + b"\n")
     try:
         while view:
-            view = view[os.write(product(), view) :]
+            view = view[write_some(product(), view) :]
     except OSError as error:
         raise Failure(
             23,
@@ -3449,7 +3451,7 @@ def in_rows(text: str, fd: int) -> str:
 
     A terminal that breaks a long line itself begins a row with any part of it: a peer could place
     there what looks like the line of another peer, or like ours."""
-    if not os.isatty(fd):
+    if not is_terminal(fd):
         return text
     room = max(CONTINUED_ROOM, columns_of(fd) - 1)
     rows, used = [""], 0
@@ -3482,7 +3484,7 @@ class Progress:
     """One bar for the whole command, on a terminal. It counts bytes that the receiver has."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.drawn = os.isatty(2) and not args.quiet
+        self.drawn = is_terminal(2) and not args.quiet
         self.began = time.monotonic()
         self.due = self.began + REDRAW
         self.total = self.done = self.current = self.files = self.all_files = 0  # bytes, and files
@@ -3537,7 +3539,7 @@ class Stream(Part):
         self.fd, self.keyed, self.name = fd, False, ""
         self.sha, self.received = hashlib.sha256(), 0
         self.decoder = (
-            codecs.getincrementaldecoder("utf-8")("backslashreplace") if os.isatty(fd) else None
+            codecs.getincrementaldecoder("utf-8")("backslashreplace") if is_terminal(fd) else None
         )
 
     def claim(self) -> bool:
@@ -3564,7 +3566,7 @@ class Stream(Part):
             "".join(char if char in "\n\t" else printable(char) for char in text).encode()
         )
         while view:
-            view = view[os.write(self.fd, view) :]
+            view = view[write_some(self.fd, view) :]
 
     def finish(self, over: bool) -> None:
         if self.decoder:
@@ -3607,7 +3609,7 @@ put and get replace a different file only with --force. Names with spaces stand 
 
 def shell(args: argparse.Namespace) -> int:
     """Commands from a prompt or a pipe, one a line. If one fails, the next runs all the same."""
-    terminal, code, args.cwd = os.isatty(0), 0, ""
+    terminal, code, args.cwd = is_terminal(0), 0, ""
     connected(args)
     if terminal:
         prepare_completion()
@@ -3643,7 +3645,7 @@ def next_command(args: argparse.Namespace) -> list[str]:
 
 def next_line(prompt: str) -> str:
     """A typed line, or one from a pipe: there input() would write its prompt into the results."""
-    if os.isatty(0) and os.isatty(1):
+    if is_terminal(0) and is_terminal(1):
         return input(prompt)
     # closed before the start: the same as nothing in it
     text = sys.stdin.readline() if sys.stdin else ""
@@ -4202,14 +4204,15 @@ def ask_password(whose: str) -> str:
 
 
 def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
-    """TLS 1.2 and later. --trace shows the bytes before encryption: on the network they are
-    encrypted."""
+    """TLS 1.2 and later. --trace and --pcap show the bytes before encryption: on the network they
+    are encrypted."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if args.trace or args.trace_hex:
-        context.sslsocket_class = type("TracedTLS", (socket_class(args), ssl.SSLSocket), {})
+    made_of = socket_class(args)
+    if issubclass(made_of, Traced):
+        context.sslsocket_class = type("TracedTLS", (made_of, ssl.SSLSocket), {})
     return context
 
 
@@ -4258,6 +4261,67 @@ def fingerprint(certificate: Optional[bytes]) -> str:
 # --- end secrets ---
 
 
+# --- capture: the same in all six scripts (tests/test_twins.py) ---
+ABOUT_CAPTURES = (
+    b"Written by the program's own side (--pcap), not by the network card. The bytes, their order "
+    b"and the times are real, and so is who ended a connection how. The headers are made up: "
+    b"segments, acknowledgements and retransmissions are the kernel's, and not seen here. "
+    b"What TLS encrypts is stored as it was inside."
+)
+
+
+def internet_checksum(data: bytes) -> bytes:
+    """The Internet's checksum (RFC 1071): the complement of the sum of all words of 16 bits."""
+    words = int.from_bytes(data + bytes(len(data) % 2), "big")
+    return struct.pack("!H", 65535 - words % 65535)
+
+
+class Capture:
+    """A file of packets for Wireshark, in the format pcapng (draft-ietf-opsawg-pcapng)."""
+
+    def __init__(self, path: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+        try:
+            self.file = os.open(path, flags, 0o600)  # passwords are in it too
+        except OSError as error:
+            what = f"cannot write the capture {printable(path)} ({error.strerror})"
+            why = "--pcap stores there what is sent and received; nothing was done"
+            say(str(Failure(23, what, why, "--pcap FILE, in a folder where you may write")))
+            raise SystemExit(23) from None
+        comment = struct.pack("!HH", 1, len(ABOUT_CAPTURES)) + ABOUT_CAPTURES
+        self.block(0x0A0D0D0A, struct.pack("!IHHq", 0x1A2B3C4D, 1, 0, -1) + comment)
+        self.block(1, struct.pack("!HHI", 101, 0, 0))  # 101: each packet begins with its IP header
+
+    def block(self, kind: int, body: bytes) -> None:
+        """Each is one write, so that threads and processes may write side by side."""
+        body += bytes(-len(body) % 4)
+        size = struct.pack("!I", 12 + len(body))
+        try:
+            os.write(self.file, struct.pack("!I", kind) + size + body + size)
+        except OSError as error:
+            say(f"the capture lacks a packet ({error.strerror})")
+
+    def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
+        """From the first end to the second. The checksum stands between the header and the rest."""
+        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
+        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
+        hosts = b"".join(socket.inet_pton(family, name) for name in names)
+        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        size = len(header) + 2 + len(rest)
+        header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
+        start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
+        if family == socket.AF_INET:
+            start = struct.pack("!HHIBB", 0x4500, 20 + size, 0x4000, 64, protocol)
+            start += internet_checksum(start + hosts)
+        packet = start + hosts + header + rest
+        now = time.time_ns() // 1000
+        self.block(6, struct.pack("!IQII", 0, now, len(packet), len(packet)) + packet)
+
+
+# --- end capture ---
+
+
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 DUMPED = 64  # bytes of each call that --trace-hex prints
 NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
@@ -4273,7 +4337,7 @@ def hexdump(data: bytes) -> str:
 
 
 class Traced(socket.socket):
-    """A socket that prints a line on stderr for each call.
+    """A socket that prints a line on stderr for each call, and fills the capture of --pcap.
 
     It shows what the program asks of the kernel, and what the kernel replies. SYN, ACK and
     retransmission happen inside the kernel: only tcpdump or Wireshark show them.
@@ -4281,13 +4345,16 @@ class Traced(socket.socket):
 
     began = time.perf_counter()
     numbers = itertools.count(1)
-    dump = False  # whether --trace-hex asks for the bytes
+    prints = dump = False  # whether --trace asks for lines, --trace-hex for the bytes too
+    capture: Optional[Capture] = None
     number = sent = received = 0
     touched = 0.0  # when the last call ended
     lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
     handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
+        if not self.prints:
+            return
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
@@ -4325,20 +4392,64 @@ class Traced(socket.socket):
 
 
 # --- streams: the same in all scripts over TCP (tests/test_twins.py) ---
+SYN, SYN_ACK, ACK, PUSH, FIN, RST = 2, 18, 16, 24, 17, 20  # the flags in TCP's header
+SEGMENT = 65495  # bytes: with the headers of TCP and IPv4, a packet of the largest size
+US, PEER = 1, -1  # the order of what belongs to both sides
+
+
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
     handshake, ended = "handshake", "peer sent FIN (end of stream)"
+    ends: Sequence[Any] = ()  # of a connection in the capture: our address, the peer's
+    finished: frozenset[int] = frozenset()  # whose FIN the capture has
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
         # the same connection as a traced object: the plain one gives its descriptor away
         conn = type(self)(fileno=plain.detach())
         conn.show("*", f"accept from {address(peer)}")
+        conn.begin(peer, PEER)
         return conn, peer
+
+    def connect(self, target: Any) -> None:
+        super().connect(target)
+        self.begin(target, US)
+
+    def begin(self, peer: Any, asks: int) -> None:
+        """The handshake, for the capture alone."""
+        if self.capture:
+            self.ends = self.getsockname(), peer
+            self.store(asks, SYN)
+            self.store(-asks, SYN_ACK)
+            self.store(asks, ACK)
+
+    def store(self, side: int, flags: int, data: bytes = b"") -> None:
+        """What one side sends, in packets for the capture, before it is counted."""
+        if not self.capture or not self.ends or (flags == FIN and side in self.finished):
+            return
+        mine, other = (self.sent, self.received)[::side]
+        mine -= flags & SYN > 0  # SYN has a number of its own, before that of the first byte
+        for start in range(0, len(data) or 1, SEGMENT):
+            numbers = (mine + start) % (1 << 32), other % (1 << 32)
+            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            rest = b"\0\0" + data[start : start + SEGMENT]
+            self.capture.packet(6, self.ends[::side], header, rest)
+        if flags == FIN:
+            self.finished |= {side}
+        if flags == RST:
+            self.ends = ()
+
+    def attempt(self, *call: Any) -> Any:
+        try:
+            return super().attempt(*call)
+        except ConnectionError:
+            self.store(PEER, RST)
+            raise
 
     def send(self, data: Any, flags: int = 0) -> int:
         count: int = self.attempt(">", "send", super().send, data, flags)
+        self.store(US, PUSH, bytes(data[:count]))
         self.sent += count
         text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
         self.show(">", text, data[:count])
@@ -4346,6 +4457,7 @@ class TracedStream(Traced):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.store(PEER, PUSH if data else FIN, data)
         self.received += len(data)
         text = f"recv 0 bytes = {self.ended}"
         if data:
@@ -4359,8 +4471,21 @@ class TracedStream(Traced):
         if how == socket.SHUT_RD:
             side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
+            self.finished |= {PEER}
         self.attempt("*", "shutdown", super().shutdown, how)
         self.show("*", f"shutdown of {side}")
+        if how != socket.SHUT_RD:
+            self.store(US, FIN)
+
+    def close(self) -> None:
+        if self.ends and self.fileno() >= 0:
+            # RST if close() shall send one (SO_LINGER), or if something came that nobody read
+            reset = self.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8).strip(b"\0")
+            self.settimeout(0)
+            with contextlib.suppress(OSError):
+                reset += socket.socket.recv(self, 1, socket.MSG_PEEK)
+            self.store(US, RST if reset else FIN)
+        super().close()
 
 
 # --- end streams ---
@@ -4383,6 +4508,8 @@ class MaskedStream(TracedStream):
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         """The same with asterisks for a secret, even if its line came in several pieces."""
+        if not self.prints:  # the capture has its own way
+            return
         before = self.lines.get(mark, b"")
         shown = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + bytes(data))
         self.lines = {**self.lines, mark: re.split(b"[\r\n]", shown)[-1][:LONGEST_LINE]}
@@ -4390,9 +4517,10 @@ class MaskedStream(TracedStream):
 
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
-    """The class of all sockets: without --trace the plain one, so that it costs nothing."""
-    Traced.dump = args.trace_hex
-    return MaskedStream if args.trace or args.trace_hex else socket.socket
+    """The class of all sockets: if nothing is shown the plain one, so that it costs nothing."""
+    Traced.capture, Traced.dump = args.pcap, args.trace_hex
+    Traced.prints = args.trace or args.trace_hex
+    return MaskedStream if Traced.prints or args.pcap else socket.socket
 
 
 # --- end masking ---
@@ -4472,6 +4600,26 @@ def cannot_connect(problem: OSError, place: str, limit: float, server: str) -> "
 
 
 # --- end connecting ---
+
+
+# --- terminals: the same in all four clients (tests/test_twins.py) ---
+def is_terminal(fd: int) -> bool:
+    """Whether a person is there. Windows says so of NUL too, which is no console."""
+    if os.name != "nt" or not os.isatty(fd):
+        return os.isatty(fd)
+    with open(fd, "wb" if fd else "rb", buffering=0, closefd=False) as stream:
+        return not isinstance(stream, io.FileIO)
+
+
+def write_some(fd: int, data: Union[bytes, memoryview]) -> int:
+    """os.write(), except that a console of Windows gets text: bytes appear by a code page."""
+    if os.name != "nt":
+        return os.write(fd, data)
+    with open(fd, "wb", buffering=0, closefd=False) as stream:
+        return stream.write(data) or 0
+
+
+# --- end terminals ---
 
 
 # --- errors: the same in all six scripts (tests/test_twins.py) ---
@@ -4660,6 +4808,7 @@ DEFAULTS: dict[str, Any] = {
     "json": False,
     "trace": False,
     "trace_hex": False,
+    "pcap": None,
     "folder": "",
     "r": False,
     "output": None,
@@ -4715,6 +4864,12 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
     flag("--json", action="store_true", help="results on stdout, one JSON object a line")
     flag("--trace", action="store_true", help="print a line for each socket call")
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
+    flag(
+        "--pcap",
+        type=Capture,
+        metavar="FILE",
+        help="store all that is sent, passwords too, for Wireshark",
+    )
 
 
 # an argument: its name for us, how many of it, and what -h says of it

@@ -1,8 +1,10 @@
 """What other systems have and this one lacks, or the reverse: shown here by taking calls away, or by making them answer as there."""
 
+import importlib
 import io
 import os
 import tarfile
+import types
 
 import pytest
 from conftest import ROOT
@@ -60,13 +62,16 @@ class Scan:
 os.stat, os.scandir = stat_there, Scan
 lstat_before = os.lstat
 
-def lstat_there(path, **more):
-    if "realpath" in sys._getframe(1).f_code.co_name:  # which sees through junctions there
-        return lstat_before(path, **more)
-    return stat_there(path, follow_symlinks=False)
+def is_realpath():  # it sees through junctions there
+    return "realpath" in sys._getframe(2).f_code.co_name
 
-os.lstat = lstat_there
-os.path.islink = lambda path: is_link(path) and not is_junction(path)
+def lstat_there(path, **more):
+    return lstat_before(path, **more) if is_realpath() else stat_there(path, follow_symlinks=False)
+
+def is_link_there(path):
+    return is_link(path) and (is_realpath() or not is_junction(path))
+
+os.lstat, os.path.islink = lstat_there, is_link_there
 sys.argv[:] = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -135,3 +140,38 @@ def test_a_limit_that_is_named_but_not_granted_is_asked_for_in_part(script, tmp_
     )
     spawn(str(runner), ROOT / script, *(["server"] if script == "tcp_upper.py" else [tmp_path]))
     assert mark.exists()
+
+
+CLIENTS = ["client", "httpclient", "tcp_upper", "udp_upper"]
+
+
+class Console(io.RawIOBase):
+    """What open() makes of a console there: no FileIO, and it takes a part of long text."""
+
+    def __init__(self, shown):
+        self.shown = shown
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        self.shown.append(bytes(data[:4]))
+        return len(data[:4])
+
+
+@pytest.mark.parametrize("script", CLIENTS)
+def test_a_console_of_windows_gets_text_and_nul_is_none(script, monkeypatch):
+    """os.isatty() is true of both there. tests/windows/ asks a console of wine's."""
+    module, shown, modes = importlib.import_module(script), [], []
+
+    def open_there(fd, mode, buffering, closefd):
+        assert (buffering, closefd) == (0, False)
+        modes.append(mode)
+        return Console(shown) if fd < 3 else open(os.devnull, mode, buffering)
+
+    there = types.SimpleNamespace(name="nt", isatty=lambda fd: fd != 2)
+    monkeypatch.setattr(module, "os", there)
+    monkeypatch.setattr(module, "open", open_there, raising=False)
+    assert [module.is_terminal(fd) for fd in (0, 1, 2, 3)] == [True, True, False, False]
+    assert modes == ["rb", "wb", "wb"], "the keyboard is read, the screen is written"
+    assert module.write_some(1, b"GR\xc3\xbcN") == 4 and shown == [b"GR\xc3\xbc"]

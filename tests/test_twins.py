@@ -27,6 +27,7 @@ GROUPS = {
         "httpclient.py",
         "tcp_upper.py",
     },
+    "all four clients": {"client.py", "httpclient.py", "tcp_upper.py", "udp_upper.py"},
     "all four servers": {"server.py", "httpserver.py", "tcp_upper.py", "udp_upper.py"},
 }
 

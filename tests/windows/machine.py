@@ -8,6 +8,7 @@ that changes only the case of a name does nothing.
 import contextlib
 import http.client
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ needs_python = pytest.mark.skipif(
     reason="no Windows Python: tests/windows/python.sh makes one, SIXSOCKETS_WINDOWS_PYTHON names it",
 )
 not_by_hand = pytest.mark.skipif(IS_WINDOWS, reason="on Windows only a person can type Ctrl-C")
+needs_pty = pytest.mark.skipif(IS_WINDOWS, reason="wine makes a console of a terminal of Linux")
 
 
 class WindowsServer(Server):
@@ -86,6 +88,25 @@ class Machine:
         )
         assert_clean(done.err)
         return done
+
+    def screen(self, script, *args, **more):
+        """What a script that runs to its end shows on a console: wine makes one of a terminal here."""
+        import pty
+
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [PYTHON, str(ROOT / script), *map(str, args)], stdin=theirs, stdout=theirs, stderr=theirs, **more
+        )  # fmt: skip
+        self.running.append(process)
+        os.close(theirs)
+        shown = b""
+        with open(ours, "rb", buffering=0) as terminal, contextlib.suppress(OSError):
+            while chunk := terminal.read(65536):
+                shown += chunk
+        process.wait(LIMIT)
+        text = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", shown.decode().replace("\r", ""))
+        assert_clean(text)
+        return text
 
     def code(self, source, **more):
         """What a few lines of Python print there."""

@@ -11,7 +11,7 @@ import zipfile
 
 import pytest
 from conftest import SCRIPTS
-from machine import IS_WINDOWS, PYTHON, ask, exchange, lines, needs_python, not_by_hand, windows  # noqa: F401
+from machine import IS_WINDOWS, ask, lines, needs_pty, needs_python, not_by_hand, windows  # noqa: F401
 from test_httpserver_page import CHROMIUM, browser, finished  # noqa: F401
 
 pytestmark = needs_python
@@ -343,6 +343,40 @@ def test_utf8_that_is_piped_in_is_read_as_such(windows, tcp, tmp_path):
         "client.py", "--port", tcp.port, input="stat GRüN.txt\nlogout\n".encode(), cwd=tmp_path
     )
     assert done.code == 0 and "GRüN.txt".encode() in done.out, done
+
+
+# --- consoles ---
+@needs_pty
+def test_a_console_shows_letters_as_they_are(windows, tcp, http, share, tmp_path):
+    """Bytes would appear by an old code page: GR├╝N. What is no text appears in hex there."""
+    (share / "GRüN.txt").write_bytes("grün\xff\n".encode("latin-1") + "grün\n".encode())
+    echo = windows.serve("tcp_upper.py", "server")
+    datagrams = windows.serve("udp_upper.py", "server")
+    port, url = ["--port", tcp.port], f"http://127.0.0.1:{http.port}/"
+    for words in (
+        ["tcp_upper.py", "client", "grün", "--port", echo.port],
+        ["udp_upper.py", "client", "grün", "--port", datagrams.port],
+        ["client.py", "list", *port],
+        ["client.py", "get", "GRüN.txt", "-o", "-", *port],
+        ["httpclient.py", "get", f"{url}GR%C3%BCN.txt", "-o", "-"],
+        ["httpclient.py", "list", url],
+    ):
+        shown = windows.screen(*words, cwd=tmp_path)
+        assert "grün" in shown.lower(), (words, shown)
+        assert "├" not in shown and "Ã" not in shown, (words, shown)
+
+
+def test_nul_is_no_console(windows, tcp, tmp_path):
+    """isatty() says that it is one: then a prompt would appear that nobody can answer."""
+    echo = windows.serve("tcp_upper.py", "server")
+    for words in (
+        ["tcp_upper.py", "client", "--port", echo.port],
+        ["client.py", "--port", tcp.port],
+    ):
+        process = windows.popen(*words, cwd=tmp_path)  # its input is NUL
+        out, err = process.communicate(timeout=50)
+        assert process.returncode == 0 and b"nput lowercase" not in err, err
+        assert b"help lists" not in err and out == b"", (out, err)
 
 
 # --- lines of errors ---
