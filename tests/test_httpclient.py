@@ -762,6 +762,7 @@ def test_several_urls_share_a_connection_and_go_on_past_a_bad_one(run, files, tm
 
 
 # --- get: cuts, resuming, ranges ---
+@pytest.mark.long(4)
 def test_twenty_cuts_leave_a_whole_file_and_fetch_nothing_twice(run, files, tmp_path, full):
     size = 20_000_000 if full else 5_000_000
     body = random.Random(1).randbytes(size)

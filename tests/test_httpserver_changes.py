@@ -2374,6 +2374,7 @@ def test_a_page_shows_folders_first_and_each_kind_by_name_whatever_the_case(ask,
     assert [entry["name"] for entry in listed] == sorted(shown)
 
 
+@pytest.mark.long(5)
 def test_listings_that_nobody_reads_hold_no_facts_of_their_files(server, ask, folder, wire):
     for number in range(10000):
         os.mknod(folder / f"{number:06}")

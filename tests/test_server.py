@@ -1661,6 +1661,7 @@ runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no locks there")
 @pytest.mark.parametrize("slow", ["link", "scandir"])
+@pytest.mark.long(6)
 def test_a_rename_does_not_take_the_upload_of_another_process_with_it(start, box, tmp_path, slow):
     """Several servers of one folder are one, also when a rename of one meets an upload to the other."""
     from conftest import Server
@@ -1738,6 +1739,7 @@ def test_memory_does_not_grow_with_the_size_of_a_file(start, box):
 
 
 @pytest.mark.parametrize("count", [15000, 25000])
+@pytest.mark.long(4)
 def test_a_listing_that_nobody_reads_costs_little(start, box, count, full):
     """Below the number up to which a listing is sorted, and above it."""
     if count > 20000 and not full:
