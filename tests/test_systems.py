@@ -63,7 +63,8 @@ os.stat, os.scandir = stat_there, Scan
 lstat_before = os.lstat
 
 def is_realpath():  # it sees through junctions there
-    return "realpath" in sys._getframe(2).f_code.co_name
+    callers = [sys._getframe(depth).f_code.co_name for depth in (2, 3, 4)]  # islink() calls lstat()
+    return any("realpath" in caller for caller in callers)
 
 def lstat_there(path, **more):
     return lstat_before(path, **more) if is_realpath() else stat_there(path, follow_symlinks=False)
