@@ -57,7 +57,7 @@ Links inside a folder are skipped and named, names that start with a dot unless 
 #   other clients      Sends, Inbox, Chat, then the table of the commands
 #   the connection     Wire, Link, Link.log_in(), Link.ask(), connected(), reconnected()
 #   what stands below  refusal(), Folder, Part, tell(), Progress, shell()
-#   shared fences      client_tls(), Traced, open_connection(), Failure, Parser
+#   shared fences      client_tls(), Capture, Traced, open_connection(), Failure, Parser
 #   the command line   build_parser(), run_command(), main()
 #
 # Each File has a conversation, a generator: it sends a request, and `yield` waits for the answer.
@@ -100,6 +100,7 @@ import shlex
 import site
 import socket
 import stat
+import struct
 import time
 import unicodedata
 from collections import deque
@@ -2596,6 +2597,7 @@ def link_flags(args: argparse.Namespace) -> list[Any]:
             "limit_rate",
             "trace",
             "trace_hex",
+            "pcap",
         )
     ]
 
@@ -4209,14 +4211,15 @@ def ask_password(whose: str) -> str:
 
 
 def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
-    """TLS 1.2 and later. --trace shows the bytes before encryption: on the network they are
-    encrypted."""
+    """TLS 1.2 and later. --trace and --pcap show the bytes before encryption: on the network they
+    are encrypted."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if args.trace or args.trace_hex:
-        context.sslsocket_class = type("TracedTLS", (socket_class(args), ssl.SSLSocket), {})
+    made_of = socket_class(args)
+    if issubclass(made_of, Traced):
+        context.sslsocket_class = type("TracedTLS", (made_of, ssl.SSLSocket), {})
     return context
 
 
@@ -4265,6 +4268,67 @@ def fingerprint(certificate: Optional[bytes]) -> str:
 # --- end secrets ---
 
 
+# --- capture: the same in all six scripts (tests/test_twins.py) ---
+ABOUT_CAPTURES = (
+    b"Written by the program's own side (--pcap), not by the network card. The bytes, their order "
+    b"and the times are real, and so is who ended a connection how. The headers are made up: "
+    b"segments, acknowledgements and retransmissions are the kernel's, and not seen here. "
+    b"What TLS encrypts is stored as it was inside."
+)
+
+
+def internet_checksum(data: bytes) -> bytes:
+    """The Internet's checksum (RFC 1071): the complement of the sum of all words of 16 bits."""
+    words = int.from_bytes(data + bytes(len(data) % 2), "big")
+    return struct.pack("!H", 65535 - words % 65535)
+
+
+class Capture:
+    """A file of packets for Wireshark, in the format pcapng (draft-ietf-opsawg-pcapng)."""
+
+    def __init__(self, path: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+        try:
+            self.file = os.open(path, flags, 0o600)  # passwords are in it too
+        except OSError as error:
+            what = f"cannot write the capture {printable(path)} ({error.strerror})"
+            why = "--pcap stores there what is sent and received; nothing was done"
+            say(str(Failure(23, what, why, "--pcap FILE, in a folder where you may write")))
+            raise SystemExit(23) from None
+        comment = struct.pack("!HH", 1, len(ABOUT_CAPTURES)) + ABOUT_CAPTURES
+        self.block(0x0A0D0D0A, struct.pack("!IHHq", 0x1A2B3C4D, 1, 0, -1) + comment)
+        self.block(1, struct.pack("!HHI", 101, 0, 0))  # 101: each packet begins with its IP header
+
+    def block(self, kind: int, body: bytes) -> None:
+        """Each is one write, so that threads and processes may write side by side."""
+        body += bytes(-len(body) % 4)
+        size = struct.pack("!I", 12 + len(body))
+        try:
+            os.write(self.file, struct.pack("!I", kind) + size + body + size)
+        except OSError as error:
+            say(f"the capture lacks a packet ({error.strerror})")
+
+    def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
+        """From the first end to the second. The checksum stands between the header and the rest."""
+        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
+        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
+        hosts = b"".join(socket.inet_pton(family, name) for name in names)
+        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        size = len(header) + 2 + len(rest)
+        header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
+        start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
+        if family == socket.AF_INET:
+            start = struct.pack("!HHIBB", 0x4500, 20 + size, 0x4000, 64, protocol)
+            start += internet_checksum(start + hosts)
+        packet = start + hosts + header + rest
+        now = time.time_ns() // 1000
+        self.block(6, struct.pack("!IQII", 0, now, len(packet), len(packet)) + packet)
+
+
+# --- end capture ---
+
+
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 DUMPED = 64  # bytes of each call that --trace-hex prints
 NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
@@ -4280,7 +4344,7 @@ def hexdump(data: bytes) -> str:
 
 
 class Traced(socket.socket):
-    """A socket that prints a line on stderr for each call.
+    """A socket that prints a line on stderr for each call, and fills the capture of --pcap.
 
     It shows what the program asks of the kernel, and what the kernel replies. SYN, ACK and
     retransmission happen inside the kernel: only tcpdump or Wireshark show them.
@@ -4288,13 +4352,16 @@ class Traced(socket.socket):
 
     began = time.perf_counter()
     numbers = itertools.count(1)
-    dump = False  # whether --trace-hex asks for the bytes
+    prints = dump = False  # whether --trace asks for lines, --trace-hex for the bytes too
+    capture: Optional[Capture] = None
     number = sent = received = 0
     touched = 0.0  # when the last call ended
     lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
     handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
+        if not self.prints:
+            return
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
@@ -4332,20 +4399,64 @@ class Traced(socket.socket):
 
 
 # --- streams: the same in all scripts over TCP (tests/test_twins.py) ---
+SYN, SYN_ACK, ACK, PUSH, FIN, RST = 2, 18, 16, 24, 17, 20  # the flags in TCP's header
+SEGMENT = 65495  # bytes: with the headers of TCP and IPv4, a packet of the largest size
+US, PEER = 1, -1  # the order of what belongs to both sides
+
+
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
     handshake, ended = "handshake", "peer sent FIN (end of stream)"
+    ends: Sequence[Any] = ()  # of a connection in the capture: our address, the peer's
+    finished: frozenset[int] = frozenset()  # whose FIN the capture has
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
         # the same connection as a traced object: the plain one gives its descriptor away
         conn = type(self)(fileno=plain.detach())
         conn.show("*", f"accept from {address(peer)}")
+        conn.begin(peer, PEER)
         return conn, peer
+
+    def connect(self, target: Any) -> None:
+        super().connect(target)
+        self.begin(target, US)
+
+    def begin(self, peer: Any, asks: int) -> None:
+        """The handshake, for the capture alone."""
+        if self.capture:
+            self.ends = self.getsockname(), peer
+            self.store(asks, SYN)
+            self.store(-asks, SYN_ACK)
+            self.store(asks, ACK)
+
+    def store(self, side: int, flags: int, data: bytes = b"") -> None:
+        """What one side sends, in packets for the capture, before it is counted."""
+        if not self.capture or not self.ends or (flags == FIN and side in self.finished):
+            return
+        mine, other = (self.sent, self.received)[::side]
+        mine -= flags & SYN > 0  # SYN has a number of its own, before that of the first byte
+        for start in range(0, len(data) or 1, SEGMENT):
+            numbers = (mine + start) % (1 << 32), other % (1 << 32)
+            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            rest = b"\0\0" + data[start : start + SEGMENT]
+            self.capture.packet(6, self.ends[::side], header, rest)
+        if flags == FIN:
+            self.finished |= {side}
+        if flags == RST:
+            self.ends = ()
+
+    def attempt(self, *call: Any) -> Any:
+        try:
+            return super().attempt(*call)
+        except ConnectionError:
+            self.store(PEER, RST)
+            raise
 
     def send(self, data: Any, flags: int = 0) -> int:
         count: int = self.attempt(">", "send", super().send, data, flags)
+        self.store(US, PUSH, bytes(data[:count]))
         self.sent += count
         text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
         self.show(">", text, data[:count])
@@ -4353,6 +4464,7 @@ class TracedStream(Traced):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.store(PEER, PUSH if data else FIN, data)
         self.received += len(data)
         text = f"recv 0 bytes = {self.ended}"
         if data:
@@ -4366,8 +4478,21 @@ class TracedStream(Traced):
         if how == socket.SHUT_RD:
             side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
+            self.finished |= {PEER}
         self.attempt("*", "shutdown", super().shutdown, how)
         self.show("*", f"shutdown of {side}")
+        if how != socket.SHUT_RD:
+            self.store(US, FIN)
+
+    def close(self) -> None:
+        if self.ends and self.fileno() >= 0:
+            # RST if close() shall send one (SO_LINGER), or if something came that nobody read
+            reset = self.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8).strip(b"\0")
+            self.settimeout(0)
+            with contextlib.suppress(OSError):
+                reset += socket.socket.recv(self, 1, socket.MSG_PEEK)
+            self.store(US, RST if reset else FIN)
+        super().close()
 
 
 # --- end streams ---
@@ -4390,6 +4515,8 @@ class MaskedStream(TracedStream):
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         """The same with asterisks for a secret, even if its line came in several pieces."""
+        if not self.prints:  # the capture has its own way
+            return
         before = self.lines.get(mark, b"")
         shown = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + bytes(data))
         self.lines = {**self.lines, mark: re.split(b"[\r\n]", shown)[-1][:LONGEST_LINE]}
@@ -4397,9 +4524,10 @@ class MaskedStream(TracedStream):
 
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
-    """The class of all sockets: without --trace the plain one, so that it costs nothing."""
-    Traced.dump = args.trace_hex
-    return MaskedStream if args.trace or args.trace_hex else socket.socket
+    """The class of all sockets: if nothing is shown the plain one, so that it costs nothing."""
+    Traced.capture, Traced.dump = args.pcap, args.trace_hex
+    Traced.prints = args.trace or args.trace_hex
+    return MaskedStream if Traced.prints or args.pcap else socket.socket
 
 
 # --- end masking ---
@@ -4687,6 +4815,7 @@ DEFAULTS: dict[str, Any] = {
     "json": False,
     "trace": False,
     "trace_hex": False,
+    "pcap": None,
     "folder": "",
     "r": False,
     "output": None,
@@ -4742,6 +4871,12 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
     flag("--json", action="store_true", help="results on stdout, one JSON object a line")
     flag("--trace", action="store_true", help="print a line for each socket call")
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
+    flag(
+        "--pcap",
+        type=Capture,
+        metavar="FILE",
+        help="store all that is sent, passwords too, for Wireshark",
+    )
 
 
 # an argument: its name for us, how many of it, and what -h says of it

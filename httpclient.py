@@ -55,7 +55,7 @@ a certificate that is not trusted.
 #   folders             list_folder(), Tree, mirror(), mirror_files(), upload(), upload_files()
 #   logins and proxies  login_fields(), proxy_for()
 #   pure functions      parse_url(), parse_head(), safe_name(), html_entries(), printable()
-#   shared fences       encrypt(), is_program(), Traced, open_connection(), Failure, Parser
+#   shared fences       encrypt(), is_program(), Capture, Traced, open_connection(), Failure, Parser
 #   the command line    Transient, Progress, report(), target(), build_parser(), main()
 #
 # A download is a Part with the spans that are still to come: one, or several for --connections.
@@ -95,6 +95,7 @@ import select
 import site
 import socket
 import stat
+import struct
 import time
 import unicodedata
 import zlib
@@ -146,7 +147,8 @@ RETRIES = 16  # without progress; with those pauses, two minutes
 FEW_TRIES = 3  # where a server was never reached, or answers that it has trouble
 LONGEST_WAIT = 120.0  # seconds that a server may ask to wait
 DRAWN_EVERY = 0.1  # seconds between two drawings of the progress line
-LATEST = 10**10  # seconds since 1970: servers take no later time
+LATEST = 10**11  # seconds since 1970: a later time is a mistake, and no system can show it
+EARLIEST = -62135596800  # the same for the year 1: an earlier time has no date in HTTP
 EXECUTABLE = "X-Executable"  # our own field: 1 for a file that its owner may execute
 OC_MTIME = "X-OC-Mtime"  # the field for a file's time that ownCloud invented
 # PATCH is idempotent because we send an Upload-Offset with it
@@ -279,6 +281,9 @@ class Head(NamedTuple):
         return self.status < 300 and self.status != 207
 
 
+Place = tuple[tuple[str, str, int], str]  # scheme, host, port; login
+
+
 class Origin:
     """What a client knows of one server."""
 
@@ -300,7 +305,7 @@ class Client:
     origins."""
 
     def __init__(
-        self, args: argparse.Namespace, origins: "Optional[dict[tuple[str, str], Origin]]" = None
+        self, args: argparse.Namespace, origins: "Optional[dict[Place, Origin]]" = None
     ) -> None:
         self.args = args
         self.origins = {} if origins is None else origins  # by origin and login
@@ -371,7 +376,7 @@ class Client:
         return True
 
     def origin(self, url: URL) -> Origin:
-        key = url.origin, url.login
+        key = url[:3], url.login
         if key not in self.origins:
             self.origins[key] = Origin(url, self.args)
         return self.origins[key]
@@ -552,6 +557,12 @@ class Client:
     ) -> bytes:
         """A request for pipeline(), with the login."""
         return self.request(method, url, {**fields, **self.origin(url).login_fields}, body)
+
+    def asking(self, method: str, base: URL, fields: Fields) -> Callable[[URL], bytes]:
+        """What makes the requests for files of one server: they differ in their targets alone."""
+        mark = to_bytes(f"{base.target} HTTP/")
+        before, _, after = self.pipelined(method, base, fields).partition(mark)
+        return lambda url: b"%b%b HTTP/%b" % (before, to_bytes(url.target), after)
 
     def send_requests(
         self,
@@ -1302,8 +1313,7 @@ class Download:
 
         gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
         head, found = reply.head, content_range(reply.head)
-        gzip = self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
-        decode = head.coding and head.coding not in ENDINGS and not gzip
+        decode = head.coding and head.coding not in ENDINGS and not self.is_gzip()
         if not output.source or not found:
             # offsets and digests belong to the encoded bytes
             blank = Source(str(self.url), "", "", None, "")
@@ -1327,6 +1337,9 @@ class Download:
                 f"{end - span.offset:,} bytes of it are missing",
                 "repeat the command",
             )
+
+    def is_gzip(self) -> bool:
+        return self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
 
     def show(self, output: Output) -> None:
         size = output.source.size if output.source else None
@@ -1447,7 +1460,9 @@ class Download:
 
 
 def refuse_program(path: str) -> None:
-    if is_program(path):
+    # most folders are far from all programs; a name that exists may be a link to one
+    near = nears_program(os.path.dirname(path)) or os.path.lexists(path)
+    if near and is_program(path):
         raise Failure(
             23,
             f"{printable(path)} would be part of a program when it next starts",
@@ -1496,9 +1511,10 @@ def same_here(args: argparse.Namespace, path: str, url: URL, entry: Entry) -> bo
 
 
 def stat_or_none(path: str, follow: bool = True) -> Optional[os.stat_result]:
-    with contextlib.suppress(OSError):
+    try:
         return os.stat(path, follow_symlinks=follow)
-    return None
+    except OSError:
+        return None
 
 
 def file_digest(path: str, name: str) -> str:
@@ -2046,13 +2062,13 @@ class Upload:
         if self.body.length is None:
             return {}
         seconds, fields = self.body.mtime_ns // 10**9, dict[str, str]()
-        if self.body.state and 0 <= seconds < LATEST:
+        if self.body.state and EARLIEST <= seconds < LATEST:
             # servers keep whole seconds
             date = http_date(seconds)
             # nginx takes the file's time from Date
             fields = {"Last-Modified": date, "Date": date, OC_MTIME: str(seconds)}
         elif self.body.state:
-            say(f"the time of {printable(self.path)} is not sent: {seconds} s since 1970")
+            self.warn_of_time()
         if self.body.executable:
             fields[EXECUTABLE] = "1"
         offers = {"want-repr-digest"}
@@ -2126,7 +2142,7 @@ class Upload:
             **self.condition,
         }
         with self.client.ask("PUT", self.url, fields, BodySource(b"")) as reply:
-            check(reply)
+            self.check(reply, stored=False)
             location = reply.head.get("location")
         resource = reply.url.join(location)._replace(login=self.url.login)
         if not location or resource.origin != self.url.origin:
@@ -2148,6 +2164,7 @@ class Upload:
         """Whether a reply in the pipeline says that the file was stored."""
         if not reply.head.success or self.is_doubtful(reply) or self.body.changed():
             return False
+        self.check(reply)
         self.args.progress.begin(self.path, 0, None)
         self.args.progress.add(self.sent)
         report(self.args, self.url, "sent", self.path, self.sent)
@@ -2157,10 +2174,26 @@ class Upload:
         self.args.progress.begin(self.path, 0, self.body.length)
         fields = {**self.fields, **self.condition}
         with self.client.ask("PUT", self.url, fields, self.body) as reply:
-            check(reply)
+            self.check(reply)
             doubtful = self.is_doubtful(reply)
         if doubtful:
             self.verify_size()
+
+    def check(self, reply: Reply, stored: bool = True) -> None:
+        """Check a reply. A time before 1970 or after 2286 may be refused: then go without it."""
+        head = reply.head
+        rare = not re.fullmatch("[0-9]{0,10}", self.fields.get(OC_MTIME, ""))
+        lost = stored and head.success and head.get(OC_MTIME.lower()) != "accepted"
+        if rare and (lost or head.status == 400):
+            del self.fields[OC_MTIME]
+            self.warn_of_time()
+            if not lost:
+                raise Transient(22, f"{self.url}: 400", "that time", "without it", after=0)
+        check(reply)
+
+    def warn_of_time(self) -> None:
+        time_of = f"the time of {printable(self.path)}, {self.body.mtime_ns // 10**9} s since 1970"
+        say(f"not kept by the server: {time_of}")
 
     @staticmethod
     def is_doubtful(reply: Reply) -> bool:
@@ -2219,7 +2252,7 @@ class Upload:
                     "it is still busy with what came",
                     "repeat the command",
                 )
-            check(reply)
+            self.check(reply)
 
 
 def post(client: Client) -> None:
@@ -2584,8 +2617,7 @@ def mirror_files(tree: Tree, base: URL, dest: str, there: set[str], entries: lis
         return
     begun = set(filter(is_part, there))
     urls = [url for url in jobs if not begun or part_name(url) not in begun]
-    ask = functools.partial(client.pipelined, "GET", fields=WANTED)
-    for url, reply in client.pipeline("GET", urls, ask):
+    for url, reply in client.pipeline("GET", urls, client.asking("GET", base, WANTED)):
         if reply and reply.head.status == 200:
             attempt(args, functools.partial(run_download, args, download(url), reply))
             del jobs[url]
@@ -2893,9 +2925,11 @@ def parse_head(raw: bytes) -> Head:
         if other:
             raise ValueError(f"{other[:60]!r} where a header belongs")
         name, value = name.lower(), value.strip(" \t")
-        if name == "location" and fields.get(name, value) != value:
-            raise ValueError("two places to go to")
-        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+        if name in fields:
+            if name == "location" and fields[name] != value:
+                raise ValueError("two places to go to")
+            value = f"{fields[name]}, {value}"
+        fields[name] = value
     version, status, reason = found.groups("")
     return Head(version, int(status), reason, fields, content_length(fields), f"{first}\n{rest}")
 
@@ -2914,8 +2948,10 @@ def content_range(head: Head) -> Optional[tuple[int, int, int]]:
     """The first byte, the byte after the last, and the size of the whole file, of a 206 or 416.
 
     (-1, 0, size) means that the range could not be satisfied."""
+    if head.status not in (206, 416):
+        return None
     found = re.fullmatch(CONTENT_RANGE, head.get("content-range"))
-    if head.status not in (206, 416) or not found or found[3] == "*":
+    if not found or found[3] == "*":
         return None
     first, last, size = map(int, found.groups("-1"))
     return first, last + 1, size
@@ -2948,7 +2984,8 @@ def source_of(url: URL, head: Head) -> Source:
     span, date, modified = content_range(head), parse_date(head.get("date")), head.modified
     # within the same second, the file may change again
     settled = date is not None and modified is not None and modified < date
-    found = re.search(SHA256_FIELD, head.get("repr-digest") or head.get("digest"))
+    digest = head.get("repr-digest") or head.get("digest")
+    found = digest and re.search(SHA256_FIELD, digest)
     digest = binascii.a2b_base64(found[1]).hex() if found else ""
     validator = head.get("last-modified") if settled else ""
     return Source(str(url), head.get("etag"), validator, span[2] if span else head.length, digest)
@@ -3460,6 +3497,8 @@ def holds_program(path: str) -> bool:
 
 # --- end programs ---
 
+nears_program = functools.lru_cache(maxsize=64)(holds_program)
+
 
 # --- locks: the same in the four file scripts (tests/test_twins.py) ---
 LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
@@ -3509,14 +3548,15 @@ def ask_password(whose: str) -> str:
 
 
 def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
-    """TLS 1.2 and later. --trace shows the bytes before encryption: on the network they are
-    encrypted."""
+    """TLS 1.2 and later. --trace and --pcap show the bytes before encryption: on the network they
+    are encrypted."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if args.trace or args.trace_hex:
-        context.sslsocket_class = type("TracedTLS", (socket_class(args), ssl.SSLSocket), {})
+    made_of = socket_class(args)
+    if issubclass(made_of, Traced):
+        context.sslsocket_class = type("TracedTLS", (made_of, ssl.SSLSocket), {})
     return context
 
 
@@ -3565,6 +3605,67 @@ def fingerprint(certificate: Optional[bytes]) -> str:
 # --- end secrets ---
 
 
+# --- capture: the same in all six scripts (tests/test_twins.py) ---
+ABOUT_CAPTURES = (
+    b"Written by the program's own side (--pcap), not by the network card. The bytes, their order "
+    b"and the times are real, and so is who ended a connection how. The headers are made up: "
+    b"segments, acknowledgements and retransmissions are the kernel's, and not seen here. "
+    b"What TLS encrypts is stored as it was inside."
+)
+
+
+def internet_checksum(data: bytes) -> bytes:
+    """The Internet's checksum (RFC 1071): the complement of the sum of all words of 16 bits."""
+    words = int.from_bytes(data + bytes(len(data) % 2), "big")
+    return struct.pack("!H", 65535 - words % 65535)
+
+
+class Capture:
+    """A file of packets for Wireshark, in the format pcapng (draft-ietf-opsawg-pcapng)."""
+
+    def __init__(self, path: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+        try:
+            self.file = os.open(path, flags, 0o600)  # passwords are in it too
+        except OSError as error:
+            what = f"cannot write the capture {printable(path)} ({error.strerror})"
+            why = "--pcap stores there what is sent and received; nothing was done"
+            say(str(Failure(23, what, why, "--pcap FILE, in a folder where you may write")))
+            raise SystemExit(23) from None
+        comment = struct.pack("!HH", 1, len(ABOUT_CAPTURES)) + ABOUT_CAPTURES
+        self.block(0x0A0D0D0A, struct.pack("!IHHq", 0x1A2B3C4D, 1, 0, -1) + comment)
+        self.block(1, struct.pack("!HHI", 101, 0, 0))  # 101: each packet begins with its IP header
+
+    def block(self, kind: int, body: bytes) -> None:
+        """Each is one write, so that threads and processes may write side by side."""
+        body += bytes(-len(body) % 4)
+        size = struct.pack("!I", 12 + len(body))
+        try:
+            os.write(self.file, struct.pack("!I", kind) + size + body + size)
+        except OSError as error:
+            say(f"the capture lacks a packet ({error.strerror})")
+
+    def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
+        """From the first end to the second. The checksum stands between the header and the rest."""
+        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
+        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
+        hosts = b"".join(socket.inet_pton(family, name) for name in names)
+        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        size = len(header) + 2 + len(rest)
+        header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
+        start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
+        if family == socket.AF_INET:
+            start = struct.pack("!HHIBB", 0x4500, 20 + size, 0x4000, 64, protocol)
+            start += internet_checksum(start + hosts)
+        packet = start + hosts + header + rest
+        now = time.time_ns() // 1000
+        self.block(6, struct.pack("!IQII", 0, now, len(packet), len(packet)) + packet)
+
+
+# --- end capture ---
+
+
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 DUMPED = 64  # bytes of each call that --trace-hex prints
 NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
@@ -3580,7 +3681,7 @@ def hexdump(data: bytes) -> str:
 
 
 class Traced(socket.socket):
-    """A socket that prints a line on stderr for each call.
+    """A socket that prints a line on stderr for each call, and fills the capture of --pcap.
 
     It shows what the program asks of the kernel, and what the kernel replies. SYN, ACK and
     retransmission happen inside the kernel: only tcpdump or Wireshark show them.
@@ -3588,13 +3689,16 @@ class Traced(socket.socket):
 
     began = time.perf_counter()
     numbers = itertools.count(1)
-    dump = False  # whether --trace-hex asks for the bytes
+    prints = dump = False  # whether --trace asks for lines, --trace-hex for the bytes too
+    capture: Optional[Capture] = None
     number = sent = received = 0
     touched = 0.0  # when the last call ended
     lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
     handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
+        if not self.prints:
+            return
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
@@ -3632,20 +3736,64 @@ class Traced(socket.socket):
 
 
 # --- streams: the same in all scripts over TCP (tests/test_twins.py) ---
+SYN, SYN_ACK, ACK, PUSH, FIN, RST = 2, 18, 16, 24, 17, 20  # the flags in TCP's header
+SEGMENT = 65495  # bytes: with the headers of TCP and IPv4, a packet of the largest size
+US, PEER = 1, -1  # the order of what belongs to both sides
+
+
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
     handshake, ended = "handshake", "peer sent FIN (end of stream)"
+    ends: Sequence[Any] = ()  # of a connection in the capture: our address, the peer's
+    finished: frozenset[int] = frozenset()  # whose FIN the capture has
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
         # the same connection as a traced object: the plain one gives its descriptor away
         conn = type(self)(fileno=plain.detach())
         conn.show("*", f"accept from {address(peer)}")
+        conn.begin(peer, PEER)
         return conn, peer
+
+    def connect(self, target: Any) -> None:
+        super().connect(target)
+        self.begin(target, US)
+
+    def begin(self, peer: Any, asks: int) -> None:
+        """The handshake, for the capture alone."""
+        if self.capture:
+            self.ends = self.getsockname(), peer
+            self.store(asks, SYN)
+            self.store(-asks, SYN_ACK)
+            self.store(asks, ACK)
+
+    def store(self, side: int, flags: int, data: bytes = b"") -> None:
+        """What one side sends, in packets for the capture, before it is counted."""
+        if not self.capture or not self.ends or (flags == FIN and side in self.finished):
+            return
+        mine, other = (self.sent, self.received)[::side]
+        mine -= flags & SYN > 0  # SYN has a number of its own, before that of the first byte
+        for start in range(0, len(data) or 1, SEGMENT):
+            numbers = (mine + start) % (1 << 32), other % (1 << 32)
+            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            rest = b"\0\0" + data[start : start + SEGMENT]
+            self.capture.packet(6, self.ends[::side], header, rest)
+        if flags == FIN:
+            self.finished |= {side}
+        if flags == RST:
+            self.ends = ()
+
+    def attempt(self, *call: Any) -> Any:
+        try:
+            return super().attempt(*call)
+        except ConnectionError:
+            self.store(PEER, RST)
+            raise
 
     def send(self, data: Any, flags: int = 0) -> int:
         count: int = self.attempt(">", "send", super().send, data, flags)
+        self.store(US, PUSH, bytes(data[:count]))
         self.sent += count
         text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
         self.show(">", text, data[:count])
@@ -3653,6 +3801,7 @@ class TracedStream(Traced):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.store(PEER, PUSH if data else FIN, data)
         self.received += len(data)
         text = f"recv 0 bytes = {self.ended}"
         if data:
@@ -3666,8 +3815,21 @@ class TracedStream(Traced):
         if how == socket.SHUT_RD:
             side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
+            self.finished |= {PEER}
         self.attempt("*", "shutdown", super().shutdown, how)
         self.show("*", f"shutdown of {side}")
+        if how != socket.SHUT_RD:
+            self.store(US, FIN)
+
+    def close(self) -> None:
+        if self.ends and self.fileno() >= 0:
+            # RST if close() shall send one (SO_LINGER), or if something came that nobody read
+            reset = self.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8).strip(b"\0")
+            self.settimeout(0)
+            with contextlib.suppress(OSError):
+                reset += socket.socket.recv(self, 1, socket.MSG_PEEK)
+            self.store(US, RST if reset else FIN)
+        super().close()
 
 
 # --- end streams ---
@@ -3690,6 +3852,8 @@ class MaskedStream(TracedStream):
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         """The same with asterisks for a secret, even if its line came in several pieces."""
+        if not self.prints:  # the capture has its own way
+            return
         before = self.lines.get(mark, b"")
         shown = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + bytes(data))
         self.lines = {**self.lines, mark: re.split(b"[\r\n]", shown)[-1][:LONGEST_LINE]}
@@ -3697,9 +3861,10 @@ class MaskedStream(TracedStream):
 
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
-    """The class of all sockets: without --trace the plain one, so that it costs nothing."""
-    Traced.dump = args.trace_hex
-    return MaskedStream if args.trace or args.trace_hex else socket.socket
+    """The class of all sockets: if nothing is shown the plain one, so that it costs nothing."""
+    Traced.capture, Traced.dump = args.pcap, args.trace_hex
+    Traced.prints = args.trace or args.trace_hex
+    return MaskedStream if Traced.prints or args.pcap else socket.socket
 
 
 # --- end masking ---
@@ -4202,6 +4367,12 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
     flag("-v", "--verbose", action="store_true", help="show the heads of requests and replies")
     flag("--trace", action="store_true", help="print a line for each socket call")
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
+    flag(
+        "--pcap",
+        type=Capture,
+        metavar="FILE",
+        help="store all that is sent, passwords too, for Wireshark",
+    )
 
 
 # argparse sets the others. A verb's flags are here because other verbs read them too.

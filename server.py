@@ -338,7 +338,7 @@ length and digest are right: readers see the old file or the new one, whole.
 #   one client         walk(), Session, Session.run(), Session.attend(), Session.find()
 #   client to client   Bell, Lobby, Lobby.take(), Relay, Relay.body()
 #   the server         Server, Server.run(), Server.accept(), Server.handle(), serve()
-#   shared fences      Guard, Door, is_program(), over_tls(), Traced, Stop, bind(), Failure, Parser
+#   shared fences      Guard, Door, is_program(), Capture, Traced, Stop, bind(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
 #
 # Threads: the main thread runs Server.run(). Each client has one that runs Session.run(); it alone
@@ -382,6 +382,7 @@ import signal
 import site
 import socket
 import stat
+import struct
 import threading
 import time
 import unicodedata
@@ -2122,8 +2123,8 @@ class Session(Wire):
             blocks = self.take_queued(AT_ONCE if self.mode == "chat" else 1)
             self.rest = memoryview(blocks[0] if len(blocks) == 1 else b"".join(blocks))
             self.progressed = time.monotonic()
-            if self.owed:
-                self.owed[0].sender.ring()
+            if self.owed and self.owed[-1].has_room():
+                self.owed[-1].sender.ring()
 
     def take_queued(self, most: int) -> list[bytes]:
         with self.lock:
@@ -2133,7 +2134,8 @@ class Session(Wire):
 
     def send_rest(self) -> None:
         """As much as its socket takes now."""
-        if hasattr(self.sock, "pending"):
+        over_tls = hasattr(self.sock, "pending")
+        if over_tls:
             self.sock.settimeout(BRIEF)
         try:
             self.rest = self.rest[self.sock.send(self.sendable(self.rest)) :]
@@ -2141,7 +2143,8 @@ class Session(Wire):
         except OSError as error:
             if not isinstance(error, socket.timeout):
                 raise Lost(error.strerror or "closed") from None
-        self.sock.settimeout(self.timeout)
+        if over_tls:
+            self.sock.settimeout(self.timeout)
 
     def leave_line(self, text: bytes) -> None:
         """From another thread. A slow client loses its oldest lines; nobody waits for it."""
@@ -2349,46 +2352,53 @@ class Bell:
     """Wakes the thread of a connection when others have left something for it."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.sock, self.rung, self.events = sock, False, selectors.EVENT_READ
+        self.rung = self.waiting = False
         self.reader, self.writer = socket.socketpair()
+        self.reader.setblocking(False)
         self.writer.setblocking(False)
         # select() knows no descriptor above 1023, and epoll needs one of its own
-        self.selector = getattr(selectors, "PollSelector", selectors.SelectSelector)()
-        self.selector.register(sock, self.events)
-        self.selector.register(self.reader, selectors.EVENT_READ)
+        kind = getattr(selectors, "PollSelector", selectors.SelectSelector)
+        # for the bell alone; for the connection too, to read, or to read and write
+        self.alone, self.to_read, self.to_write = self.selectors = kind(), kind(), kind()
+        for selector in self.selectors:
+            selector.register(self.reader, selectors.EVENT_READ)
+        self.to_read.register(sock, selectors.EVENT_READ)
+        self.to_write.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
 
     def ring(self) -> None:
-        """From any thread, after something was left."""
-        if not self.rung:
-            self.rung = True
+        """From any thread, after something was left. Only a thread that waits needs to be woken:
+        any other looks whether it was rung before it waits, and after that for what was left."""
+        self.rung = True
+        if self.waiting:
+            self.waiting = False
             with contextlib.suppress(OSError):
                 self.writer.send(b"\0")
 
     def wait(self, patience: float) -> bool:
         """Wait for the bell alone; False if it did not ring."""
-        self.reader.settimeout(max(0.001, patience))
-        with contextlib.suppress(OSError):
-            self.reader.recv(4096)
-            self.rung = False  # only now: what is left after this rings anew
-            return True
-        return False
+        self.listen(self.alone, patience)
+        rung, self.rung = self.rung, False
+        return rung
 
     def select(self, writing: bool, patience: Optional[float]) -> int:
         """Wait for the bell or the connection: which of EVENT_READ and EVENT_WRITE it can do."""
-        events = selectors.EVENT_READ | selectors.EVENT_WRITE * writing
-        if events != self.events:
-            self.events = events
-            self.selector.modify(self.sock, events)
-        able = 0
-        for key, found in self.selector.select(patience):
+        able = self.listen(self.to_write if writing else self.to_read, patience)
+        self.rung = False
+        return able
+
+    def listen(self, selector: selectors.BaseSelector, patience: Optional[float]) -> int:
+        able, self.waiting = 0, True
+        for key, found in selector.select(0 if self.rung else patience):
             if key.fileobj is self.reader:
-                self.wait(0)
+                with contextlib.suppress(OSError):
+                    self.reader.recv(4096)
             else:
                 able = found
+        self.waiting = False
         return able
 
     def close(self) -> None:
-        for opened in (self.selector, self.reader, self.writer):
+        for opened in (*self.selectors, self.reader, self.writer):
             opened.close()
 
 
@@ -2572,15 +2582,20 @@ class Relay:
             self.sender.gathered.clear()
 
     def wait_for_room(self) -> None:
-        while any(len(each.queue) >= AHEAD for each in self.receivers.copy()):
+        while not self.has_room():
             self.sender.wait_for_receivers()
+
+    def has_room(self) -> bool:
+        """Has each receiver taken so much that the next block can be left?"""
+        return all(len(each.queue) < AHEAD for each in self.receivers.copy())
 
     def leave(self, block: bytes) -> None:
         for each in self.receivers.copy():
             with each.lock:
                 if self in each.owed:  # it may have answered meanwhile
                     each.queue.append(block)
-            each.ring()
+            if not each.rest:  # else it looks for the next block when it has sent that
+                each.ring()
 
     def give_up(self, reason: str) -> None:
         """The sender is gone or may not go on: no receiver can hold this up."""
@@ -3219,14 +3234,15 @@ def ask_password(whose: str) -> str:
 
 
 def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
-    """TLS 1.2 and later. --trace shows the bytes before encryption: on the network they are
-    encrypted."""
+    """TLS 1.2 and later. --trace and --pcap show the bytes before encryption: on the network they
+    are encrypted."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if args.trace or args.trace_hex:
-        context.sslsocket_class = type("TracedTLS", (socket_class(args), ssl.SSLSocket), {})
+    made_of = socket_class(args)
+    if issubclass(made_of, Traced):
+        context.sslsocket_class = type("TracedTLS", (made_of, ssl.SSLSocket), {})
     return context
 
 
@@ -3275,6 +3291,67 @@ def fingerprint(certificate: Optional[bytes]) -> str:
 # --- end secrets ---
 
 
+# --- capture: the same in all six scripts (tests/test_twins.py) ---
+ABOUT_CAPTURES = (
+    b"Written by the program's own side (--pcap), not by the network card. The bytes, their order "
+    b"and the times are real, and so is who ended a connection how. The headers are made up: "
+    b"segments, acknowledgements and retransmissions are the kernel's, and not seen here. "
+    b"What TLS encrypts is stored as it was inside."
+)
+
+
+def internet_checksum(data: bytes) -> bytes:
+    """The Internet's checksum (RFC 1071): the complement of the sum of all words of 16 bits."""
+    words = int.from_bytes(data + bytes(len(data) % 2), "big")
+    return struct.pack("!H", 65535 - words % 65535)
+
+
+class Capture:
+    """A file of packets for Wireshark, in the format pcapng (draft-ietf-opsawg-pcapng)."""
+
+    def __init__(self, path: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+        try:
+            self.file = os.open(path, flags, 0o600)  # passwords are in it too
+        except OSError as error:
+            what = f"cannot write the capture {printable(path)} ({error.strerror})"
+            why = "--pcap stores there what is sent and received; nothing was done"
+            say(str(Failure(23, what, why, "--pcap FILE, in a folder where you may write")))
+            raise SystemExit(23) from None
+        comment = struct.pack("!HH", 1, len(ABOUT_CAPTURES)) + ABOUT_CAPTURES
+        self.block(0x0A0D0D0A, struct.pack("!IHHq", 0x1A2B3C4D, 1, 0, -1) + comment)
+        self.block(1, struct.pack("!HHI", 101, 0, 0))  # 101: each packet begins with its IP header
+
+    def block(self, kind: int, body: bytes) -> None:
+        """Each is one write, so that threads and processes may write side by side."""
+        body += bytes(-len(body) % 4)
+        size = struct.pack("!I", 12 + len(body))
+        try:
+            os.write(self.file, struct.pack("!I", kind) + size + body + size)
+        except OSError as error:
+            say(f"the capture lacks a packet ({error.strerror})")
+
+    def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
+        """From the first end to the second. The checksum stands between the header and the rest."""
+        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
+        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
+        hosts = b"".join(socket.inet_pton(family, name) for name in names)
+        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        size = len(header) + 2 + len(rest)
+        header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
+        start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
+        if family == socket.AF_INET:
+            start = struct.pack("!HHIBB", 0x4500, 20 + size, 0x4000, 64, protocol)
+            start += internet_checksum(start + hosts)
+        packet = start + hosts + header + rest
+        now = time.time_ns() // 1000
+        self.block(6, struct.pack("!IQII", 0, now, len(packet), len(packet)) + packet)
+
+
+# --- end capture ---
+
+
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 DUMPED = 64  # bytes of each call that --trace-hex prints
 NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
@@ -3290,7 +3367,7 @@ def hexdump(data: bytes) -> str:
 
 
 class Traced(socket.socket):
-    """A socket that prints a line on stderr for each call.
+    """A socket that prints a line on stderr for each call, and fills the capture of --pcap.
 
     It shows what the program asks of the kernel, and what the kernel replies. SYN, ACK and
     retransmission happen inside the kernel: only tcpdump or Wireshark show them.
@@ -3298,13 +3375,16 @@ class Traced(socket.socket):
 
     began = time.perf_counter()
     numbers = itertools.count(1)
-    dump = False  # whether --trace-hex asks for the bytes
+    prints = dump = False  # whether --trace asks for lines, --trace-hex for the bytes too
+    capture: Optional[Capture] = None
     number = sent = received = 0
     touched = 0.0  # when the last call ended
     lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
     handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
+        if not self.prints:
+            return
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
@@ -3342,20 +3422,64 @@ class Traced(socket.socket):
 
 
 # --- streams: the same in all scripts over TCP (tests/test_twins.py) ---
+SYN, SYN_ACK, ACK, PUSH, FIN, RST = 2, 18, 16, 24, 17, 20  # the flags in TCP's header
+SEGMENT = 65495  # bytes: with the headers of TCP and IPv4, a packet of the largest size
+US, PEER = 1, -1  # the order of what belongs to both sides
+
+
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
     handshake, ended = "handshake", "peer sent FIN (end of stream)"
+    ends: Sequence[Any] = ()  # of a connection in the capture: our address, the peer's
+    finished: frozenset[int] = frozenset()  # whose FIN the capture has
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
         # the same connection as a traced object: the plain one gives its descriptor away
         conn = type(self)(fileno=plain.detach())
         conn.show("*", f"accept from {address(peer)}")
+        conn.begin(peer, PEER)
         return conn, peer
+
+    def connect(self, target: Any) -> None:
+        super().connect(target)
+        self.begin(target, US)
+
+    def begin(self, peer: Any, asks: int) -> None:
+        """The handshake, for the capture alone."""
+        if self.capture:
+            self.ends = self.getsockname(), peer
+            self.store(asks, SYN)
+            self.store(-asks, SYN_ACK)
+            self.store(asks, ACK)
+
+    def store(self, side: int, flags: int, data: bytes = b"") -> None:
+        """What one side sends, in packets for the capture, before it is counted."""
+        if not self.capture or not self.ends or (flags == FIN and side in self.finished):
+            return
+        mine, other = (self.sent, self.received)[::side]
+        mine -= flags & SYN > 0  # SYN has a number of its own, before that of the first byte
+        for start in range(0, len(data) or 1, SEGMENT):
+            numbers = (mine + start) % (1 << 32), other % (1 << 32)
+            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            rest = b"\0\0" + data[start : start + SEGMENT]
+            self.capture.packet(6, self.ends[::side], header, rest)
+        if flags == FIN:
+            self.finished |= {side}
+        if flags == RST:
+            self.ends = ()
+
+    def attempt(self, *call: Any) -> Any:
+        try:
+            return super().attempt(*call)
+        except ConnectionError:
+            self.store(PEER, RST)
+            raise
 
     def send(self, data: Any, flags: int = 0) -> int:
         count: int = self.attempt(">", "send", super().send, data, flags)
+        self.store(US, PUSH, bytes(data[:count]))
         self.sent += count
         text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
         self.show(">", text, data[:count])
@@ -3363,6 +3487,7 @@ class TracedStream(Traced):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.store(PEER, PUSH if data else FIN, data)
         self.received += len(data)
         text = f"recv 0 bytes = {self.ended}"
         if data:
@@ -3376,8 +3501,21 @@ class TracedStream(Traced):
         if how == socket.SHUT_RD:
             side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
+            self.finished |= {PEER}
         self.attempt("*", "shutdown", super().shutdown, how)
         self.show("*", f"shutdown of {side}")
+        if how != socket.SHUT_RD:
+            self.store(US, FIN)
+
+    def close(self) -> None:
+        if self.ends and self.fileno() >= 0:
+            # RST if close() shall send one (SO_LINGER), or if something came that nobody read
+            reset = self.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8).strip(b"\0")
+            self.settimeout(0)
+            with contextlib.suppress(OSError):
+                reset += socket.socket.recv(self, 1, socket.MSG_PEEK)
+            self.store(US, RST if reset else FIN)
+        super().close()
 
 
 # --- end streams ---
@@ -3400,6 +3538,8 @@ class MaskedStream(TracedStream):
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         """The same with asterisks for a secret, even if its line came in several pieces."""
+        if not self.prints:  # the capture has its own way
+            return
         before = self.lines.get(mark, b"")
         shown = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + bytes(data))
         self.lines = {**self.lines, mark: re.split(b"[\r\n]", shown)[-1][:LONGEST_LINE]}
@@ -3407,9 +3547,10 @@ class MaskedStream(TracedStream):
 
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
-    """The class of all sockets: without --trace the plain one, so that it costs nothing."""
-    Traced.dump = args.trace_hex
-    return MaskedStream if args.trace or args.trace_hex else socket.socket
+    """The class of all sockets: if nothing is shown the plain one, so that it costs nothing."""
+    Traced.capture, Traced.dump = args.pcap, args.trace_hex
+    Traced.prints = args.trace or args.trace_hex
+    return MaskedStream if Traced.prints or args.pcap else socket.socket
 
 
 # --- end masking ---
@@ -3795,6 +3936,12 @@ def build_parser() -> argparse.ArgumentParser:
     flag("--quiet", action="store_true", help="no log on stderr, and no hints at the start")
     flag("--trace", action="store_true", help="print a line for each socket call")
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
+    flag(
+        "--pcap",
+        type=Capture,
+        metavar="FILE",
+        help="store all that is sent, passwords too, for Wireshark",
+    )
     flag("--version", action="version", version=f"%(prog)s {VERSION}, protocol {PROTOCOL}")
     return parser
 

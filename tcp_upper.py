@@ -7,6 +7,7 @@
     cat big | python3 tcp_upper.py client > out      any size, both ways at once
     python3 tcp_upper.py client --ping 5             round-trip times
     python3 tcp_upper.py client --trace hello        each socket call as it happens
+    python3 tcp_upper.py client --pcap FILE hello    a capture for Wireshark, without administrator
     python3 tcp_upper.py server --host 0.0.0.0       for other machines too
     python3 tcp_upper.py server --reset-after 3      a server that breaks off, by RST
 
@@ -27,7 +28,7 @@ its answer for --timeout seconds; a client that says nothing may stay.
 #   the conversation   Echo, answer(), send_message(), exchange(), receive()
 #   the server         outcome(), Server, Server.run(), Server.admit(), Server.reply(), serve()
 #   the client         ping_report(), write_out(), converse(), stream(), ping(), client()
-#   shared fences      Traced, TracedStream, Stop, bind(), open_connection(), Failure, Parser
+#   shared fences      Capture, TracedStream, Stop, bind(), open_connection(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
 #
 # Threads: the main thread runs Server.run(); it alone accepts and refuses. Each client has a
@@ -258,7 +259,9 @@ class Server:
         # an answer leaves at once, however short
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.forks:
-            self.clients[self.hand_over(conn, peer)] = conn
+            child = self.hand_over(conn, peer)
+            # what becomes of it is shown by the child's trace and capture alone
+            self.clients[child] = socket.socket(fileno=conn.detach())
         else:
             self.clients[conn] = conn
             threading.Thread(target=self.reply, args=(conn, peer), daemon=True).start()
@@ -508,6 +511,67 @@ def client(args: Namespace) -> int:
     return 0
 
 
+# --- capture: the same in all six scripts (tests/test_twins.py) ---
+ABOUT_CAPTURES = (
+    b"Written by the program's own side (--pcap), not by the network card. The bytes, their order "
+    b"and the times are real, and so is who ended a connection how. The headers are made up: "
+    b"segments, acknowledgements and retransmissions are the kernel's, and not seen here. "
+    b"What TLS encrypts is stored as it was inside."
+)
+
+
+def internet_checksum(data: bytes) -> bytes:
+    """The Internet's checksum (RFC 1071): the complement of the sum of all words of 16 bits."""
+    words = int.from_bytes(data + bytes(len(data) % 2), "big")
+    return struct.pack("!H", 65535 - words % 65535)
+
+
+class Capture:
+    """A file of packets for Wireshark, in the format pcapng (draft-ietf-opsawg-pcapng)."""
+
+    def __init__(self, path: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+        try:
+            self.file = os.open(path, flags, 0o600)  # passwords are in it too
+        except OSError as error:
+            what = f"cannot write the capture {printable(path)} ({error.strerror})"
+            why = "--pcap stores there what is sent and received; nothing was done"
+            say(str(Failure(23, what, why, "--pcap FILE, in a folder where you may write")))
+            raise SystemExit(23) from None
+        comment = struct.pack("!HH", 1, len(ABOUT_CAPTURES)) + ABOUT_CAPTURES
+        self.block(0x0A0D0D0A, struct.pack("!IHHq", 0x1A2B3C4D, 1, 0, -1) + comment)
+        self.block(1, struct.pack("!HHI", 101, 0, 0))  # 101: each packet begins with its IP header
+
+    def block(self, kind: int, body: bytes) -> None:
+        """Each is one write, so that threads and processes may write side by side."""
+        body += bytes(-len(body) % 4)
+        size = struct.pack("!I", 12 + len(body))
+        try:
+            os.write(self.file, struct.pack("!I", kind) + size + body + size)
+        except OSError as error:
+            say(f"the capture lacks a packet ({error.strerror})")
+
+    def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
+        """From the first end to the second. The checksum stands between the header and the rest."""
+        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
+        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
+        hosts = b"".join(socket.inet_pton(family, name) for name in names)
+        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        size = len(header) + 2 + len(rest)
+        header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
+        start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
+        if family == socket.AF_INET:
+            start = struct.pack("!HHIBB", 0x4500, 20 + size, 0x4000, 64, protocol)
+            start += internet_checksum(start + hosts)
+        packet = start + hosts + header + rest
+        now = time.time_ns() // 1000
+        self.block(6, struct.pack("!IQII", 0, now, len(packet), len(packet)) + packet)
+
+
+# --- end capture ---
+
+
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 DUMPED = 64  # bytes of each call that --trace-hex prints
 NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
@@ -523,7 +587,7 @@ def hexdump(data: bytes) -> str:
 
 
 class Traced(socket.socket):
-    """A socket that prints a line on stderr for each call.
+    """A socket that prints a line on stderr for each call, and fills the capture of --pcap.
 
     It shows what the program asks of the kernel, and what the kernel replies. SYN, ACK and
     retransmission happen inside the kernel: only tcpdump or Wireshark show them.
@@ -531,13 +595,16 @@ class Traced(socket.socket):
 
     began = time.perf_counter()
     numbers = itertools.count(1)
-    dump = False  # whether --trace-hex asks for the bytes
+    prints = dump = False  # whether --trace asks for lines, --trace-hex for the bytes too
+    capture: Optional[Capture] = None
     number = sent = received = 0
     touched = 0.0  # when the last call ended
     lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
     handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
+        if not self.prints:
+            return
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
@@ -575,20 +642,64 @@ class Traced(socket.socket):
 
 
 # --- streams: the same in all scripts over TCP (tests/test_twins.py) ---
+SYN, SYN_ACK, ACK, PUSH, FIN, RST = 2, 18, 16, 24, 17, 20  # the flags in TCP's header
+SEGMENT = 65495  # bytes: with the headers of TCP and IPv4, a packet of the largest size
+US, PEER = 1, -1  # the order of what belongs to both sides
+
+
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
     handshake, ended = "handshake", "peer sent FIN (end of stream)"
+    ends: Sequence[Any] = ()  # of a connection in the capture: our address, the peer's
+    finished: frozenset[int] = frozenset()  # whose FIN the capture has
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
         # the same connection as a traced object: the plain one gives its descriptor away
         conn = type(self)(fileno=plain.detach())
         conn.show("*", f"accept from {address(peer)}")
+        conn.begin(peer, PEER)
         return conn, peer
+
+    def connect(self, target: Any) -> None:
+        super().connect(target)
+        self.begin(target, US)
+
+    def begin(self, peer: Any, asks: int) -> None:
+        """The handshake, for the capture alone."""
+        if self.capture:
+            self.ends = self.getsockname(), peer
+            self.store(asks, SYN)
+            self.store(-asks, SYN_ACK)
+            self.store(asks, ACK)
+
+    def store(self, side: int, flags: int, data: bytes = b"") -> None:
+        """What one side sends, in packets for the capture, before it is counted."""
+        if not self.capture or not self.ends or (flags == FIN and side in self.finished):
+            return
+        mine, other = (self.sent, self.received)[::side]
+        mine -= flags & SYN > 0  # SYN has a number of its own, before that of the first byte
+        for start in range(0, len(data) or 1, SEGMENT):
+            numbers = (mine + start) % (1 << 32), other % (1 << 32)
+            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            rest = b"\0\0" + data[start : start + SEGMENT]
+            self.capture.packet(6, self.ends[::side], header, rest)
+        if flags == FIN:
+            self.finished |= {side}
+        if flags == RST:
+            self.ends = ()
+
+    def attempt(self, *call: Any) -> Any:
+        try:
+            return super().attempt(*call)
+        except ConnectionError:
+            self.store(PEER, RST)
+            raise
 
     def send(self, data: Any, flags: int = 0) -> int:
         count: int = self.attempt(">", "send", super().send, data, flags)
+        self.store(US, PUSH, bytes(data[:count]))
         self.sent += count
         text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
         self.show(">", text, data[:count])
@@ -596,6 +707,7 @@ class TracedStream(Traced):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.store(PEER, PUSH if data else FIN, data)
         self.received += len(data)
         text = f"recv 0 bytes = {self.ended}"
         if data:
@@ -609,17 +721,31 @@ class TracedStream(Traced):
         if how == socket.SHUT_RD:
             side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
+            self.finished |= {PEER}
         self.attempt("*", "shutdown", super().shutdown, how)
         self.show("*", f"shutdown of {side}")
+        if how != socket.SHUT_RD:
+            self.store(US, FIN)
+
+    def close(self) -> None:
+        if self.ends and self.fileno() >= 0:
+            # RST if close() shall send one (SO_LINGER), or if something came that nobody read
+            reset = self.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8).strip(b"\0")
+            self.settimeout(0)
+            with contextlib.suppress(OSError):
+                reset += socket.socket.recv(self, 1, socket.MSG_PEEK)
+            self.store(US, RST if reset else FIN)
+        super().close()
 
 
 # --- end streams ---
 
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
-    """The class of all sockets: without --trace the plain one, so that it costs nothing."""
-    Traced.dump = args.trace_hex
-    return TracedStream if args.trace or args.trace_hex else socket.socket
+    """The class of all sockets: if nothing is shown the plain one, so that it costs nothing."""
+    Traced.capture, Traced.dump = args.pcap, args.trace_hex
+    Traced.prints = args.trace or args.trace_hex
+    return TracedStream if Traced.prints or args.pcap else socket.socket
 
 
 # --- listening: the same in all four servers (tests/test_twins.py) ---
@@ -1049,6 +1175,12 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
     flag("--recv-size", type=size, metavar="N", help="bytes asked of one recv (default 65536)")
     flag("--trace", action="store_true", help="print a line for each socket call")
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
+    flag(
+        "--pcap",
+        type=Capture,
+        metavar="FILE",
+        help="store all that is sent, passwords too, for Wireshark",
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -1088,7 +1220,7 @@ def build_parser() -> argparse.ArgumentParser:
     for each in parser, server, client:
         common_flags(each)
     parser.set_defaults(host="127.0.0.1", port=12000, timeout=30.0, recv_size=65536)
-    parser.set_defaults(trace=False, trace_hex=False)
+    parser.set_defaults(trace=False, trace_hex=False, pcap=None)
     return parser
 
 

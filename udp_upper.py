@@ -7,6 +7,7 @@
     cat lines | python3 udp_upper.py client > out    each line a datagram, one after another
     python3 udp_upper.py client --ping 5             round-trip times, and how many were lost
     python3 udp_upper.py client --trace hello        each socket call as it happens
+    python3 udp_upper.py client --pcap FILE hello    a capture for Wireshark, without administrator
     python3 udp_upper.py server --loss 0.3 --seed 7  a bad network, the same one each time
 
 The protocol: a datagram is a message of its own. The server sends back each one that it reads,
@@ -32,7 +33,7 @@ A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network i
 #   the conversation   Echo, answer(), send_message(), exchange(), receive()
 #   the server         outcome(), Server, Server.run(), Server.admit(), Server.reply(), serve()
 #   the client         ping_report(), write_out(), converse(), stream(), ping(), client()
-#   shared fences      Traced, TracedDatagrams, Stop, bind(), Failure, Parser
+#   shared fences      Capture, Traced, TracedDatagrams, Stop, bind(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
 #
 # Threads: there is one. A server has one socket for all clients, and a client sends only after
@@ -73,6 +74,7 @@ import select
 import shlex
 import signal
 import socket
+import struct
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -490,6 +492,67 @@ def client(args: Namespace) -> int:
     return 0
 
 
+# --- capture: the same in all six scripts (tests/test_twins.py) ---
+ABOUT_CAPTURES = (
+    b"Written by the program's own side (--pcap), not by the network card. The bytes, their order "
+    b"and the times are real, and so is who ended a connection how. The headers are made up: "
+    b"segments, acknowledgements and retransmissions are the kernel's, and not seen here. "
+    b"What TLS encrypts is stored as it was inside."
+)
+
+
+def internet_checksum(data: bytes) -> bytes:
+    """The Internet's checksum (RFC 1071): the complement of the sum of all words of 16 bits."""
+    words = int.from_bytes(data + bytes(len(data) % 2), "big")
+    return struct.pack("!H", 65535 - words % 65535)
+
+
+class Capture:
+    """A file of packets for Wireshark, in the format pcapng (draft-ietf-opsawg-pcapng)."""
+
+    def __init__(self, path: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+        try:
+            self.file = os.open(path, flags, 0o600)  # passwords are in it too
+        except OSError as error:
+            what = f"cannot write the capture {printable(path)} ({error.strerror})"
+            why = "--pcap stores there what is sent and received; nothing was done"
+            say(str(Failure(23, what, why, "--pcap FILE, in a folder where you may write")))
+            raise SystemExit(23) from None
+        comment = struct.pack("!HH", 1, len(ABOUT_CAPTURES)) + ABOUT_CAPTURES
+        self.block(0x0A0D0D0A, struct.pack("!IHHq", 0x1A2B3C4D, 1, 0, -1) + comment)
+        self.block(1, struct.pack("!HHI", 101, 0, 0))  # 101: each packet begins with its IP header
+
+    def block(self, kind: int, body: bytes) -> None:
+        """Each is one write, so that threads and processes may write side by side."""
+        body += bytes(-len(body) % 4)
+        size = struct.pack("!I", 12 + len(body))
+        try:
+            os.write(self.file, struct.pack("!I", kind) + size + body + size)
+        except OSError as error:
+            say(f"the capture lacks a packet ({error.strerror})")
+
+    def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
+        """From the first end to the second. The checksum stands between the header and the rest."""
+        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
+        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
+        hosts = b"".join(socket.inet_pton(family, name) for name in names)
+        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        size = len(header) + 2 + len(rest)
+        header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
+        start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
+        if family == socket.AF_INET:
+            start = struct.pack("!HHIBB", 0x4500, 20 + size, 0x4000, 64, protocol)
+            start += internet_checksum(start + hosts)
+        packet = start + hosts + header + rest
+        now = time.time_ns() // 1000
+        self.block(6, struct.pack("!IQII", 0, now, len(packet), len(packet)) + packet)
+
+
+# --- end capture ---
+
+
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 DUMPED = 64  # bytes of each call that --trace-hex prints
 NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
@@ -505,7 +568,7 @@ def hexdump(data: bytes) -> str:
 
 
 class Traced(socket.socket):
-    """A socket that prints a line on stderr for each call.
+    """A socket that prints a line on stderr for each call, and fills the capture of --pcap.
 
     It shows what the program asks of the kernel, and what the kernel replies. SYN, ACK and
     retransmission happen inside the kernel: only tcpdump or Wireshark show them.
@@ -513,13 +576,16 @@ class Traced(socket.socket):
 
     began = time.perf_counter()
     numbers = itertools.count(1)
-    dump = False  # whether --trace-hex asks for the bytes
+    prints = dump = False  # whether --trace asks for lines, --trace-hex for the bytes too
+    capture: Optional[Capture] = None
     number = sent = received = 0
     touched = 0.0  # when the last call ended
     lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
     handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
+        if not self.prints:
+            return
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
@@ -572,6 +638,7 @@ class TracedDatagrams(Traced):
         count: int = self.attempt(">", what, call, data, *peer)
         self.sent += count
         self.show(">", f"{what} {count} of {count} bytes (sent so far {self.sent})", data)
+        self.store(data, *(peer or [self.getpeername()]))
         return count
 
     def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
@@ -580,13 +647,23 @@ class TracedDatagrams(Traced):
         text = f"recvfrom {address(peer)} {len(data)} of at most {size} bytes"
         text += f", waited {self.lasted:.2f} ms (received so far {self.received})"
         self.show("<", text, data)
+        self.store(data, peer, -1)
         return data, peer
+
+    def store(self, data: bytes, peer: "Address", order: int = 1) -> None:
+        """A datagram for the capture, to the peer, or with the order -1 from there."""
+        if self.capture:
+            with socket.socket(self.family, socket.SOCK_DGRAM) as probe:
+                probe.connect(peer)  # sends nothing, but chooses the address that the peer sees
+                ends = [(probe.getsockname()[0], self.getsockname()[1]), peer]
+            self.capture.packet(17, ends[::order], struct.pack("!H", 8 + len(data)), data)
 
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
-    """The class of all sockets: without --trace the plain one, so that it costs nothing."""
-    TracedDatagrams.dump = args.trace_hex
-    return TracedDatagrams if args.trace or args.trace_hex else socket.socket
+    """The class of all sockets: if nothing is shown the plain one, so that it costs nothing."""
+    Traced.capture, Traced.dump = args.pcap, args.trace_hex
+    Traced.prints = args.trace or args.trace_hex
+    return TracedDatagrams if Traced.prints or args.pcap else socket.socket
 
 
 # --- listening: the same in all four servers (tests/test_twins.py) ---
@@ -963,6 +1040,12 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
     flag("--recv-size", type=size, metavar="N", help="bytes asked of one recv (default 65536)")
     flag("--trace", action="store_true", help="print a line for each socket call")
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
+    flag(
+        "--pcap",
+        type=Capture,
+        metavar="FILE",
+        help="store all that is sent, passwords too, for Wireshark",
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -995,7 +1078,7 @@ def build_parser() -> argparse.ArgumentParser:
     for each in parser, server, client:
         common_flags(each)
     parser.set_defaults(host="127.0.0.1", port=12000, timeout=30.0, recv_size=65536)
-    parser.set_defaults(trace=False, trace_hex=False)
+    parser.set_defaults(trace=False, trace_hex=False, pcap=None)
     return parser
 
 

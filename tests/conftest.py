@@ -539,6 +539,7 @@ def pytest_pycollect_makemodule(module_path, parent):
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", LONG)
     if forked.POSSIBLE and not config.getoption("--full"):
         FORKED.update(path for path in COMPILED.values() if path.endswith(".pyc"))
 
@@ -549,14 +550,27 @@ def full(request):
 
 
 # --- several tests at once: most of a test is waiting for an interpreter to start ---
+LONG = "long(seconds): begins before what is shorter, and one process runs all that has this mark"
+
+
+def pieces_of(items):
+    """The tests in lists, each of which one process runs: what is marked as long first, the longest before all, then a few at a time."""
+    long, short = {}, []
+    for item in items:
+        if mark := item.get_closest_marker("long"):
+            long.setdefault(id(mark), (mark.args[0], []))[1].append(item)
+        else:
+            short.append(item)
+    # few enough for an even end, and less than 256 lists: so many numbers fit into bytes
+    at_once = max(10, len(short) // 200)
+    begins = [tests for _, tests in sorted(long.values(), key=lambda pair: -pair[0])]
+    return begins + [short[start : start + at_once] for start in range(0, len(short), at_once)]
 
 
 def pytest_runtestloop(session):
     """Share the tests out among processes, some at a time. The queue is a pipe of numbers, from which each takes its next."""
     option, items = session.config.option, session.items
-    # few enough for an even end, and a number below 256 for each
-    at_once = max(10, len(items) // 200)
-    pieces = [items[start : start + at_once] for start in range(0, len(items), at_once)]
+    pieces = pieces_of(items)
     count = min(option.processes, len(pieces))
     watched = option.collectonly or option.usepdb or option.capture == "no"
     if count < 2 or watched or session.testsfailed or not hasattr(os, "fork"):

@@ -17,7 +17,10 @@ import pytest
 from conftest import DEADLINE, until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
+pytestmark = [
+    pytest.mark.skipif(not CHROMIUM, reason="needs chromium"),
+    pytest.mark.long(20),  # in one process: chromium starts once
+]
 HOSTILE = [
     "<img src=x onerror=document.title='owned'>",
     "\"onmouseover='x'",

@@ -14,6 +14,8 @@ The folder holds copies of the scripts, in which the default ports are replaced 
 machine is in nobody's way, and in which UDP's first tries wait longer, so that a machine that is busy for a moment loses nothing.
 """
 
+import functools
+import marshal
 import os
 import re
 import shutil
@@ -31,6 +33,7 @@ from conftest import DEADLINE, ROOT, SCRIPTS, assert_clean, free_port
 
 fcntl = pytest.importorskip("fcntl", reason="there are no terminals (pty) to type into")
 termios = pytest.importorskip("termios", reason="there are no terminals (pty) to type into")
+pytestmark = pytest.mark.long(30)  # in one process: each script is compiled once
 README = (ROOT / "README.md").read_text()
 DEFAULT_PORTS = ("8000", "9000", "12000")
 PROGRAMS = ("curl", "openssl", "wget", "tshark")  # which a machine may lack
@@ -237,6 +240,7 @@ class Terminal:
         if not self.at_prompt() or self.shown():
             raise Wrong(self.account("is not at a fresh prompt"))
         self.command, self.expected = command, []
+        self.player.compile(command)
         typed = self.player.swap(command)
         self.type(typed + "\n")
         # the kernel echoes it; what is left of the text is the command's
@@ -276,20 +280,47 @@ class Terminal:
         os.close(self.master)
 
 
+# python3 on the person's PATH: a script that is as it was compiled is not compiled at each of its starts
+PYTHON = """#!/bin/sh
+[ "$1" -ot "{programs}/$1.code" ] && exec "{python}" "{programs}/start.py" "{programs}/$1.code" "$@"
+exec "{python}" "$@"
+"""
+START = """import marshal, os, sys
+with open(sys.argv[1], "rb") as file:
+    code = marshal.load(file)
+del sys.argv[:2], file, marshal
+__file__ = os.path.abspath(sys.argv[0])
+sys.path[0] = os.path.dirname(__file__)
+exec(code)
+"""
+
+
+@functools.lru_cache(2)
+def ports(pid):
+    """What takes the place of the default ports in one process of the tests: always the same, so that a script is compiled once."""
+    return {port: str(free_port()) for port in DEFAULT_PORTS}
+
+
+@functools.lru_cache(None)
+def bytecode(source):
+    return marshal.dumps(compile(source, "script", "exec", dont_inherit=True))
+
+
 class Player:
     """The person: a folder with the scripts, and terminals that are opened when they are first needed."""
 
     def __init__(self, folder, deadline=DEADLINE):
         self.folder, self.deadline = folder, deadline
         folder.mkdir()
-        self.ports = {port: str(free_port()) for port in DEFAULT_PORTS}
+        self.ports = ports(os.getpid())
         for script in SCRIPTS:
             source = (ROOT / script).read_text()
             source = source.replace("TRIES = (0.1, 0.2, 0.4, 0.8)", "TRIES = (0.6, 0.7, 0.3, 0.4)")
             (folder / script).write_text(self.swap(source, after=r"port\W{1,3}|:|default[ =]"))
-        programs = folder.with_name(folder.name + "-bin")
+        self.programs = programs = folder.with_name(folder.name + "-bin")
         programs.mkdir()
-        (programs / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        (programs / "start.py").write_text(START)
+        (programs / "python3").write_text(PYTHON.format(python=sys.executable, programs=programs))
         (programs / "python3").chmod(0o755)
         unset = ("PYTHONPATH", "INPUTRC", "PROMPT_COMMAND", "http_proxy", "https_proxy")
         self.env = {name: value for name, value in os.environ.items() if name not in unset}
@@ -308,6 +339,13 @@ class Player:
             old, new = (free, default) if back else (default, free)
             text = re.sub(rf"(?i)({after}){old}\b", rf"\g<1>{new}", text)
         return text
+
+    def compile(self, command):
+        """Have the bytecode of the scripts in a command ready for its start."""
+        for script in SCRIPTS:
+            stored = self.programs / f"{script}.code"
+            if script in command and not stored.exists():
+                stored.write_bytes(bytecode((self.folder / script).read_text()))
 
     def terminal(self, name):
         if name not in self.terminals:
@@ -368,6 +406,7 @@ def needs(parts):
 
 
 # --- the tests ---
+@pytest.mark.long(40)
 def test_the_lab_guide_is_played_in_order_in_the_same_terminals(tmp_path):
     able = []
     for part in GUIDE:

@@ -18,6 +18,7 @@ import sys
 import threading
 import tracemalloc
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -1692,8 +1693,10 @@ runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
         sock.sendall(b"rename p q over=yes\nbye\n" if slow == "scandir" else b"rename p q\nbye\n")
         ours.wait_for("between")
         keys = {"size": len(BIG), "mtime_ns": 1, "over": "yes"}
-        for change in (put("p", BIG, **keys), b"rename p r\n", b"delete p\n"):
-            assert b"reason=busy" in talk(other, change).splitlines()[-1]
+        changes = put("p", BIG, **keys), b"rename p r\n", b"delete p\n"
+        with ThreadPoolExecutor() as pool:  # each waits for two seconds
+            for said in pool.map(lambda change: talk(other, change), changes):
+                assert b"reason=busy" in said.splitlines()[-1]
         (tmp_path / "go").touch()
         assert b"ok rename" in everything(sock)
     again = rest(len(BIG), "p mtime_ns=1 over=yes").replace(b"data 0\n", b"")

@@ -1,6 +1,7 @@
 """What a reader meets first in each of the six scripts: the help on the terminal, the map in the file."""
 
 import ast
+import functools
 import re
 
 import pytest
@@ -34,18 +35,34 @@ COMMANDS = [
     *(("httpclient.py", word) for word in HTTP_CLIENT),
 ]
 COMMAND = pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+pytestmark = pytest.mark.long(8)  # in one process: each help is asked for once
+HELPS = {}  # what was printed
 
 
+@pytest.fixture
+def printed(run):
+    """What a command prints as its help: several tests look at the same one."""
+
+    def text(*words):
+        if words not in HELPS:
+            helped = run(*words, env={"COLUMNS": "80"})
+            assert helped.code == 0, helped
+            HELPS[words] = helped.out.decode()
+        return HELPS[words]
+
+    return text
+
+
+@functools.lru_cache(None)
 def docstring(script):
     return ast.get_docstring(ast.parse((ROOT / script).read_text()), clean=False).strip()
 
 
 # --- help ---
 @COMMAND
-def test_the_short_help_fits_on_a_screen_and_explains_every_argument(run, words):
-    helped = run(*words, "-h", env={"COLUMNS": "80"})
-    text = helped.out.decode()
-    assert helped.code == 0 and text.startswith(f"usage: {' '.join(words)} ")
+def test_the_short_help_fits_on_a_screen_and_explains_every_argument(printed, words):
+    text = printed(*words, "-h")
+    assert text.startswith(f"usage: {' '.join(words)} ")
     assert docstring(words[0])[:40] not in text
     limit = 24 if words[0].endswith("_upper.py") else 40
     assert text.count("\n") <= limit, text
@@ -54,18 +71,18 @@ def test_the_short_help_fits_on_a_screen_and_explains_every_argument(run, words)
 
 
 @COMMAND
-def test_the_long_help_is_the_manual_first_then_the_short_one(run, words):
-    short, manual = (run(*words, flag).out.decode() for flag in ("-h", "--help"))
+def test_the_long_help_is_the_manual_first_then_the_short_one(printed, words):
+    short, manual = (printed(*words, flag) for flag in ("-h", "--help"))
     assert manual.strip() == f"{docstring(words[0])}\n\n{short}".strip()
 
 
 @pytest.mark.parametrize("words", [words for words in COMMANDS if len(words) > 1], ids=" ".join)
-def test_a_command_lists_its_own_options_before_those_of_all(run, words):
-    options = re.findall(r"^  (?:-\w[^,\n]*, )?(--[\w-]+)", run(*words, "-h").out.decode(), re.M)
+def test_a_command_lists_its_own_options_before_those_of_all(printed, words):
+    options = re.findall(r"^  (?:-\w[^,\n]*, )?(--[\w-]+)", printed(*words, "-h"), re.M)
     common = options[options.index("--host") :]
     assert {"--port", "--timeout", "--trace", "--trace-hex"} <= set(common)
     assert set(common) <= set(
-        re.findall(r"^  (?:-\w[^,\n]*, )?(--[\w-]+)", run(words[0], "-h").out.decode(), re.M)
+        re.findall(r"^  (?:-\w[^,\n]*, )?(--[\w-]+)", printed(words[0], "-h"), re.M)
     )
 
 
