@@ -4107,6 +4107,13 @@ def path_key(path: str) -> str:
     return folder_key(folder) + unicodedata.normalize("NFD", leaf).casefold() + os.sep
 
 
+def program_folders() -> list[str]:
+    """Where the openssl program may be. Windows has none, but Git for Windows brings one along."""
+    programs = os.environ.get("PROGRAMFILES", r"C:\Program Files")
+    git = [os.path.join(programs, "Git", "usr", "bin")] if os.name == "nt" else []
+    return [*os.get_exec_path(), *git]
+
+
 @functools.lru_cache(maxsize=1)
 def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What runs when a script of ours starts, and the folders that Python imports from.
@@ -4119,7 +4126,7 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
     files |= {__file__, os.path.realpath(__file__), sys.executable}
     files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
     files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
-    files |= {os.path.join(folder, OPENSSL) for folder in os.get_exec_path()}
+    files |= {os.path.join(folder, OPENSSL) for folder in program_folders()}
     folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
     # Windows tells by its ending what it would run; elsewhere a program can have any name.
     (folders if os.name == "nt" else files).add(bin_folder)

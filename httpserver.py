@@ -5210,7 +5210,7 @@ def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
     with open(os.path.join(folder, "names"), "w", encoding="ascii") as file:
         file.write(CERTIFICATE.format(names=", ".join(sorted(names))))
     # by its whole path: Windows would look for it in the current folder first, which may be shared
-    programs = (shutil.which(os.path.join(entry, OPENSSL)) for entry in os.get_exec_path())
+    programs = (shutil.which(os.path.join(entry, OPENSSL)) for entry in program_folders())
     program = next((found for found in programs if found and os.path.isabs(found)), None)
     command = [program or OPENSSL, *MAKE_CERTIFICATE.split()[1:], "-config", "names"]
     why = "it makes the certificate"
@@ -5223,12 +5223,10 @@ def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
     except (OSError, subprocess.CalledProcessError) as error:
         if isinstance(error, subprocess.CalledProcessError):
             why = error.stderr.decode(errors="backslashreplace").strip()[-200:]
-        raise Failure(
-            2,
-            "the openssl program is missing or fails",
-            why,
-            f"{MAKE_CERTIFICATE} -subj /CN=six, elsewhere; then --cert cert.pem --key key.pem",
-        ) from None
+        hint = f"{MAKE_CERTIFICATE} -subj /CN=six, elsewhere; then --cert cert.pem --key key.pem"
+        if os.name == "nt":
+            hint = f"winget install Git.Git, which has it; or {hint}"
+        raise Failure(2, "the openssl program is missing or fails", why, hint) from None
     return os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
 
 
@@ -5333,6 +5331,13 @@ def path_key(path: str) -> str:
     return folder_key(folder) + unicodedata.normalize("NFD", leaf).casefold() + os.sep
 
 
+def program_folders() -> list[str]:
+    """Where the openssl program may be. Windows has none, but Git for Windows brings one along."""
+    programs = os.environ.get("PROGRAMFILES", r"C:\Program Files")
+    git = [os.path.join(programs, "Git", "usr", "bin")] if os.name == "nt" else []
+    return [*os.get_exec_path(), *git]
+
+
 @functools.lru_cache(maxsize=1)
 def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What runs when a script of ours starts, and the folders that Python imports from.
@@ -5345,7 +5350,7 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
     files |= {__file__, os.path.realpath(__file__), sys.executable}
     files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
     files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
-    files |= {os.path.join(folder, OPENSSL) for folder in os.get_exec_path()}
+    files |= {os.path.join(folder, OPENSSL) for folder in program_folders()}
     folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
     # Windows tells by its ending what it would run; elsewhere a program can have any name.
     (folders if os.name == "nt" else files).add(bin_folder)

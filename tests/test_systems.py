@@ -13,7 +13,7 @@ from test_server import names, talk
 
 # A link "junction" looks as a junction does on Windows: a folder in all but its tag, and no call takes a descriptor or refuses links.
 JUNCTIONS = """
-import os, runpy, stat, sys
+import os, runpy, stat, sys, traceback
 os.supports_dir_fd = set()
 del os.O_NOFOLLOW
 looked, scanned, is_link = os.stat, os.scandir, os.path.islink
@@ -63,7 +63,8 @@ os.stat, os.scandir = stat_there, Scan
 lstat_before = os.lstat
 
 def is_realpath():  # it sees through junctions there
-    return "realpath" in sys._getframe(2).f_code.co_name
+    nearest = traceback.extract_stack(limit=6)  # islink() calls lstat()
+    return any("realpath" in caller.name for caller in nearest[:-1] if caller.name != "is_realpath")
 
 def lstat_there(path, **more):
     return lstat_before(path, **more) if is_realpath() else stat_there(path, follow_symlinks=False)

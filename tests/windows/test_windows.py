@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 
 import pytest
-from conftest import SCRIPTS
+from conftest import ROOT, SCRIPTS
 from machine import IS_WINDOWS, ask, lines, needs_pty, needs_python, not_by_hand, windows  # noqa: F401
 from test_httpserver_page import CHROMIUM, browser, finished  # noqa: F401
 
@@ -404,3 +404,29 @@ def test_hints_name_programs_of_windows(windows):
     taken = windows.serve("tcp_upper.py", "server")
     done = windows.run("tcp_upper.py", "server", "--port", taken.port)
     assert done.code == 45 and "netstat -ano" in done.err and " ss " not in done.err, done
+
+
+@pytest.mark.skipif(IS_WINDOWS, reason="Windows may have an openssl program; wine has none")
+@pytest.mark.parametrize("script", ["server.py", "httpserver.py"])
+def test_without_openssl_the_error_says_where_windows_gets_one(windows, share, script):
+    done = windows.run(script, share, "--tls", "--port", "0")
+    assert done.code == 2 and "try:   winget install Git.Git" in done.err, done
+    assert "openssl req -x509" in done.err and "--cert cert.pem --key key.pem" in done.err
+
+
+@pytest.mark.parametrize("script", ["server", "httpserver"])
+def test_the_openssl_program_of_git_for_windows_is_found(windows, tmp_path, script):
+    """It is not run: an empty file stands for it, and its path is what would be started."""
+    folder = tmp_path / "Git" / "usr" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "openssl.exe").touch()
+    told = windows.code(
+        "import argparse, os, subprocess, sys\n"
+        "sys.path.insert(0, '.')\n"
+        f"import {script} as script\n"
+        f"os.environ.update(PROGRAMFILES=r'{tmp_path}', PATH='')\n"
+        "subprocess.run = lambda command, **more: print(command[0])\n"
+        f"script.make_certificate(argparse.Namespace(host='localhost'), r'{tmp_path}')",
+        cwd=ROOT,
+    )
+    assert told.replace("\\", "/").endswith("/Git/usr/bin/openssl.exe"), told
