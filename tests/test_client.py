@@ -2247,7 +2247,7 @@ def test_the_shell_has_folders_on_both_sides_and_commands_of_this_machine(do, he
 def test_a_link_that_is_lost_by_cd_does_not_end_the_shell(run, canned):
     found = b"ok stat d type=dir mtime_ns=1\n"
     peer = canned(GREETING, GREETING + b"what\n", GREETING + found)
-    done = run("client.py", "--port", peer.port, input=b"cd d\ncd d\ncd d\npwd\n")
+    done = run("client.py", "--port", peer.port, input=b"cd /d\ncd /d\ncd /d\npwd\n")
     assert done.out == b"/d\n" and done.err.count("error: connection to") in (1, 2), done
 
 
