@@ -176,3 +176,12 @@ def test_a_console_of_windows_gets_text_and_nul_is_none(script, monkeypatch):
     assert [module.is_terminal(fd) for fd in (0, 1, 2, 3)] == [True, True, False, False]
     assert modes == ["rb", "wb", "wb"], "the keyboard is read, the screen is written"
     assert module.write_some(1, b"GR\xc3\xbcN") == 4 and shown == [b"GR\xc3\xbc"]
+
+
+@pytest.mark.parametrize("script", ["server", "client", "httpserver", "httpclient"])
+def test_letters_that_a_disk_takes_apart_are_the_same_name(script, tmp_path):
+    """HFS+ of macOS gives the names of files with each accent as a character of its own."""
+    module = importlib.import_module(script)
+    together, apart = tmp_path / "Gr\u00fcn.py", tmp_path / "Gru\u0308n.py"
+    assert together != apart and module.path_key(str(together)) == module.path_key(str(apart))
+    assert module.folder_key(str(together)) == module.folder_key(str(apart))

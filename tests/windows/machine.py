@@ -3,6 +3,11 @@
 Limits of wine, for which nothing here asks: accept() fails with 10057 after a client's reset; a reset with unread data is
 lost; no ICMP error reaches a UDP socket; standard streams cannot be files; no junctions and no symbolic links can be made; a rename
 that changes only the case of a name does nothing.
+
+What a test here cannot fail by under wine, and so leaves unproven for a real Windows: a port that another has on 0.0.0.0
+(wine says that it is taken, Windows that access is denied); Ctrl-C with idle clients (wine wakes accept() at once, Windows
+perhaps after seconds; the test bears ten). That a server which refuses the 541st client still answers its first is not asked.
+A console is wine's own, drawn on a terminal of Linux: how Windows' own draws is untried.
 """
 
 import contextlib

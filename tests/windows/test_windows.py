@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 
 import pytest
-from conftest import ROOT, SCRIPTS
+from conftest import ROOT, SCRIPTS, until
 from machine import IS_WINDOWS, ask, lines, needs_pty, needs_python, not_by_hand, windows  # noqa: F401
 from test_httpserver_page import CHROMIUM, browser, finished  # noqa: F401
 
@@ -307,6 +307,41 @@ def test_a_part_that_is_written_is_locked_for_other_processes(windows, share, tc
             f"put x size={size} mtime_ns=5 offset=0 sha256=e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
         )
     assert "reason=busy" in said[0] or said[0].startswith("ok put"), said
+
+
+def test_an_upload_over_http_is_locked_until_its_old_writer_gives_way(windows, share, http):
+    """The new one may be in another process: it asks, and the old one ends at its next bytes."""
+    other = windows.serve("httpserver.py", share)
+    begun = ask(http, "PUT", "/x", "Upload-Complete: ?0\n")
+    location = begun[1]["location"]
+    fields = "Content-Type: application/partial-upload\nUpload-Complete: ?1\nUpload-Offset: "
+    head = f"PATCH {location} HTTP/1.1\nHost: localhost\n{fields}0\nContent-Length: {len(DATA)}\n\n"
+    with http.connect() as old:
+        old.sendall(head.replace("\n", "\r\n").encode() + DATA[:100_000])
+        until(lambda: share_has(share, 100_000), "the part")
+        said = ask(other, "HEAD", location)
+        assert said[1].get("upload-offset") == "100000" or said[0] == 503, said
+        assert b" 409 " in old.recv(1000)
+    said = until(lambda: (reply := ask(other, "HEAD", location))[0] != 503 and reply, "its end")
+    assert said[1]["upload-offset"] == "100000", said
+    assert ask(other, "PATCH", location, f"{fields}100000", DATA[100_000:])[0] == 201
+    assert (share / "x").read_bytes() == DATA
+
+
+def share_has(share, size):
+    return any(path.stat().st_size == size for path in share.glob(".six-*.part"))
+
+
+def test_an_old_part_of_a_download_is_removed(windows, tmp_path):
+    """Windows removes no file that is open."""
+    name = f".six-{'0' * 32}.part"
+    (tmp_path / name).touch()
+    windows.code(
+        f"import sys; sys.path.insert(0, '.')\n"
+        f"import httpclient; httpclient.remove_old_parts(r'{tmp_path}', {{'{name}'}})",
+        cwd=ROOT,
+    )
+    assert os.listdir(tmp_path) == []
 
 
 # --- people ---
