@@ -1575,8 +1575,21 @@ class Inbox:
             )
         while self.args.count:  # below zero, without --count, it comes to no end
             self.handle_request(self.link.line(idle=True))
-        say_bye(self.args)
+        self.leave()
         return 0
+
+    def leave(self) -> None:
+        """Read until the server closes, because the next file may be on its way.
+
+        If we closed with that unread, a reset could overtake our last answer."""
+        until = time.monotonic() + PARTING
+        with contextlib.suppress(Lost, OSError):
+            self.link.put(line("bye"))
+            self.link.flush()
+            self.link.sock.settimeout(PARTING)
+            while self.link.sock.recv(65536) and time.monotonic() < until:
+                pass
+        close_link(self.args)
 
     def handle_request(self, request: "Line") -> None:
         """One request. What is left of a body that was refused is passed over."""
