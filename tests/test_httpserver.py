@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from base64 import b64encode
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 from conftest import DEADLINE, ROOT, until
@@ -1405,3 +1405,14 @@ def test_a_client_that_vanished_while_idle_is_noticed_in_two_minutes(server, wir
 
     # the last answer has first to be acknowledged
     assert until(timer, "the keepalive timer") <= 6100
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts descriptors in /proc")
+def test_connections_that_linger_are_bounded(spawn, tmp_path):
+    server = spawn("httpserver.py", tmp_path, "--max-clients", "1")
+    with ExitStack() as stack:
+        for _ in range(400):
+            last = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        last.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert last.recv(12).startswith(b"HTTP/1.1 ")
+        assert len(os.listdir(f"/proc/{server.process.pid}/fd")) < 300
