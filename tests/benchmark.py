@@ -3,7 +3,7 @@
 
     python3 tests/benchmark.py --quick               two minutes; without it up to thirty
     python3 tests/benchmark.py lab                   one minute: socket against HTTP, for a student's report
-    python3 tests/benchmark.py down requests         only these suites (see the end of this page)
+    python3 tests/benchmark.py down kept             only these suites (see the end of this page)
     python3 tests/benchmark.py --charts tests/charts whole, and the README's charts drawn anew
     python3 tests/benchmark.py --peers               who is here, who is not
     python3 tests/benchmark.py --peers install       the commands that install who is not
