@@ -2898,13 +2898,18 @@ def put(conn: Connection, request: Request) -> Answer:
 
 def post(conn: Connection, request: Request) -> Answer:
     """To a folder: store a form's files, or the body under a new name. To a file: like PUT."""
-    size, is_form = check_size(conn, request), has_form(request)
-    if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
+    is_new = has_form(request) or request.slash or not request.names
+    if not is_new and not is_folder(conn, request.names):
         return put(conn, request)
-    names = (*request.names, suggested_name(request))
+    return store_new(conn, request, (*request.names, suggested_name(request)))
+
+
+def store_new(conn: Connection, request: Request, names: Names) -> Answer:
+    """Store a body, or a form's files, under names that are new: one that exists gets a number."""
+    size = check_size(conn, request)
     with conn.server.shared.locate(names, change=True, make=True) as place:
         check_space(conn, place, size)
-        if is_form:
+        if has_form(request):
             return post_form(conn, request)
         return receive_upload(conn, request, place, Plan(names, "number"))
 
@@ -3228,7 +3233,8 @@ def post_form(conn: Connection, request: Request) -> Answer:
 
 
 def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
-    plan = Plan((*request.names, *name.split("/")), "number")
+    names: Names = (*request.names, *name.split("/"))
+    plan = Plan(passing_files(conn, names) if conn.args.drop_box else names, "number")
     with (
         conn.server.shared.locate(plan.names, change=True, make=True) as place,
         contextlib.closing(Part(place)) as part,
@@ -3496,18 +3502,38 @@ def hand_in(conn: Connection, request: Request) -> Answer:
 
 
 def add_to_box(conn: Connection, request: Request) -> Answer:
-    size, names, is_form = check_size(conn, request), request.names, has_form(request)
-    if request.method != "MKCOL" and (request.slash or len(names) == 1 or is_form):
+    names: Names = request.names
+    if request.method != "MKCOL" and (request.slash or len(names) == 1 or has_form(request)):
         names = (*names, suggested_name(request))
-    with conn.server.shared.locate(names, change=True, make=True) as place:
-        if request.method == "MKCOL":
-            with contextlib.suppress(FileExistsError):
-                conn.server.shared.make_folder(place)
-            return text_answer(201, "made")
-        check_space(conn, place, size)
-        if is_form:
-            return post_form(conn, request)
-        return receive_upload(conn, request, place, Plan(names, "number"))
+    names = passing_files(conn, names)
+    if request.method != "MKCOL":
+        return store_new(conn, request, names)
+    with (
+        contextlib.suppress(FileExistsError),
+        conn.server.shared.locate(names, change=True, make=True) as place,
+    ):
+        conn.server.shared.make_folder(place)
+    return text_answer(201, "made")
+
+
+def passing_files(conn: Connection, names: Names) -> Names:
+    """The same path. Where a file stands on the way, a folder with a number is made instead.
+
+    An error would tell that the file exists."""
+    way: list[str] = []
+    for name in names[:-1]:
+        choices = (numbered(name, number) for number in range(MAX_NUMBER))
+        way.append(next((each for each in choices if makes_way(conn, [*way, each])), name))
+    return (*way, names[-1])
+
+
+def makes_way(conn: Connection, folders: Names) -> bool:
+    with (
+        contextlib.suppress(FileExistsError, NotADirectoryError),
+        conn.server.shared.locate([*folders, "-"], change=True, make=True),
+    ):
+        return True
+    return False
 
 
 def handed_in(answer: Answer, folder: str, request: Request) -> Answer:
