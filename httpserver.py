@@ -170,6 +170,7 @@ MAX_GAP = 100  # bytes between two ranges that are sent too: about the size of a
 MAX_DEPTH = 64  # names in a path that a client sends or an archive holds
 # requests that one connection gets answered before another one has its turn
 MAX_PIPELINED = 32
+MAX_ACCEPTED = 16  # connections that are accepted before others have their turn
 MAX_THREADS = 512  # transfers and folder walks at once
 FOREVER = float("inf")  # a deadline that never comes
 SPARE_THREADS = 4  # workers kept for the next long request
@@ -237,7 +238,6 @@ READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 # types in which a browser runs scripts
 ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
-MORE = getattr(socket, "MSG_MORE", 0)  # more follows: wait for it with what fills no segment
 UTF_8 = "; charset=utf-8"
 DIR_FD = {
     os.open,
@@ -1407,12 +1407,9 @@ def bytes_of(piece: Piece) -> bytes:
     return data
 
 
-def only_span(answer: "Answer") -> Optional[Span]:
-    """The part of a file that is all there is to send."""
-    if isinstance(answer.pieces, list) and len(answer.pieces) == 1:
-        piece = answer.pieces[0]
-        return piece if isinstance(piece, Span) else None
-    return None
+def in_memory(span: Span) -> Iterator[bytes]:
+    for at in range(span.start, span.end, PIECE):
+        yield bytes_of(span._replace(start=at, end=min(at + PIECE, span.end)))
 
 
 class Answer:
@@ -1516,6 +1513,7 @@ class Connection:
         "moved",
         "part",
         "peer",
+        "pieces",
         "rest",
         "scanned",
         "sent",
@@ -1540,6 +1538,7 @@ class Connection:
         # what is to be sent next: bytes, then those of a file
         self.rest: Data = b""
         self.span: Span | None = None
+        self.pieces: Iterator[Piece] | None = None
         self.unsent: tuple[Optional[Request], Answer]  # whose answer that is, in the loop
         self.held: list[Found] = []  # what is open for the answer under way
         self.body: BodyReader  # of the request that a worker answers
@@ -1579,10 +1578,10 @@ class Connection:
             answer = self.recall(request) or self.respond(request)
             if answer.pieces is not None and not self.is_quick(answer):
                 return self.server.hand_over(Task(self, request, answer))
-            if not self.send_at_once(request, answer):
-                return None
             if answer.source and answer.pieces is None and len(answer.body) <= KEPT_BODY:
                 request.kept = answer
+            if not self.send_at_once(request, answer):
+                return None
             if not self.buffer:
                 return self.await_head()
         return self.server.enter(self, State.ANSWERING)  # after other connections have had a turn
@@ -1686,9 +1685,9 @@ class Connection:
         return request.keep and (answer.length is not None or request.minor > 0)
 
     def is_quick(self, answer: Answer) -> bool:
-        """Whether the kernel sends all of it in a moment: it is one range of a file."""
-        span = only_span(answer)
-        return span is not None and size_of(span) <= QUICK and self.is_direct()
+        """Whether the kernel sends all of it in a moment: it is a short part of a file."""
+        is_listed = isinstance(answer.pieces, list)
+        return is_listed and (answer.length or 0) <= QUICK and self.is_direct()
 
     def is_direct(self) -> bool:
         """Whether sendfile() can be used. On a TLS socket it would send in the clear."""
@@ -1697,53 +1696,99 @@ class Connection:
     def send_at_once(self, request: Optional[Request], answer: Answer) -> bool:
         """Send a short answer. Whether all of it is sent and the connection goes on."""
         answer.close = not self.keeps_open(request, answer)
+        self.begin_answer(request, answer)
+        return self.send_rest()
+
+    def begin_answer(self, request: Optional[Request], answer: Answer) -> None:
+        """Make it the next that is sent. Of that, only the bytes after the head are counted."""
         head = self.head(request, answer)
         self.rest, self.unsent, self.sent = head + answer.body, (request, answer), -len(head)
-        self.span = only_span(answer)
-        return self.send_rest()
+        if answer.pieces is not None:
+            self.pieces = self.framed(request is None or request.minor > 0, answer)
+            self.cork(answer, 1)
+
+    def framed(self, can_chunk: bool, answer: Answer) -> Iterator[Piece]:
+        """The body, as the head has announced it."""
+        left, chunked = answer.length or 0, answer.length is None and can_chunk
+        for piece in answer.pieces or ():
+            left -= size_of(piece)
+            if left < 0 and answer.length is not None:
+                raise Gone("what is sent grew meanwhile")
+            if isinstance(piece, Span):
+                yield from [piece] if self.is_direct() else in_memory(piece)
+            elif piece:
+                yield b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece
+        if left > 0:
+            raise Gone(f"what is sent shrank by {left} bytes")
+        if chunked:
+            yield b"0\r\n\r\n"
 
     def send_rest(self) -> bool:
         """The same with what is left of it. If the kernel has no room, the loop waits for that."""
-        (request, answer), before = self.unsent, self.sent
+        before = self.sent
         try:
-            while self.rest or self.span:
-                self.send_some()
+            self.send_all()
         except self.server.waits:
             if self.sent > before or self.state is not State.ANSWERING:
                 self.server.enter(self, State.ANSWERING)
             return False
         except (Gone, OSError) as problem:
-            return self.give_up(f"left before the answer: {reason_of(problem)}")
+            return self.give_up(reason_of(problem))
+        return self.answered() or self.end()
+
+    def answered(self) -> bool:
+        """All of it is sent. Whether the connection goes on."""
+        request, answer = self.unsent
         if self.held:
+            self.cork(answer, 0)
             self.release()
         self.server.count_answer(self, request, answer, self.sent)
-        if answer.close:
-            # nothing is unread where the client has announced that it sends nothing more
-            whole = request and not request.keep and not self.buffer and not self.server.door.tls
-            (self.close if whole else self.linger)()
         return not answer.close
 
-    def send_some(self) -> int:
-        """Send what the kernel has room for: bytes that are left, then those of a file."""
-        if self.rest:
-            data = self.rest[: self.server.slice]
-            count = self.sock.send(data, MORE) if self.span else self.sock.send(data)
-            self.rest = self.rest[count:]
-        elif self.span:
-            file, start, end = self.span
-            count = os.sendfile(self.sock.fileno(), file, start, min(SENDFILE, end - start))
-            if not count:
-                # the client sees that it got less than was announced
-                raise Gone(f"the file shrank by {end - start} bytes")
-            self.span = Span(file, start + count, end) if start + count < end else None
-        self.sent += count
-        return count
+    def end(self) -> bool:
+        """Close after the last answer.
 
-    def give_up(self, note: str) -> bool:
-        if self.rest or self.span:
-            self.server.count_answer(self, *self.unsent, max(0, self.sent), note)
+        Nothing is unread where the client has announced that it sends nothing more."""
+        request, _ = self.unsent
+        ends = request and not request.keep and not request.has_body and not self.buffer
+        (self.close if ends and not self.server.door.tls else self.linger)()
+        return False
+
+    def send_all(self) -> None:
+        """Send what the kernel has room for: bytes that are left, or a file, or the next piece."""
+        while self.rest or self.span or self.next_piece():
+            if self.rest:
+                data = self.rest[: self.server.slice]
+                count = self.sock.send(data)
+                self.rest = self.rest[count:]
+            elif self.span:
+                file, start, end = self.span
+                count = os.sendfile(self.sock.fileno(), file, start, min(SENDFILE, end - start))
+                if not count:
+                    # the client sees that it got less than was announced
+                    raise Gone(f"the file shrank by {end - start} bytes")
+                self.span = Span(file, start + count, end) if start + count < end else None
+            self.sent += count
+            self.moved += count
+
+    def next_piece(self) -> bool:
+        piece = next(self.pieces, None) if self.pieces else None
+        if piece is None:
+            self.pieces = None
+        elif isinstance(piece, Span):
+            self.span = piece
         else:
-            self.server.log(self.peer, note)
+            self.rest = memoryview(piece)
+        return piece is not None
+
+    def give_up(self, why: str) -> bool:
+        if self.rest or self.span or self.pieces:
+            request, answer = self.unsent
+            size = "?" if answer.length is None else answer.length
+            cut = f"ended at {max(0, self.sent)} of {size} bytes: {why}"
+            self.server.count_answer(self, request, answer, max(0, self.sent), cut)
+        else:
+            self.server.log(self.peer, why)
         self.close()
         return False
 
@@ -1835,20 +1880,22 @@ class Connection:
         self.linger()
 
     # In a worker: one thread, this one connection, and it may block.
-    def handle(self, request: Optional[Request], answer: Optional[Answer]) -> Callable[[], None]:
+    def handle(self, request: Optional[Request], answer: Optional[Answer]) -> Callable[[], object]:
         """Answer until the buffer holds no whole head. Return what the loop does next."""
         try:
             while request:
                 if not self.exchange(request, answer):
-                    return self.linger
+                    return self.end
                 request, answer = self.next_request() or self.next_request_soon(), None
-        except Refusal as refused:
-            return functools.partial(self.refuse_head, refused)
-        except (Gone, OSError):
-            return self.close
+        except (Gone, OSError, Refusal) as problem:
+            if isinstance(problem, Refusal) and self.pieces is None:  # of the next head
+                return functools.partial(self.refuse_head, problem)
+            return functools.partial(self.give_up, reason_of(problem))
         except Exception as bug:  # noqa: BLE001  a bug ends one connection, not the server
             self.server.note(f"mistake: {bug!r}")
             return self.close
+        finally:
+            del self.body
         return self.advance
 
     def next_request_soon(self) -> Optional[Request]:
@@ -1866,63 +1913,22 @@ class Connection:
 
     def exchange(self, request: Request, answer: Optional[Answer]) -> bool:
         """One request, whatever it takes. Whether the connection goes on."""
-        self.sent, self.moved, self.waited = 0, 0, 0.0
+        self.moved, self.waited = 0, 0.0
         self.body = BodyReader(self, request)
         answer = answer or self.respond(request)
-        try:
-            answer.close = not self.keeps_open(request, answer) or not self.body.drain()
-            self.deliver(request, answer)
-        except (Gone, OSError, Refusal) as problem:
-            size = "?" if answer.length is None else answer.length
-            cut = f"ended at {max(0, self.sent)} of {size} bytes: {reason_of(problem)}"
-            answer.note, answer.close = answer.note or cut, True
-            raise Gone from None
-        finally:
-            del self.body
-            self.release()
-            self.server.count_answer(self, request, answer, max(0, self.sent))
-        return not answer.close
+        answer.close = not self.keeps_open(request, answer) or not self.body.drain()
+        self.begin_answer(request, answer)
+        self.when_ready(True, self.send_all)
+        return self.answered()
 
-    def deliver(self, request: Request, answer: Answer) -> None:
-        head = self.head(request, answer)
-        self.sent = -len(head)
-        if answer.pieces is None:
-            return self.send(head + answer.body)
-        chunked = answer.length is None and request.minor > 0
-        left = answer.length or 0
-        # only full segments until all is sent: else each page of a file is a segment of its own
-        self.cork(1)
-        self.send(head)
-        for piece in answer.pieces:
-            left -= size_of(piece)
-            if left < 0 and answer.length is not None:
-                raise Gone("what is sent grew meanwhile")
-            if chunked and isinstance(piece, bytes):
-                self.send(b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b"")
-            else:
-                self.send(piece)
-        if left > 0:
-            raise Gone(f"what is sent shrank by {left} bytes")
-        if chunked:
-            self.send(b"0\r\n\r\n")
-        self.cork(0)
-
-    def cork(self, on: int) -> None:
-        """Where the system has no such option, MSG_MORE at least keeps head and file together."""
-        if hasattr(socket, "TCP_CORK"):
+    def cork(self, answer: Answer, on: int) -> None:
+        """Send full segments alone until the end, or each page of a file would be one segment."""
+        if answer.pieces is not None and hasattr(socket, "TCP_CORK"):
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
-    def send(self, piece: Piece) -> None:
-        """All of it: a part of a file inside the kernel, where that is possible."""
-        if isinstance(piece, bytes):
-            self.rest = memoryview(piece)
-        elif self.is_direct():
-            self.span = piece
-        else:
-            for at in range(piece.start, piece.end, PIECE):
-                self.send(bytes_of(piece._replace(start=at, end=min(at + PIECE, piece.end))))
-        while self.rest or self.span:
-            self.when_ready(True, self.send_some)
+    def send(self, data: bytes) -> None:
+        self.rest = data
+        self.when_ready(True, self.send_all)
 
     def buffered(self, most: int) -> bytes:
         """What has been read already."""
@@ -1934,7 +1940,8 @@ class Connection:
 
         TLS returns one record at a time: this gathers all that have come for one write to the disk.
         """
-        count = self.when_ready(False, self.sock.recv_into, space)
+        count: int = self.when_ready(False, self.sock.recv_into, space)
+        self.moved += count
         if not count:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
         # nothing more has come, or an error that the next call will tell
@@ -1947,13 +1954,11 @@ class Connection:
                 count += more
         return space[:count]
 
-    def when_ready(self, writing: bool, call: Callable[..., int], *args: object) -> int:
+    def when_ready(self, writing: bool, call: Callable[..., Any], *args: object) -> Any:
         """A call that sends or receives; again when the socket is ready, if it was not."""
         while True:
             try:
-                count = call(*args)
-                self.moved += count
-                return count
+                return call(*args)
             except self.server.waits:
                 self.wait(writing)
             except OSError as error:
@@ -1994,6 +1999,7 @@ class Connection:
         return found
 
     def release(self) -> None:
+        self.pieces = None
         while self.held:
             self.held.pop().close()
 
@@ -2250,18 +2256,25 @@ class Server:
         conn.events = events
 
     def accept(self) -> None:
-        try:
-            sock, peer = self.sock.accept()
-        except (BlockingIOError, ConnectionError):
-            return  # the client left
-        except OSError as error:
-            # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with the listening socket
-            self.note(f"cannot accept ({error.strerror}): pausing")
-            self.accept_at = time.monotonic() + ACCEPT_PAUSE
-            self.selector.unregister(self.sock)
-            return
-        sock.setblocking(False)
-        conn, guard = Connection(self, sock, peer), self.door.guard
+        """Let in all that wait, up to a number: each turn of the loop has its price too."""
+        for _ in range(MAX_ACCEPTED):
+            if self.stopping:
+                return
+            try:
+                sock, peer = self.sock.accept()
+            except (BlockingIOError, ConnectionError):
+                return  # nobody waits any more, or the client left
+            except OSError as error:
+                # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with the listening socket
+                self.note(f"cannot accept ({error.strerror}): pausing")
+                self.accept_at = time.monotonic() + ACCEPT_PAUSE
+                self.selector.unregister(self.sock)
+                return
+            sock.setblocking(False)
+            self.begin(Connection(self, sock, peer))
+
+    def begin(self, conn: Connection) -> None:
+        guard = self.door.guard
         count = sum(map(len, self.queues.values())) - len(self.queues[State.LINGERING])
         if self.door.tls:
             self.enter(conn, State.HANDSHAKE)
@@ -2291,7 +2304,8 @@ class Server:
         """Close the oldest slow connection of an address that has half, for a new client.
 
         False if no address has half of all clients there."""
-        states = State.HANDSHAKE, State.HEAD, State.ANSWERING
+        # what is idle here has sent something that is not read yet
+        states = State.HANDSHAKE, State.HEAD, State.ANSWERING, State.IDLE
         slow = [conn for state in states for conn in self.queues[state]]
         for client, count in Counter(network(conn.hop) for conn in slow).most_common(1):
             if 2 * count >= self.args.max_clients and client != network(new.hop):
@@ -2336,7 +2350,7 @@ class Server:
             del task
             self.do_later(functools.partial(self.take_back, what_next))
 
-    def take_back(self, what_next: Callable[[], None]) -> None:
+    def take_back(self, what_next: Callable[[], object]) -> None:
         """In the loop again: what was handed over goes on."""
         self.call(what_next)
         if self.workers > len(self.queues[State.HANDED_OVER]) + SPARE_THREADS:
