@@ -92,7 +92,7 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 #   the body of a refused request is read as the next request             (..._becomes_the_next_...)
 #   head and body leave apart, and Nagle holds the second for 40 ms       (..._in_one_segment)
 #   no deadline for a head, and a thread even for an idle connection      (..._its_bytes_drip)
-#   it takes 30 times as long for a small file                            (tests/benchmark.py)
+#   a small file takes 310 us of the processor, and 31 us here            (wrk -c 16, one machine)
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
