@@ -1922,8 +1922,12 @@ class Connection:
         return self.answered()
 
     def cork(self, answer: Answer, on: int) -> None:
-        """Send full segments alone until the end, or each page of a file would be one segment."""
-        if answer.pieces is not None and hasattr(socket, "TCP_CORK"):
+        """Send full segments alone until the end, or each page of a file would be one segment.
+
+        A listing, whose length nobody knows, leaves as it is made: a browser draws what has come.
+        """
+        is_known = answer.pieces is not None and answer.length is not None
+        if is_known and hasattr(socket, "TCP_CORK"):
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
     def send(self, data: bytes) -> None:
@@ -4957,15 +4961,15 @@ def error_page(request: Request, refused: Refusal) -> Answer:
 
 
 def in_chunks(texts: Iterable[str]) -> Iterator[bytes]:
-    """Text in pieces that are worth a send."""
+    """Text in pieces: small at first, because a browser draws them while the rest comes."""
     rows: list[str] = []
-    size, most = 0, SMALL // 32  # the first is small: a browser draws it while the rest comes
+    size, most = 0, SMALL // 32
     for text in texts:
         rows.append(text)
         size += len(text)
         if size > most:
             yield "".join(rows).encode()
-            rows, size, most = [], 0, SMALL
+            rows, size, most = [], 0, min(2 * most, SMALL)
     yield "".join(rows).encode()
 
 
