@@ -69,16 +69,19 @@ Links inside a folder are skipped and named, names that start with a dot unless 
 import sys
 
 if __name__ == "__main__":
-    # A file that arrives must never be imported, whatever its name. Python looks first into the
-    # folder of this script, and PYTHONPATH may add the current one: both leave the path before
-    # anything else is imported. (For the same reason nothing here is imported from __future__.)
+    # A file that arrives must never be imported, whatever its name. Python looks for modules first
+    # in the folder of this script, and PYTHONPATH may add the current folder: take both out of the
+    # list before anything else is imported. (So there is no import from __future__ either.)
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
     import os
 
     own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
-    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
-        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+    for folder in sys.path[:]:
+        path = folder or "."
+        if folder == library or not os.path.exists(path):
+            continue
+        if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
 # --- end imports ---
 

@@ -352,16 +352,19 @@ length and digest are right: readers see the old file or the new one, whole.
 import sys
 
 if __name__ == "__main__":
-    # A file that arrives must never be imported, whatever its name. Python looks first into the
-    # folder of this script, and PYTHONPATH may add the current one: both leave the path before
-    # anything else is imported. (For the same reason nothing here is imported from __future__.)
+    # A file that arrives must never be imported, whatever its name. Python looks for modules first
+    # in the folder of this script, and PYTHONPATH may add the current folder: take both out of the
+    # list before anything else is imported. (So there is no import from __future__ either.)
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
     import os
 
     own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
-    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
-        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+    for folder in sys.path[:]:
+        path = folder or "."
+        if folder == library or not os.path.exists(path):
+            continue
+        if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
 # --- end imports ---
 
@@ -3682,7 +3685,7 @@ CANNOT_LISTEN = {
 def cannot_listen(problem: OSError, target: "Address") -> "Failure":
     host, port = target[:2]
     texts = CANNOT_LISTEN.get(problem.errno or 0)
-    if not texts or (problem.errno == errno.EACCES and port > 1023):
+    if texts is None or (problem.errno == errno.EACCES and port > 1023):
         error = f"cannot listen on {address(target)} ({problem.strerror})"
         return Failure(45, error, "the system refuses it", "--host 127.0.0.1 --port 0")
     own = ", ".join(["127.0.0.1", *own_addresses()])

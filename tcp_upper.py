@@ -7,15 +7,16 @@
     cat big | python3 tcp_upper.py client > out      any size, both ways at once
     python3 tcp_upper.py client --ping 5             round-trip times
     python3 tcp_upper.py client --trace hello        each socket call as it happens
-    python3 tcp_upper.py client --pcap FILE hello    a capture for Wireshark, without administrator
+    python3 tcp_upper.py client --pcap FILE hello    what is sent, for Wireshark; needs no root
     python3 tcp_upper.py server --host 0.0.0.0       for other machines too
-    python3 tcp_upper.py server --reset-after 3      a server that breaks off, by RST
+    python3 tcp_upper.py server --reset-after 3      after 3 bytes it resets the connection (RST)
 
 The protocol: a connection carries a stream of bytes each way. The server sends back what it reads,
 a-z as A-Z and every other byte unchanged. TCP does not mark where a message ends, so the client
 ends each with a newline and reads until as many bytes have come back. When the client has no more
-to say, it shuts its sending side (FIN); the server finishes its answer and closes. A server without
-room says so in one line and closes. Small letters in an answer can only be such a notice.
+to say, it shuts its sending side (FIN); the server finishes its answer and closes. A server that
+has too many clients sends one line that says so, and closes. No echo has small letters, but that
+line has: so the client knows that it is a notice.
 
 Limits: there is no password and no encryption. The server hangs up on a client that does not read
 its answer for --timeout seconds; a client that says nothing may stay.
@@ -32,27 +33,30 @@ its answer for --timeout seconds; a client that says nothing may stay.
 #   the command line   announce(), build_parser(), main()
 #
 # Threads: the main thread runs Server.run(); it alone accepts and refuses. Each client has a
-# thread (or process) that runs Server.reply() and touches only its own connection. In the client,
-# stream() starts a thread that sends while the main thread receives.
+# worker, a thread or a process: it runs Server.reply() and uses no connection but its own. In the
+# client, stream() starts a thread that sends while the main thread receives.
 #
-# A connection waits in the backlog until Server.admit() accepts it. If there is no room, it is
-# refused: told why, closed when others were refused too. Else answer() serves it until the client's
-# FIN, an error, --reset-after or Ctrl-C, and Server.reply() logs how it ended and closes it.
+# A connection waits in the backlog until Server.admit() accepts it. If there are too many clients,
+# Server.refuse() tells this one so. Otherwise answer() serves it until the client sends FIN, the
+# connection breaks, --reset-after or Ctrl-C ends it. Server.reply() logs that and closes it.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
 
 if __name__ == "__main__":
-    # A file that arrives must never be imported, whatever its name. Python looks first into the
-    # folder of this script, and PYTHONPATH may add the current one: both leave the path before
-    # anything else is imported. (For the same reason nothing here is imported from __future__.)
+    # A file that arrives must never be imported, whatever its name. Python looks for modules first
+    # in the folder of this script, and PYTHONPATH may add the current folder: take both out of the
+    # list before anything else is imported. (So there is no import from __future__ either.)
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
     import os
 
     own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
-    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
-        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+    for folder in sys.path[:]:
+        path = folder or "."
+        if folder == library or not os.path.exists(path):
+            continue
+        if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
 # --- end imports ---
 
@@ -85,15 +89,15 @@ PIECE = 65536
 
 # --- the conversation: as the server and as the client see it ---
 class Echo:
-    """One conversation: its socket, the options of the command line, the bytes each way."""
+    """One conversation: its socket, the options of the command line, how many bytes went."""
 
     def __init__(self, sock: socket.socket, args: Namespace) -> None:
         self.sock = sock
         self.args = args
         self.began = time.monotonic()
-        self.sent = 0
+        self.sent = 0  # bytes by this side
         self.received = 0
-        self.ended = False  # whether the client has sent FIN
+        self.ended = False  # whether this client has sent FIN
 
 
 def answer(echo: Echo) -> None:
@@ -194,7 +198,7 @@ class Server:
     def __init__(self, args: Namespace, sock: socket.socket) -> None:
         self.args = args
         self.sock = sock
-        self.stop = Stop()
+        self.stop = Stop()  # Ctrl-C, as something that select() can wait for
         self.forks = args.mode == "process" and hasattr(os, "fork")
         self.worker: Any = threading.Thread
         self.clients: dict[Any, socket.socket] = {}  # the connection of each worker
@@ -332,8 +336,9 @@ def serve(args: Namespace) -> int:
         raise Failure(
             45,
             f"port {args.port} is already in use",
-            "no server has it: connections that ended here a moment ago are in TIME_WAIT",
-            "wait a minute, or start it without --no-reuseaddr",
+            "no server has it: connections that ended here a moment ago "
+            "are in TIME_WAIT, for a minute or so",
+            "wait, or start it without --no-reuseaddr",
         ) from None
     # connections inherit it: a later server can tell those in TIME_WAIT from a server
     if os.name == "posix":
@@ -884,7 +889,7 @@ CANNOT_LISTEN = {
 def cannot_listen(problem: OSError, target: "Address") -> "Failure":
     host, port = target[:2]
     texts = CANNOT_LISTEN.get(problem.errno or 0)
-    if not texts or (problem.errno == errno.EACCES and port > 1023):
+    if texts is None or (problem.errno == errno.EACCES and port > 1023):
         error = f"cannot listen on {address(target)} ({problem.strerror})"
         return Failure(45, error, "the system refuses it", "--host 127.0.0.1 --port 0")
     own = ", ".join(["127.0.0.1", *own_addresses()])

@@ -7,7 +7,7 @@
     cat lines | python3 udp_upper.py client > out    each line a datagram, one after another
     python3 udp_upper.py client --ping 5             round-trip times, and how many were lost
     python3 udp_upper.py client --trace hello        each socket call as it happens
-    python3 udp_upper.py client --pcap FILE hello    a capture for Wireshark, without administrator
+    python3 udp_upper.py client --pcap FILE hello    what is sent, for Wireshark; needs no root
     python3 udp_upper.py server --loss 0.3 --seed 7  a bad network, the same one each time
 
 The protocol: a datagram is a message of its own. The server sends back each one that it reads,
@@ -18,10 +18,10 @@ If only the beginning of the answer comes, the client reports it as truncated af
 until then it may be the late answer to a shorter question. Nobody connects, so neither side can
 tell when the other one left.
 
-Limits: there is no password and no encryption, and a sender's address can be forged. So that no
-two servers are made to answer each other for ever, datagrams from the server's own port, port
-12000, ports below 1024 and those of some other services get no answer. Another server's answers
-have no small letter: of such datagrams, one in fifty of each sender gets no answer either.
+Limits: there is no password and no encryption, and a sender's address can be forged. A forged
+datagram could make two servers answer each other for ever. So a server ignores datagrams from its
+own port, from port 12000, from ports below 1024 and from those of some other services. Answers of
+another server have no small letter: of such datagrams, it ignores one in fifty of each sender.
 A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network is decided from
 --seed, the client's host and the number of its datagram: the same experiment has the same result.
 """
@@ -48,23 +48,25 @@ A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network i
 import sys
 
 if __name__ == "__main__":
-    # A file that arrives must never be imported, whatever its name. Python looks first into the
-    # folder of this script, and PYTHONPATH may add the current one: both leave the path before
-    # anything else is imported. (For the same reason nothing here is imported from __future__.)
+    # A file that arrives must never be imported, whatever its name. Python looks for modules first
+    # in the folder of this script, and PYTHONPATH may add the current folder: take both out of the
+    # list before anything else is imported. (So there is no import from __future__ either.)
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
     import os
 
     own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
-    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
-        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+    for folder in sys.path[:]:
+        path = folder or "."
+        if folder == library or not os.path.exists(path):
+            continue
+        if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
 # --- end imports ---
 
 import argparse
 import contextlib
 import errno
-import heapq
 import io
 import itertools
 import os
@@ -111,7 +113,7 @@ def answer(sock: socket.socket, server: "Server", most: int) -> None:
             return  # nothing more is there. (Windows raises ConnectionError if a client has left.)
         reply = data[: server.args.recv_size].upper()
         if server.admit(data, reply, peer):
-            server.send(reply, peer)
+            server.send(reply, peer)  # its reply(), or dispatch() to play a bad network
 
 
 def hold_back(args: Namespace, free: float, size: int) -> float:
@@ -215,14 +217,13 @@ class Server:
     def __init__(self, args: Namespace, sock: socket.socket) -> None:
         self.args = args
         self.sock = sock
-        self.stop = Stop()
+        self.stop = Stop()  # Ctrl-C, as something that select() can wait for
         self.services = SERVICES | {sock.getsockname()[1]}
         self.capitals = [0] * SLOTS  # of the senders of a slot: datagrams without a small letter
         self.told: set[str] = set()  # what is said once
         self.numbers: Counter[Address] = Counter()  # how many datagrams each client has sent
-        # a heap: when it is due, its turn, the answer, to whom
-        self.waiting: list[tuple[float, int, bytes, Address]] = []
-        self.turn = itertools.count()
+        # when it is due, the answer, to whom; the next one stands first
+        self.waiting: list[tuple[float, bytes, Address]] = []
         plays = args.loss or args.dup or args.reorder or args.delay or args.rate
         self.send = self.dispatch if plays or args.truncate < LARGEST else self.reply
         self.free = 0.0  # when --rate lets the next answer out
@@ -286,7 +287,8 @@ class Server:
     def hand_over(self, reply: bytes, peer: "Address", late: float) -> None:
         """Put an answer into the queue, which it leaves when its time has come."""
         self.free = hold_back(self.args, self.free, len(reply))
-        heapq.heappush(self.waiting, (self.free + late, next(self.turn), reply, peer))
+        self.waiting.append((self.free + late, reply, peer))
+        self.waiting.sort(key=lambda each: each[0])
 
     def reply(self, reply: bytes, peer: "Address") -> None:
         self.finished += 1
@@ -299,7 +301,7 @@ class Server:
     def release(self) -> Optional[float]:
         """Send the answers that are due. Returns the seconds until the next is, None for none."""
         while self.waiting and (pause := self.waiting[0][0] - time.monotonic()) <= 0:
-            _, _, reply, peer = heapq.heappop(self.waiting)
+            _, reply, peer = self.waiting.pop(0)
             self.reply(reply, peer)
         return pause if self.waiting else None
 
@@ -830,7 +832,7 @@ CANNOT_LISTEN = {
 def cannot_listen(problem: OSError, target: "Address") -> "Failure":
     host, port = target[:2]
     texts = CANNOT_LISTEN.get(problem.errno or 0)
-    if not texts or (problem.errno == errno.EACCES and port > 1023):
+    if texts is None or (problem.errno == errno.EACCES and port > 1023):
         error = f"cannot listen on {address(target)} ({problem.strerror})"
         return Failure(45, error, "the system refuses it", "--host 127.0.0.1 --port 0")
     own = ", ".join(["127.0.0.1", *own_addresses()])
