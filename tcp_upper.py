@@ -180,6 +180,10 @@ ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descri
 RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
+def log(text: str) -> None:
+    say(time.strftime("%Y-%m-%d %H:%M:%S ") + text)
+
+
 def outcome(echo: Echo, problem: Optional[OSError], stopping: bool) -> str:
     """What became of a connection, for the log."""
     # a timeout with a number is the kernel's: the other machine has vanished
@@ -198,7 +202,7 @@ class Server:
     def __init__(self, args: Namespace, sock: socket.socket) -> None:
         self.args = args
         self.sock = sock
-        self.stop = Stop()  # Ctrl-C, as something that select() can wait for
+        self.stop = Stop()  # Ctrl-C, as something that select() can wait for (far below)
         self.forks = args.mode == "process" and hasattr(os, "fork")
         self.worker: Any = threading.Thread
         self.clients: dict[Any, socket.socket] = {}  # the connection of each worker
@@ -358,14 +362,13 @@ def wait_for_reply(echo: Echo) -> None:
     """Wait until something comes. Silence counts only while an answer is owed."""
     silence, args = 0.0, echo.args
     while silence < args.timeout:
-        owed = echo.received < echo.sent
+        owed = echo.received < echo.sent  # if not, stream() may send later, and then it counts
         step = min(NOTICE_AFTER, args.timeout - silence)
         if select.select([echo.sock], [], [], step)[0]:
             return
-        if owed:  # else what stream() sent meanwhile has all of --timeout
-            silence += step
-            if silence == NOTICE_AFTER:
-                say(f"waiting for a reply from {place(args)} (Ctrl-C stops)")
+        silence += step * owed
+        if silence == NOTICE_AFTER:
+            say(f"waiting for a reply from {place(args)} (Ctrl-C stops)")
     raise Failure(
         28,
         f"no reply from {place(args)} in {args.timeout:g} s",
@@ -1106,10 +1109,6 @@ class Parser(argparse.ArgumentParser):
 
 
 # --- the command line ---
-def log(text: str) -> None:
-    say(time.strftime("%Y-%m-%d %H:%M:%S ") + text)
-
-
 def place(args: Namespace) -> str:
     return address((args.host, args.port))
 

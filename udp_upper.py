@@ -155,7 +155,7 @@ def exchange(echo: Echo, message: bytes) -> bytes:
             silent = True
         if not echo.beginnings:
             why = f" ({echo.problem.strerror})" if echo.problem else ""
-            say(f"no reply in {seconds:g} s{why}")  # on stderr
+            say(f"no reply in {seconds:g} s{why}")  # print() to stderr
     if silent:
         echo.problem = None
     raise no_echo(echo)
@@ -202,6 +202,10 @@ MAX_WAITING = 1000
 MAX_PEERS = 10000  # clients whose datagrams are counted; with one more, all begin anew
 
 
+def log(text: str) -> None:
+    say(time.strftime("%Y-%m-%d %H:%M:%S ") + text)
+
+
 def outcome(args: Namespace, host: str, number: int) -> tuple[bool, bool, bool]:
     """Whether a client's datagram of that number is lost, doubled, reordered.
 
@@ -217,7 +221,7 @@ class Server:
     def __init__(self, args: Namespace, sock: socket.socket) -> None:
         self.args = args
         self.sock = sock
-        self.stop = Stop()  # Ctrl-C, as something that select() can wait for
+        self.stop = Stop()  # Ctrl-C, as something that select() can wait for (far below)
         self.services = SERVICES | {sock.getsockname()[1]}
         self.capitals = [0] * SLOTS  # of the senders of a slot: datagrams without a small letter
         self.told: set[str] = set()  # what is said once
@@ -973,10 +977,6 @@ class Parser(argparse.ArgumentParser):
 
 
 # --- the command line ---
-def log(text: str) -> None:
-    say(time.strftime("%Y-%m-%d %H:%M:%S ") + text)
-
-
 def place(args: Namespace) -> str:
     return address((args.host, args.port))
 
