@@ -423,7 +423,6 @@ RESULTS = {
     "sha256": 64,
     "verified": 3,
 }
-BRIEF = 0.001  # seconds that a TLS connection may take to find that it has no room
 AHEAD = 2  # blocks that a receiver may still have to be sent when its sender leaves the next one
 SENDS_AHEAD = 200  # files of one sender that its receivers have not answered yet
 LEAST = 1024  # bytes a second by which a receiver that has been sent all must get on
@@ -943,7 +942,6 @@ MAX_LINE = 32768
 QUIET = 1 << 12  # bytes asked of one recv until more than that has come at once
 # the same after that: a whole `data` line with its body; each busy connection has its own
 BUFFER = (1 << 20) + QUIET
-RECORD = 1 << 14  # bytes of a TLS record at most
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
@@ -958,7 +956,11 @@ HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
 NONCE = re.compile("(?:[0-9a-f]{2}){16,64}")
-BODY = re.compile(rb"data ([0-9]{1,18})")  # the line that comes most often
+# how a body is announced; a key that nobody knows may follow
+DATA = re.compile(rb"data ([0-9]{1,18})(?: [^ =]+=[^ ]*)*", re.IGNORECASE)
+# select() knows no descriptor above 1023, and epoll needs one of its own
+SELECTOR = getattr(selectors, "PollSelector", selectors.SelectSelector)
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 # a peer that vanished is noticed in two minutes
 # the first two are one, as Linux and as macOS call it
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
@@ -1005,9 +1007,6 @@ class Line(NamedTuple):
         return self.keys.get(key) == "yes"
 
 
-DATA = Line("data", [], {})
-
-
 def quote(text: str) -> str:
     """A name or value as a word: space, %, = and what is not printable UTF-8 become %XX."""
     if PLAIN.fullmatch(text):
@@ -1049,7 +1048,7 @@ def parse(raw: bytes) -> Line:
     """A line as it was received: the verb, the positional words, the key=value words."""
     text = raw.decode(*NAMES)
     if not text.isprintable() and CONTROL.search(raw):
-        raise Broken("this-is-tls" if raw.startswith(TLS) else "bad-line")
+        raise Broken("bad-line")
     start, *rest = text.split(" ")
     if not start:  # a space at the beginning: an answer would repeat no verb, and be no line itself
         raise Broken("bad-line")
@@ -1121,7 +1120,9 @@ class Wire:
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self.sock, self.timeout = sock, timeout
-        sock.settimeout(timeout)
+        self.selector = SELECTOR()  # knows the socket by its number, which it keeps under TLS
+        self.selector.register(sock.fileno(), READ)
+        sock.setblocking(False)  # only wait() waits
         self.buffer = bytearray(QUIET)
         self.view = memoryview(self.buffer)
         self.start = self.end = 0  # what was received and not yet used: buffer[start:end]
@@ -1137,12 +1138,33 @@ class Wire:
             if hasattr(socket, option):
                 self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
+    def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> int:
+        """Send or receive what is possible now: how many bytes.
+
+        A failure of the connection is Lost: an OSError of a disk must stay different."""
+        try:
+            count = call(view)
+        except OSError as error:
+            if type(error).__name__ in NOTHING_HAPPENED:
+                return 0
+            raise Lost(error.strerror or "closed") from None
+        if not count:
+            raise Ended("the other side closed the connection")
+        self.last_heard = time.monotonic()
+        return count
+
+    def wait(self, patience: Optional[float], event: int = READ) -> None:
+        """Wait until the connection can be read or written. All waiting for the peer is here."""
+        self.selector.modify(self.sock.fileno(), event)
+        if not self.selector.select(patience):
+            raise Silent(f"silent for {self.timeout:g} s")
+
     # sending
     def put(self, data: bytes) -> None:
         """Queue bytes. Small ones are sent together, before this side waits; large ones at once."""
         if len(data) >= BATCH:
             self.flush()
-            return self.attempt(self.push, memoryview(data))
+            return self.push(memoryview(data))
         self.out += data
         if len(self.out) >= BATCH:
             self.flush()
@@ -1153,29 +1175,15 @@ class Wire:
     def flush(self) -> None:
         if self.out:
             view, self.out = memoryview(self.out), bytearray()
-            self.attempt(self.push, view)
+            self.push(view)
 
-    def push(self, view: memoryview) -> int:
-        """Send all, however slowly the peer reads. (sendall() has one timeout for everything.)"""
+    def push(self, view: memoryview) -> None:
+        """Send all, however slowly the peer reads."""
         while view:
-            view = view[self.sock.send(self.sendable(view)) :]
-        return 1
-
-    def sendable(self, view: memoryview) -> memoryview:
-        """What one send() may get: TLS takes all or nothing, so a slow reader would seem stuck."""
-        return view[:BATCH] if hasattr(self.sock, "pending") else view
-
-    def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> None:
-        """Turn a failure of a socket call into Lost: an OSError of a disk must stay different."""
-        try:
-            count = call(view)
-        except OSError as error:
-            if isinstance(error, socket.timeout):
-                raise Silent(f"silent for {self.timeout:g} s") from None
-            raise Lost(error.strerror or "closed") from None
-        if not count:
-            raise Ended("the other side closed the connection")
-        self.last_heard = time.monotonic()
+            count = self.attempt(self.sock.send, view)
+            view = view[count:]
+            if not count:
+                self.wait(self.timeout, WRITE)
 
     # receiving
     def receive(self, patience: Optional[float]) -> None:
@@ -1184,52 +1192,30 @@ class Wire:
         self.fill(patience)
 
     def fill(self, patience: Optional[float]) -> None:
-        rest = self.view[self.start : self.end]
-        if len(self.buffer) == QUIET and (
-            max(self.end, self.remaining) >= QUIET or hasattr(self.sock, "pending")
-        ):
-            # under TLS from the start: with room for a whole record it holds nothing back that
-            # select() would not see
+        rest, tls = self.view[self.start : self.end], hasattr(self.sock, "pending")
+        # TLS hands out whole records: what does not fit it holds back, and select() does not see it
+        if len(self.buffer) == QUIET and (tls or max(self.end, self.remaining) >= QUIET):
             self.buffer = bytearray(BUFFER)
             self.view = memoryview(self.buffer)
         self.view[: len(rest)] = rest
         self.start, self.end = 0, len(rest)
-        if patience != self.timeout:
-            self.sock.settimeout(patience)
         # no further than to the end of the body, so that the next one is received in one piece
-        # (but whole records of TLS: what it holds back select() would not see)
-        within = self.remaining > self.end and not hasattr(self.sock, "pending")
-        ends = self.remaining if within else len(self.view)
-        self.attempt(self.receive_into, self.view[self.end : ends])
-        if patience != self.timeout:
-            self.sock.settimeout(self.timeout)
-
-    def receive_into(self, view: memoryview) -> int:
-        count = self.sock.recv_into(view)
-        if self.remaining and hasattr(self.sock, "pending"):
-            count += self.more_records(view[count:])
+        ends = self.remaining if self.remaining > self.end and not tls else len(self.view)
+        while not (count := self.attempt(self.sock.recv_into, self.view[self.end : ends])):
+            self.wait(patience)
         self.end += count
-        return count
-
-    def more_records(self, view: memoryview) -> int:
-        """TLS returns one record (16 KiB) at a time: inside a body read all that have arrived."""
-        count, patience = 0, self.sock.gettimeout()
-        self.sock.settimeout(0)
-        # nothing more has come, or an error that the next call will tell
-        with contextlib.suppress(OSError):
-            while len(view) - count >= RECORD and (more := self.sock.recv_into(view[count:])):
-                count += more
-        self.sock.settimeout(patience)
-        return count
 
     def line(self, idle: bool = False) -> Line:
-        """The next line. With idle, the wait for its first byte has no deadline."""
+        """The next line, under one deadline. With idle, there is none before its first byte."""
         while self.remaining:  # a body that nobody wants is read and dropped
             self.take_body()
+        deadline = None
         while not self.early:
             stop = self.line_end()
             if stop < 0:
-                self.wait_for_line(idle)
+                if deadline is None and not (idle and self.start == self.end):
+                    deadline = time.monotonic() + self.timeout
+                self.receive_more_of_a_line(deadline)
                 continue
             raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
             self.start = stop + 1
@@ -1237,39 +1223,32 @@ class Wire:
                 return self.understand(raw)
         return self.early.popleft()
 
-    def wait_for_line(self, idle: bool) -> None:
-        """Wait until the next line is whole, under one deadline."""
-        deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
-        while self.line_end() < 0 and not self.early:
-            if self.buffer.startswith(TLS, self.start, self.end):
-                raise Broken("this-is-tls")
-            try:
-                self.receive(None if deadline is None else max(0.001, deadline - time.monotonic()))
-            except Ended:
-                if self.start < self.end:
-                    raise Lost("the other side closed the connection inside a line") from None
-                raise
-            deadline = deadline or time.monotonic() + self.timeout
+    def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
+        try:
+            self.receive(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except Ended:
+            if self.start < self.end:
+                raise Lost("the other side closed the connection inside a line") from None
+            raise
 
     def line_end(self) -> int:
         """Where the next line ends in the buffer, or -1."""
+        if self.buffer.startswith(TLS, self.start, self.end):
+            raise Broken("this-is-tls")
         stop = self.buffer.find(b"\n", self.start, self.end)
         if (stop if stop >= 0 else self.end) - self.start >= MAX_LINE:
             raise Broken("line-too-long")
         return stop
 
     def understand(self, raw: bytes) -> Line:
-        if body := BODY.fullmatch(raw):
+        if body := DATA.fullmatch(raw):
             self.remaining = int(body[1])
-            return DATA
+            return Line("data", [], {})
         if b"HTTP/" in raw and HTTP.match(raw):
             raise Broken("this-is-http")
         found = parse(raw)
         if found.verb == "data":
-            size = re.fullmatch("[0-9]{1,18}", " ".join(found.words))
-            if not size:
-                raise Broken("bad-number")
-            self.remaining = int(size[0])
+            raise Broken("bad-number")
         return found
 
     def take_body(self) -> memoryview:
@@ -1922,22 +1901,20 @@ class Session(Wire):
         if context is None:
             return
         try:
-            self.sock.settimeout(min(TLS_WAIT, self.timeout))
-            with contextlib.suppress(socket.timeout):
-                first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
-                self.sock.settimeout(self.timeout)
-                if first in (b"", TLS[:1]):
-                    return self.shake_hands(context)
-            raise Broken("tls-only")
+            self.wait(min(TLS_WAIT, self.timeout))
+        except Silent:
+            raise Broken("tls-only") from None
+        try:
+            if socket.socket.recv(self.sock, 1, socket.MSG_PEEK) not in (b"", TLS[:1]):
+                raise Broken("tls-only")
+            self.sock.settimeout(self.timeout)
+            secured = self.sock = over_tls(context, self.sock)
+            shake_hands(secured)
+            secured.setblocking(False)
         except OSError as error:
             why = getattr(error, "reason", "") or error.strerror
             why = "silent" if isinstance(error, socket.timeout) else why
             raise Lost(f"no TLS: {why}") from None
-
-    def shake_hands(self, context: "ssl.SSLContext") -> None:
-        secured = over_tls(context, self.sock)
-        self.sock = secured
-        shake_hands(secured)
 
     def greet(self) -> None:
         keys = {"auth": "none"}
@@ -2019,7 +1996,7 @@ class Session(Wire):
         self.write_log()
         if self.rest:  # a line that was begun must be ended before any other
             rest, self.rest = self.rest, memoryview(b"")
-            self.attempt(self.push, rest)
+            self.push(rest)
         super().flush()
 
     def write_log(self) -> None:
@@ -2049,14 +2026,13 @@ class Session(Wire):
         destroys it."""
         deadline = time.monotonic() + LINGER
         with contextlib.suppress(Lost, OSError):
-            self.sock.settimeout(LINGER)
+            self.timeout = LINGER
             self.flush()
             end_tls(self.sock)
             self.sock.shutdown(socket.SHUT_WR)
             while (left := deadline - time.monotonic()) > 0:
-                self.sock.settimeout(left)
-                if not self.sock.recv_into(self.buffer):
-                    break
+                self.start = self.end
+                self.fill(left)
         if self.bell:
             self.bell.close()
         self.sock.close()
@@ -2076,7 +2052,7 @@ class Session(Wire):
     # what others leave for it, and what it leaves for others
     def share(self) -> None:
         """From now on other threads may have something for it."""
-        self.bell = self.bell or Bell(self.sock)
+        self.bell = self.bell or Bell(self.sock.fileno())
 
     def ring(self) -> None:
         if self.bell:
@@ -2092,10 +2068,11 @@ class Session(Wire):
             self.write_log()
             self.report()
             self.load()
-            able = self.bell.select(bool(self.rest), self.pause(due))
-            if able & selectors.EVENT_WRITE and self.rest:
-                self.send_rest()
-            if able & selectors.EVENT_READ:
+            able = self.bell.select(READ | WRITE if self.rest else READ, self.pause(due))
+            if able & WRITE and (count := self.attempt(self.sock.send, self.rest)):
+                self.rest = self.rest[count:]
+                self.progressed = time.monotonic()
+            if able & READ:
                 if self.mode == "chat":  # what was said before comes before the next answer
                     self.out += b"".join(self.take_queued(UNHEARD))
                 if not self.owed:
@@ -2131,20 +2108,6 @@ class Session(Wire):
             blocks = [self.queue.popleft() for _ in range(min(most, len(self.queue)))]
             lost, self.missed = self.missed, 0
         return [line("note", "chat", lost=lost), *blocks] if lost else blocks
-
-    def send_rest(self) -> None:
-        """As much as its socket takes now."""
-        over_tls = hasattr(self.sock, "pending")
-        if over_tls:
-            self.sock.settimeout(BRIEF)
-        try:
-            self.rest = self.rest[self.sock.send(self.sendable(self.rest)) :]
-            self.progressed = time.monotonic()
-        except OSError as error:
-            if not isinstance(error, socket.timeout):
-                raise Lost(error.strerror or "closed") from None
-        if over_tls:
-            self.sock.settimeout(self.timeout)
 
     def leave_line(self, text: bytes) -> None:
         """From another thread. A slow client loses its oldest lines; nobody waits for it."""
@@ -2351,19 +2314,13 @@ class Session(Wire):
 class Bell:
     """Wakes the thread of a connection when others have left something for it."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.rung = self.waiting = False
+    def __init__(self, connection: int) -> None:
+        self.connection, self.rung, self.waiting = connection, False, False
         self.reader, self.writer = socket.socketpair()
-        self.reader.setblocking(False)
         self.writer.setblocking(False)
-        # select() knows no descriptor above 1023, and epoll needs one of its own
-        kind = getattr(selectors, "PollSelector", selectors.SelectSelector)
-        # for the bell alone; for the connection too, to read, or to read and write
-        self.alone, self.to_read, self.to_write = self.selectors = kind(), kind(), kind()
-        for selector in self.selectors:
-            selector.register(self.reader, selectors.EVENT_READ)
-        self.to_read.register(sock, selectors.EVENT_READ)
-        self.to_write.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
+        self.selector = SELECTOR()
+        self.selector.register(self.reader, READ)
+        self.selector.register(connection, READ)
 
     def ring(self) -> None:
         """From any thread, after something was left. Only a thread that waits needs to be woken:
@@ -2376,30 +2333,28 @@ class Bell:
 
     def wait(self, patience: float) -> bool:
         """Wait for the bell alone; False if it did not ring."""
-        self.listen(self.alone, patience)
-        rung, self.rung = self.rung, False
+        self.waiting = True
+        with contextlib.suppress(OSError):
+            self.reader.settimeout(0 if self.rung else patience)
+            self.reader.recv(4096)
+        rung, self.rung, self.waiting = self.rung, False, False
         return rung
 
-    def select(self, writing: bool, patience: Optional[float]) -> int:
-        """Wait for the bell or the connection: which of EVENT_READ and EVENT_WRITE it can do."""
-        able = self.listen(self.to_write if writing else self.to_read, patience)
-        self.rung = False
-        return able
-
-    def listen(self, selector: selectors.BaseSelector, patience: Optional[float]) -> int:
+    def select(self, event: int, patience: Optional[float]) -> int:
+        """Wait for the bell or the connection: which of READ and WRITE it can do."""
+        self.selector.modify(self.connection, event)
         able, self.waiting = 0, True
-        for key, found in selector.select(0 if self.rung else patience):
+        for key, found in self.selector.select(0 if self.rung else patience):
             if key.fileobj is self.reader:
-                with contextlib.suppress(OSError):
-                    self.reader.recv(4096)
+                self.reader.recv(4096)
             else:
                 able = found
-        self.waiting = False
+        self.rung = self.waiting = False
         return able
 
     def close(self) -> None:
-        for opened in (*self.selectors, self.reader, self.writer):
-            opened.close()
+        self.reader.close()
+        self.writer.close()
 
 
 class Lobby:
