@@ -942,6 +942,7 @@ MAX_LINE = 32768
 QUIET = 1 << 12  # bytes asked of one recv until more than that has come at once
 # the same after that: a whole `data` line with its body; each busy connection has its own
 BUFFER = (1 << 20) + QUIET
+RECORD = 1 << 14  # bytes of a TLS record at most
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
@@ -1204,6 +1205,11 @@ class Wire:
         while not (count := self.attempt(self.sock.recv_into, self.view[self.end : ends])):
             self.wait(patience)
         self.end += count
+        # a body goes on with what else has come; an error or the end is for the next call
+        with contextlib.suppress(Lost):
+            while self.end < self.remaining and ends - self.end >= RECORD and count:
+                count = self.attempt(self.sock.recv_into, self.view[self.end : ends])
+                self.end += count
 
     def line(self, idle: bool = False) -> Line:
         """The next line, under one deadline. With idle, there is none before its first byte."""
