@@ -2073,11 +2073,8 @@ class Session(Wire):
         while due is None or time.monotonic() < due:
             self.write_log()
             self.report()
-            self.load()
+            self.send_queued()
             able = self.bell.select(READ | WRITE if self.rest else READ, self.pause(due))
-            if able & WRITE and (count := self.attempt(self.sock.send, self.rest)):
-                self.rest = self.rest[count:]
-                self.progressed = time.monotonic()
             if able & READ:
                 if self.mode == "chat":  # what was said before comes before the next answer
                     self.out += b"".join(self.take_queued(UNHEARD))
@@ -2096,18 +2093,22 @@ class Session(Wire):
         signs += [] if due is None else [max(0.0, due - time.monotonic())]
         return min(signs, default=None)
 
-    def load(self) -> None:
-        """Take up what is to be sent next: our own answers, then what others left."""
-        if self.rest:
-            return
-        if self.out:
-            self.rest, self.out = memoryview(self.out), bytearray()
-        elif self.queue:
-            blocks = self.take_queued(AT_ONCE if self.mode == "chat" else 1)
-            self.rest = memoryview(blocks[0] if len(blocks) == 1 else b"".join(blocks))
+    def send_queued(self) -> None:
+        """As much as the connection takes now: our own answers, then what others left."""
+        while self.rest or self.out or self.queue:
+            if not self.rest:
+                self.rest, self.out = memoryview(self.out or self.next_block()), bytearray()
+            count = self.attempt(self.sock.send, self.rest)
+            if not count:
+                return
+            self.rest = self.rest[count:]
             self.progressed = time.monotonic()
-            if self.owed and self.owed[-1].has_room():
-                self.owed[-1].sender.ring()
+
+    def next_block(self) -> bytes:
+        blocks = self.take_queued(AT_ONCE if self.mode == "chat" else 1)
+        if self.owed and self.owed[-1].has_room():
+            self.owed[-1].sender.ring()
+        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
     def take_queued(self, most: int) -> list[bytes]:
         with self.lock:
