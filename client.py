@@ -3099,21 +3099,23 @@ class Folder:
         self.remove(old)
 
     @contextlib.contextmanager
-    def locked(self, *others: "Folder") -> Iterator[None]:
+    def locked(self, other: "Optional[Folder]" = None) -> Iterator[None]:
         """Nobody else gives or takes names in these folders meanwhile, in any process.
 
         Otherwise a rename() could remove a file that was put between its link() and its remove().
         Where folders have no locks, this excludes only the threads of this process."""
-        folders = {each.identity(""): each.fd for each in (self, *others)}
-        # in the same order by all, or two who rename here and there could hinder each other
-        fds = [fd for _, fd in sorted(folders.items()) if fd is not None]
+        fds = [self.fd] if self.fd is not None else []
+        if other and other.fd is not None and other.identity("") != self.identity(""):
+            fds.append(other.fd)
         for pause in PAUSES:
-            with NAMING, contextlib.ExitStack() as held:
-                for fd in fds:
-                    held.callback(lock_file, fd, free=True)
-                if all(map(lock_file, fds)):
-                    yield
-                    return
+            with NAMING:
+                try:
+                    if all(map(lock_file, fds)):
+                        yield
+                        return
+                finally:
+                    for fd in fds:
+                        lock_file(fd, free=True)
             time.sleep(pause)
         raise os_error(errno.EBUSY)
 
@@ -4130,29 +4132,18 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(map(path_key, files)), tuple(map(folder_key, folders))
 
 
-@functools.lru_cache(maxsize=1)
-def folders_above() -> frozenset[str]:
-    """The folders that Python imports from, and all that they are in."""
-    return frozenset(
-        place[: end + 1]
-        for place in program_places()[1]
-        for end, letter in enumerate(place)
-        if letter == os.sep
-    )
-
-
 def is_program(path: str) -> bool:
     """Whether a file of this name would be part of a program of ours at its next start."""
     key = path_key(path)
     files, folders = program_places()
     # Below a file too: Python runs a folder that is called like a script, if it has a __main__.py.
     # A file above a folder too: Python imports from a folder in a zip file.
-    if key.startswith(files) or key in folders_above():
+    if key.startswith(files) or any(place.startswith(key) for place in folders):
         return True
     if key.startswith(folders) and key[: -len(os.sep)].endswith(CODE):
         return True
     with contextlib.suppress(OSError):
-        return os.path.exists(path) and os.path.samefile(path, __file__)  # a hard link
+        return os.path.samefile(path, __file__)  # a hard link
     return False
 
 

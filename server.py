@@ -573,11 +573,8 @@ def left_by_interruption(session: "Session", request: "Line", name: str) -> Opti
 
 def do_get(session: "Session", request: "Line", name: str) -> None:
     offset, sha = request.number("offset"), hashlib.sha256()
-    theirs = request.keys.get("sha256")
     with session.opened(name) as (fd, status):
-        if offset and (
-            offset > status.st_size or digest_in_turn(session, name, fd, offset, sha) != theirs
-        ):
+        if offset and not begins_alike(session, request, fd, status.st_size, sha):
             offset, sha = 0, hashlib.sha256()
             os.lseek(fd, 0, os.SEEK_SET)
         session.send_line("ok", "get", name, **facts(status), offset=offset or None)
@@ -589,6 +586,16 @@ def do_get(session: "Session", request: "Line", name: str) -> None:
             raise
     if reason:
         session.note(f"get {name}: given up, it {reason} meanwhile")
+
+
+def begins_alike(
+    session: "Session", request: "Line", fd: int, size: int, sha: "hashlib._Hash"
+) -> bool:
+    """Whether our file begins with the bytes that the client has and gives the digest of."""
+    offset = request.number("offset")
+    return offset <= size and request.keys.get("sha256") == digest_in_turn(
+        session, request.words[0], fd, offset, sha
+    )
 
 
 def do_put(session: "Session", request: "Line", name: str) -> None:
@@ -658,9 +665,7 @@ def finish_beside(part: "Part") -> None:
 def agree_on_offset(session: "Session", request: "Line", name: str, part: "Part") -> None:
     """Go on after the client's first N bytes if the part begins with them, else at 0; tell it."""
     offset = part.received = request.number("offset")  # so that an interruption does not lose it
-    if offset > part.length() or digest_in_turn(
-        session, name, part.fd, offset, part.sha
-    ) != request.keys.get("sha256"):
+    if not begins_alike(session, request, part.fd, part.length(), part.sha):
         offset = 0
     part.begin(offset)
     session.send_line("note", name, offset=offset)
@@ -678,8 +683,12 @@ def do_delete(session: "Session", request: "Line", name: str) -> None:
 def do_rename(session: "Session", request: "Line", old: str, new: str) -> None:
     folder, leaf, status = session.existing(old)
     other, other_leaf = session.find(new)
+    here, there = (folder, leaf), (other, other_leaf)
     is_folder = stat.S_ISDIR(status.st_mode)
-    respelt = is_one_name((folder, leaf), (other, other_leaf))
+    # "a" and "A" where case means nothing: only one of them is listed
+    respelt = is_same(here, there) and not all(
+        name in place.entries() for place, name in (here, there)
+    )
     over = respelt or request.is_set("over") and not is_folder
     folder.protect(leaf, is_folder)
     if not respelt:
@@ -688,8 +697,9 @@ def do_rename(session: "Session", request: "Line", old: str, new: str) -> None:
         check_depth(session, folder.below(leaf), new)
     with folder.locked(other):
         folder.rename(leaf, other, other_leaf, replace=over)
-        if over:
-            remove_twin(folder, leaf, other, other_leaf)
+        differ = folder.identity(leaf) != other.identity(other_leaf)
+        if differ and not respelt and is_same(here, there):
+            folder.remove(leaf)  # os.replace() does nothing between two links of one file
     session.last_folder = "", session.root
     session.ok(request)
 
@@ -698,19 +708,6 @@ def is_same(*places: tuple["Folder", str]) -> bool:
     """Whether two names are of the same file or folder."""
     status, other = (folder.stat(name) for folder, name in places)
     return status is not None and other is not None and os.path.samestat(status, other)
-
-
-def is_one_name(*places: tuple["Folder", str]) -> bool:
-    """Whether they are one, as "a" and "A" where case is nothing: only one of them is listed."""
-    return is_same(*places) and not all(name in folder.entries() for folder, name in places)
-
-
-def remove_twin(folder: "Folder", leaf: str, other: "Folder", other_leaf: str) -> None:
-    """os.replace() does nothing between two links of one file: then remove the old name."""
-    places = (folder, leaf), (other, other_leaf)
-    differ = folder.identity(leaf) != other.identity(other_leaf)
-    if differ and is_same(*places) and not is_one_name(*places):
-        folder.remove(leaf)
 
 
 def check_depth(session: "Session", folder: "Folder", name: str) -> None:
@@ -727,8 +724,11 @@ def check_depth(session: "Session", folder: "Folder", name: str) -> None:
 
 def do_mkdir(session: "Session", request: "Line", name: str) -> None:
     folder, leaf = session.find(name, make=True)
-    with contextlib.suppress(*[FileExistsError] * session.args.drop_box):
+    try:
         folder.make(leaf)
+    except FileExistsError:
+        if not session.args.drop_box:  # there it is not told
+            raise
     session.ok(request)
 
 
@@ -851,30 +851,29 @@ def do_chat(session: "Session", request: "Line", nick: str = "") -> None:
 
 
 def do_say(session: "Session", request: "Line", text: str) -> None:
-    if session.mode != "chat":
-        raise Refused("not-in-chat")
-    raw = text.encode(*NAMES)
-    if len(raw) > MAX_SAY:
-        raise Refused("too-long", limit=MAX_SAY)
-    session.limit_rate()
-    session.lobby.say(session, raw)
+    session.lobby.say(session, sayable(session, text))
     session.note(f"chat: <{session.display_name()}> {text}")
     session.put(b"ok say\n")
 
 
 def do_tell(session: "Session", request: "Line", text: str) -> None:
+    name, _, words = text.partition(" ")
+    if not words:
+        raise Refused("usage", usage=f"tell {COMMANDS['tell'].usage}")
+    if not session.lobby.tell(session, name.casefold(), sayable(session, words)):
+        raise Refused("no-such-client")
+    session.put(b"ok tell\n")
+
+
+def sayable(session: "Session", text: str) -> bytes:
+    """The bytes of what one says in the chat, after the checks that hold for all of it."""
+    raw = text.encode(*NAMES)
     if session.mode != "chat":
         raise Refused("not-in-chat")
-    name, _, words = text.partition(" ")
-    raw = words.encode(*NAMES)
-    if not raw:
-        raise Refused("usage", usage=f"tell {COMMANDS['tell'].usage}")
     if len(raw) > MAX_SAY:
         raise Refused("too-long", limit=MAX_SAY)
     session.limit_rate()
-    if not session.lobby.tell(session, name.casefold(), raw):
-        raise Refused("no-such-client")
-    session.put(b"ok tell\n")
+    return raw
 
 
 class Command(NamedTuple):
@@ -1495,21 +1494,23 @@ class Folder:
         self.remove(old)
 
     @contextlib.contextmanager
-    def locked(self, *others: "Folder") -> Iterator[None]:
+    def locked(self, other: "Optional[Folder]" = None) -> Iterator[None]:
         """Nobody else gives or takes names in these folders meanwhile, in any process.
 
         Otherwise a rename() could remove a file that was put between its link() and its remove().
         Where folders have no locks, this excludes only the threads of this process."""
-        folders = {each.identity(""): each.fd for each in (self, *others)}
-        # in the same order by all, or two who rename here and there could hinder each other
-        fds = [fd for _, fd in sorted(folders.items()) if fd is not None]
+        fds = [self.fd] if self.fd is not None else []
+        if other and other.fd is not None and other.identity("") != self.identity(""):
+            fds.append(other.fd)
         for pause in PAUSES:
-            with NAMING, contextlib.ExitStack() as held:
-                for fd in fds:
-                    held.callback(lock_file, fd, free=True)
-                if all(map(lock_file, fds)):
-                    yield
-                    return
+            with NAMING:
+                try:
+                    if all(map(lock_file, fds)):
+                        yield
+                        return
+                finally:
+                    for fd in fds:
+                        lock_file(fd, free=True)
             time.sleep(pause)
         raise os_error(errno.EBUSY)
 
@@ -1867,7 +1868,7 @@ class Session(Wire):
         self.reason = ""  # why another thread ended it
         # what others have left for it, and the lock of that; lines of the chat that were dropped
         self.bell: Bell | None = None
-        self.lock, self.queue, self.missed = threading.Lock(), deque[bytes](), 0
+        self.lock, self.queue, self.missed = threading.Lock(), deque[Union[bytes, bytearray]](), 0
         self.rest = memoryview(b"")  # what is being sent of it
         # as a receiver: what it has not answered; requests that wait until it has
         self.owed: deque[Relay] = deque()
@@ -2071,8 +2072,8 @@ class Session(Wire):
         assert self.bell
         due = None if patience is None else time.monotonic() + patience
         while due is None or time.monotonic() < due:
-            self.write_log()
             self.report()
+            self.write_log()
             self.send_queued()
             able = self.bell.select(READ | WRITE if self.rest else READ, self.pause(due))
             if able & READ:
@@ -2104,13 +2105,13 @@ class Session(Wire):
             self.rest = self.rest[count:]
             self.progressed = time.monotonic()
 
-    def next_block(self) -> bytes:
+    def next_block(self) -> Union[bytes, bytearray]:
         blocks = self.take_queued(AT_ONCE if self.mode == "chat" else 1)
         if self.owed and self.owed[-1].has_room():
             self.owed[-1].sender.ring()
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
-    def take_queued(self, most: int) -> list[bytes]:
+    def take_queued(self, most: int) -> list[Union[bytes, bytearray]]:
         with self.lock:
             blocks = [self.queue.popleft() for _ in range(min(most, len(self.queue)))]
             lost, self.missed = self.missed, 0
@@ -2196,7 +2197,7 @@ class Session(Wire):
 
     def report(self) -> None:
         """Pass on what is gathered; tell the client what became of what it sent, in order."""
-        if self.gathered:
+        if self.relays:
             self.relays[-1].pass_on()
         self.tell_results()
 
@@ -2511,7 +2512,7 @@ class Relay:
                 chunk = sender.take_body()
                 self.moved += len(chunk)
                 self.brought = time.monotonic()
-                self.give(b"".join((b"data %d\n" % len(chunk), chunk)))
+                self.give(b"data %d\n" % len(chunk), chunk)
         if found.verb == "end":
             self.sha256 = found.keys.get("sha256", "-").lower()
             return self.end(line("end", sha256=found.keys.get("sha256")))
@@ -2527,32 +2528,26 @@ class Relay:
         self.ended = True
         self.give(last)
 
-    def give(self, block: bytes) -> None:
+    def give(self, *pieces: Union[bytes, memoryview]) -> None:
         """Pass on whole lines, or `data` and its bytes. Few bytes gather until the sender waits."""
-        if len(block) < BATCH:
-            self.sender.gathered += block
-        if len(self.sender.gathered) >= BATCH or len(block) >= BATCH:
+        for piece in pieces:
+            self.sender.gathered += piece
+        if len(self.sender.gathered) >= BATCH:
             self.pass_on()
-        if len(block) >= BATCH:
-            self.wait_for_room()
-            self.leave(block)
 
     def pass_on(self) -> None:
-        if self.sender.gathered:
-            self.wait_for_room()
-            self.leave(bytes(self.sender.gathered))
-            self.sender.gathered.clear()
-
-    def wait_for_room(self) -> None:
-        while not self.has_room():
+        while self.sender.gathered and not self.has_room():
             self.sender.wait_for_receivers()
+        self.leave()
 
     def has_room(self) -> bool:
         """Has each receiver taken so much that the next block can be left?"""
         return all(len(each.queue) < AHEAD for each in self.receivers.copy())
 
-    def leave(self, block: bytes) -> None:
-        for each in self.receivers.copy():
+    def leave(self) -> None:
+        """In the queue of each receiver."""
+        block, self.sender.gathered = self.sender.gathered, bytearray()
+        for each in self.receivers.copy() if block else ():
             with each.lock:
                 if self in each.owed:  # it may have answered meanwhile
                     each.queue.append(block)
@@ -2563,8 +2558,7 @@ class Relay:
         """The sender is gone or may not go on: no receiver can hold this up."""
         self.sender.gathered += line("abort", reason=reason)
         self.ended = True
-        self.leave(bytes(self.sender.gathered))
-        self.sender.gathered.clear()
+        self.leave()
 
     def show(self) -> None:
         """Tell the sender how far the slowest is. If it is gone, only the reset that answers this
@@ -3122,29 +3116,18 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(map(path_key, files)), tuple(map(folder_key, folders))
 
 
-@functools.lru_cache(maxsize=1)
-def folders_above() -> frozenset[str]:
-    """The folders that Python imports from, and all that they are in."""
-    return frozenset(
-        place[: end + 1]
-        for place in program_places()[1]
-        for end, letter in enumerate(place)
-        if letter == os.sep
-    )
-
-
 def is_program(path: str) -> bool:
     """Whether a file of this name would be part of a program of ours at its next start."""
     key = path_key(path)
     files, folders = program_places()
     # Below a file too: Python runs a folder that is called like a script, if it has a __main__.py.
     # A file above a folder too: Python imports from a folder in a zip file.
-    if key.startswith(files) or key in folders_above():
+    if key.startswith(files) or any(place.startswith(key) for place in folders):
         return True
     if key.startswith(folders) and key[: -len(os.sep)].endswith(CODE):
         return True
     with contextlib.suppress(OSError):
-        return os.path.exists(path) and os.path.samefile(path, __file__)  # a hard link
+        return os.path.samefile(path, __file__)  # a hard link
     return False
 
 
