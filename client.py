@@ -2008,15 +2008,21 @@ COMMANDS = {
 # bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and
 # keys
 MAX_LINE = 32768
-QUIET = 1 << 12  # bytes asked of one recv until more than that has come at once
+SMALL_BUFFER = 1 << 12  # bytes asked of one recv until more than that has come at once
 # the same after that: a whole `data` line with its body; each busy connection has its own
-BUFFER = (1 << 20) + QUIET
+BUFFER = (1 << 20) + SMALL_BUFFER
 RECORD = 1 << 14  # bytes of a TLS record at most
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
 BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-FREE = {"help", "say", "said", "tell", "told"}  # verbs whose line is text from the first space on
+TEXT_VERBS = {
+    "help",
+    "say",
+    "said",
+    "tell",
+    "told",
+}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
@@ -2123,7 +2129,7 @@ def parse(raw: bytes) -> Line:
     if not start:  # a space at the beginning: an answer would repeat no verb, and be no line itself
         raise Broken("bad-line")
     found = Line(start.lower(), [], {})
-    if found.verb in FREE:
+    if found.verb in TEXT_VERBS:
         return found._replace(words=[" ".join(rest)] if rest else [])
     for word in rest:
         key, equals, value = word.partition("=")
@@ -2193,7 +2199,7 @@ class Wire:
         self.selector = SELECTOR()  # knows the socket by its number, which it keeps under TLS
         self.selector.register(sock.fileno(), READ)
         sock.setblocking(False)  # only wait() waits
-        self.buffer = bytearray(QUIET)
+        self.buffer = bytearray(SMALL_BUFFER)
         self.view = memoryview(self.buffer)
         self.start = self.end = 0  # what was received and not yet used: buffer[start:end]
         self.remaining = 0  # bytes of the announced body that are still to be used
@@ -2256,6 +2262,9 @@ class Wire:
                 self.wait(self.timeout, WRITE)
 
     # receiving
+    def has_unread(self) -> bool:
+        return self.start < self.end
+
     def receive(self, patience: Optional[float]) -> None:
         """Wait for more bytes. First send what is queued, or both sides could wait for ever."""
         self.flush()
@@ -2264,7 +2273,9 @@ class Wire:
     def fill(self, patience: Optional[float]) -> None:
         rest, tls = self.view[self.start : self.end], hasattr(self.sock, "pending")
         # TLS hands out whole records: what does not fit it holds back, and select() does not see it
-        if len(self.buffer) == QUIET and (tls or max(self.end, self.remaining) >= QUIET):
+        if len(self.buffer) == SMALL_BUFFER and (
+            tls or max(self.end, self.remaining) >= SMALL_BUFFER
+        ):
             self.buffer = bytearray(BUFFER)
             self.view = memoryview(self.buffer)
         self.view[: len(rest)] = rest
@@ -2288,7 +2299,7 @@ class Wire:
         while not self.early:
             stop = self.line_end()
             if stop < 0:
-                if deadline is None and not (idle and self.start == self.end):
+                if deadline is None and (self.has_unread() or not idle):
                     deadline = time.monotonic() + self.timeout
                 self.receive_more_of_a_line(deadline)
                 continue
@@ -2302,7 +2313,7 @@ class Wire:
         try:
             self.receive(None if deadline is None else max(0.0, deadline - time.monotonic()))
         except Ended:
-            if self.start < self.end:
+            if self.has_unread():
                 raise Lost("the other side closed the connection inside a line") from None
             raise
 
@@ -2328,7 +2339,7 @@ class Wire:
 
     def take_body(self) -> memoryview:
         """The next bytes of the announced body, valid until the next call."""
-        if self.start == self.end:
+        if not self.has_unread():
             self.receive(self.timeout)
         view = self.view[self.start : min(self.end, self.start + self.remaining)]
         self.start += len(view)
@@ -3201,12 +3212,10 @@ class Part:
     ) -> None:
         self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
-        self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
-        self.name = (
-            lasting_name(leaf, size, mtime_ns)
-            if self.keyed
-            else f"{RANDOM}{next(UNIQUE):024x}.part"
-        )
+        self.resumable = mtime_ns is not None and (size or 0) >= RESUMABLE
+        self.name = f"{RANDOM}{next(UNIQUE):024x}.part"
+        if self.resumable:
+            self.name = lasting_name(leaf, size, mtime_ns)
 
     def identity(self) -> tuple[object, ...]:
         return self.folder.identity(self.name)
@@ -3214,7 +3223,7 @@ class Part:
     def claim(self) -> bool:
         """Open and lock it, new or as an earlier attempt left it. False: another one writes it."""
         mode = 0o777 if self.executable else 0o666  # less the umask
-        if not self.keyed:  # nobody else has that name
+        if not self.resumable:  # nobody else has that name
             self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
             return lock_file(self.fd)
         while True:
@@ -3234,14 +3243,14 @@ class Part:
 
     def length(self) -> int:
         """Bytes that are there, also before claim() from an earlier attempt."""
-        found = self.folder.stat(self.name) if self.keyed or self.fd >= 0 else None
+        found = self.folder.stat(self.name) if self.resumable or self.fd >= 0 else None
         return found.st_size if found else 0
 
     def begin(self, offset: int) -> None:
         """Write from the offset on, if the digest is that of the bytes before; else from 0."""
         if offset != self.received:
             self.sha, self.received = hashlib.sha256(), 0
-        if self.keyed:
+        if self.resumable:
             os.ftruncate(self.fd, self.received)
             os.lseek(self.fd, self.received, os.SEEK_SET)
 
@@ -3298,7 +3307,7 @@ class Part:
 
     def keep(self) -> bool:
         """After an interruption: leave it for a later attempt, if there can be one."""
-        if self.fd >= 0 and self.keyed and self.received:
+        if self.fd >= 0 and self.resumable and self.received:
             self.close()
             return True
         self.drop()
@@ -3531,7 +3540,7 @@ class Stream(Part):
     A terminal gets it as text, with escapes for all else."""
 
     def __init__(self, fd: int) -> None:
-        self.fd, self.keyed, self.name = fd, False, ""
+        self.fd, self.resumable, self.name = fd, False, ""
         self.sha, self.received = hashlib.sha256(), 0
         self.decoder = (
             codecs.getincrementaldecoder("utf-8")("backslashreplace") if is_terminal(fd) else None

@@ -402,7 +402,7 @@ TLS_WAIT = 5.0  # seconds in which a TLS client begins; who waits for a greeting
 LINGER = 1.0  # seconds that a client has for reading why the server closes
 MAX_REFUSED = 64  # clients over the limit that are kept that long
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
-TELL = 0.1  # seconds from one note to the next
+NOTE_PAUSE = 0.1  # seconds from one note to the next
 DIGESTS = 2  # files that are read at once for nothing but their digest
 STALE = 1.0  # seconds of silence after which the writer of a part gives way to a new one
 # how often a new writer of a part tries to get it from the old one, and seconds between two tries
@@ -414,7 +414,7 @@ MAX_ECHO = 900
 LIFE = 1.0
 # what a receiver's answer tells the sender, and how many characters of each: without a limit the
 # line could be longer than MAX_LINE
-RESULTS = {
+RESULT_KEYS = {
     "reason": 32,
     "why": 200,
     "received": 20,
@@ -425,7 +425,7 @@ RESULTS = {
 }
 AHEAD = 2  # blocks that a receiver may still have to be sent when its sender leaves the next one
 SENDS_AHEAD = 200  # files of one sender that its receivers have not answered yet
-LEAST = 1024  # bytes a second by which a receiver that has been sent all must get on
+LEAST_RATE = 1024  # bytes a second by which a receiver that has been sent all must get on
 POSTPONED = 16  # requests of a receiver that wait for the end of the file which it is sent
 # letters of any script, digits: nothing that could pass for an address or for more than a name, and
 # none of the four letters that nobody can see (the fillers of Hangul)
@@ -443,15 +443,15 @@ SWEEP = 3600.0  # seconds from one search for old parts to the next
 def converse(session: "Session") -> None:
     """A client's requests, one after another, until it leaves or the server stops."""
     while not session.done and not session.server.stop.asked:
-        if session.start == session.end:
+        if not session.has_unread():
             session.flush()  # before Ctrl-C may take it for idle
-            session.idle = True
+            session.between_requests = True
         try:
             request = session.line(idle=session.admitted)
         except Ended:  # it may have closed only its own half, and await what receivers answer
             session.finish_sends()
             raise
-        session.idle = False
+        session.between_requests = False
         session.requests += 1
         if request.verb in ALIASES:
             request = request._replace(verb=ALIASES[request.verb])
@@ -462,7 +462,7 @@ def converse(session: "Session") -> None:
 def answer(session: "Session", request: "Line") -> None:
     """Run one command. If it is refused, tell the client why; then log the result."""
     verb, words = request.verb, request.words
-    if verb in NOT_ALONE:  # the rest of a body that was refused; line() drops the bytes
+    if verb in ONLY_IN_BODY:  # the rest of a body that was refused; line() drops the bytes
         return
     session.started = session.last_note = time.monotonic()
     session.moved, result = 0, "ok"
@@ -478,11 +478,11 @@ def answer(session: "Session", request: "Line") -> None:
         repeated = {"send": words[1:], "say": [], "tell": []}.get(verb, words)[:2]
         named = [word[:MAX_ECHO] for word in (verb, *repeated)]
         session.send_line("err", *named, reason=result, **getattr(error, "keys", {}))
-    if verb not in UNLOGGED or result not in EXPECTED:
+    if verb not in UNLOGGED or result not in UNLOGGED_RESULTS:
         # somebody may have typed the password after `auth`
         what = " ".join([verb, *words] if verb not in ("auth", "tell") else [verb])
         elapsed = time.monotonic() - session.started
-        session.note(f"{what[:300]}: {session.moved} bytes, {elapsed:.3f} s, {result}")
+        session.log(f"{what[:300]}: {session.moved} bytes, {elapsed:.3f} s, {result}")
 
 
 def find_command(session: "Session", verb: str, words: Sequence[str]) -> "Command":
@@ -538,7 +538,7 @@ def digest_in_turn(session: "Session", name: str, fd: int, upto: int, sha: "hash
 
     Many would leave short requests no processor time. Those that wait say so."""
     tell, turns = session.progress(name, "checked"), session.server.digest_turns
-    while not turns.acquire(timeout=TELL):
+    while not turns.acquire(timeout=NOTE_PAUSE):
         tell(0)
     try:
         return digest(fd, upto, sha, tell)
@@ -564,7 +564,7 @@ def do_stat(session: "Session", request: "Line", name: str) -> None:
 
 
 def left_by_interruption(session: "Session", request: "Line", name: str) -> Optional[int]:
-    """How much of such a file an interrupted put left. Most ask without mtime_ns, and many."""
+    """How much of such a file an interrupted put left, if the request names its mtime_ns."""
     with contextlib.suppress(OSError, Refused):
         if "mtime_ns" in request.keys:
             return session.part(request, name).length() or None
@@ -582,10 +582,10 @@ def do_get(session: "Session", request: "Line", name: str) -> None:
             reason = send_body(session, fd, status, sha, session.count)
         except Lost as lost:
             size = status.st_size - offset
-            session.note(f"get {name}: cut at {session.moved} of {size} bytes ({lost})")
+            session.log(f"get {name}: cut at {session.moved} of {size} bytes ({lost})")
             raise
     if reason:
-        session.note(f"get {name}: given up, it {reason} meanwhile")
+        session.log(f"get {name}: given up, it {reason} meanwhile")
 
 
 def begins_alike(
@@ -600,19 +600,19 @@ def begins_alike(
 
 def do_put(session: "Session", request: "Line", name: str) -> None:
     size, offset = request.number_or_none("size"), request.number("offset")
-    over, drops = request.is_set("over"), session.args.drop_box
-    if drops and over:
+    over, drop_box = request.is_set("over"), session.args.drop_box
+    if drop_box and over:
         raise Refused("drop-box")
-    part = session.part(request, name, make=drops)
+    part = session.part(request, name, make=drop_box)
     session.check_room(size or 0, min(offset, part.length()))
-    session.check_vacant(part.folder, part.leaf, over or drops)
+    session.check_vacant(part.folder, part.leaf, over or drop_box)
     session.claim(part)
     try:
         verified = store(session, request, name, part)
     except (Lost, Broken) as lost:
         kept = "kept for seven days" if session.keep(part) else "nothing is kept"
         whole = "?" if size is None else size
-        session.note(f"put {name}: cut at {part.received} of {whole} bytes ({lost}); {kept}")
+        session.log(f"put {name}: cut at {part.received} of {whole} bytes ({lost}); {kept}")
         raise
     except (OSError, Refused) as error:
         reason, keys = reason_of(error), getattr(error, "keys", {})
@@ -626,9 +626,9 @@ def do_put(session: "Session", request: "Line", name: str) -> None:
         part.drop()
         session.disclaim(part)
     told = {"size": part.received, "sha256": part.sha.hexdigest(), "verified": verified}
-    if drops:
+    if drop_box:
         told["as"] = "/".join([*name.split("/")[:-1], part.leaf])
-        session.note_handed_in(name, told)
+        session.log_handed_in(name, told)
     session.ok(request, **told)
 
 
@@ -748,7 +748,7 @@ def do_auth(session: "Session", request: "Line") -> None:
         if reason == "busy":
             raise Refused(reason, retry=wait)
         if wait:
-            session.note(f"auth: {MAX_WRONG} wrong passwords: {host} is answered busy for {wait} s")
+            session.log(f"auth: {MAX_WRONG} wrong passwords: {host} is answered busy for {wait} s")
         raise Refused(reason)
     session.admitted = True
     session.send_line("ok", "auth", proof=auth_proof(server.key, "server", *nonces))
@@ -775,7 +775,8 @@ def do_who(session: "Session", request: "Line") -> None:
 def do_receive(session: "Session", request: "Line") -> None:
     session.share()
     session.ok(request, you=session.peer, nick=session.nick or None)
-    session.lobby.receive(session)
+    session.mode = "receive"
+    session.lobby.wake_senders()
 
 
 def do_send(session: "Session", request: "Line", to: str, name: str) -> None:
@@ -809,7 +810,7 @@ def do_send(session: "Session", request: "Line", to: str, name: str) -> None:
         relay.give_up(reason_of(error) if isinstance(error, Refused) else "sender-gone")
         session.relays.remove(relay)
         if isinstance(error, Lost):
-            session.note(f"send {name}: cut after {relay.moved} bytes ({error})")
+            session.log(f"send {name}: cut after {relay.moved} bytes ({error})")
         raise
 
 
@@ -845,14 +846,14 @@ def do_chat(session: "Session", request: "Line", nick: str = "") -> None:
     session.share()
     for said in session.lobby.join(session):
         session.put(said)
-    session.note(f"chat: {session.display_name()} joined")
+    session.log(f"chat: {session.display_name()} joined")
     count = len(session.lobby.chatters)
     session.ok(request, nick=session.nick or None, you=session.peer, count=count)
 
 
 def do_say(session: "Session", request: "Line", text: str) -> None:
     session.lobby.say(session, sayable(session, text))
-    session.note(f"chat: <{session.display_name()}> {text}")
+    session.log(f"chat: <{session.display_name()}> {text}")
     session.put(b"ok say\n")
 
 
@@ -926,27 +927,39 @@ COMMANDS = {
 ALIASES = {"upload": "put", "download": "get", "logout": "bye", "stop": "bye", "quit": "bye"}
 BEFORE_AUTH = {"help", "ping", "auth", "bye"}
 DROPPING = {*BEFORE_AUTH, "put", "mkdir", "stat"}  # all that --drop-box allows
-NOT_ALONE = {"data", "end", "abort", "note"}  # they mean something only inside a body
-STAYS = {"help", "who", "ping", "say", "tell"}  # they do not end a `receive` or `chat` that waits
+ONLY_IN_BODY = {"data", "end", "abort", "note"}  # they mean something only inside a body
+GO_ON_WAITING = {
+    "help",
+    "who",
+    "ping",
+    "say",
+    "tell",
+}  # they do not end a `receive` or `chat` that waits
 # not logged unless they are refused: they move and change nothing (a `send` when it is answered)
 UNLOGGED = {"help", "stat", "ping", "bye", "who", "chat", "say", "tell", "auth", "send"}
 # their results that are not worth a line in the log
-EXPECTED = {"ok", "no-such-file", "no-such-folder", "too-fast"}
+UNLOGGED_RESULTS = {"ok", "no-such-file", "no-such-folder", "too-fast"}
 
 
 # --- wire: the same in server.py, client.py (tests/test_twins.py) ---
 # bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and
 # keys
 MAX_LINE = 32768
-QUIET = 1 << 12  # bytes asked of one recv until more than that has come at once
+SMALL_BUFFER = 1 << 12  # bytes asked of one recv until more than that has come at once
 # the same after that: a whole `data` line with its body; each busy connection has its own
-BUFFER = (1 << 20) + QUIET
+BUFFER = (1 << 20) + SMALL_BUFFER
 RECORD = 1 << 14  # bytes of a TLS record at most
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
 BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-FREE = {"help", "say", "said", "tell", "told"}  # verbs whose line is text from the first space on
+TEXT_VERBS = {
+    "help",
+    "say",
+    "said",
+    "tell",
+    "told",
+}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
@@ -1053,7 +1066,7 @@ def parse(raw: bytes) -> Line:
     if not start:  # a space at the beginning: an answer would repeat no verb, and be no line itself
         raise Broken("bad-line")
     found = Line(start.lower(), [], {})
-    if found.verb in FREE:
+    if found.verb in TEXT_VERBS:
         return found._replace(words=[" ".join(rest)] if rest else [])
     for word in rest:
         key, equals, value = word.partition("=")
@@ -1123,7 +1136,7 @@ class Wire:
         self.selector = SELECTOR()  # knows the socket by its number, which it keeps under TLS
         self.selector.register(sock.fileno(), READ)
         sock.setblocking(False)  # only wait() waits
-        self.buffer = bytearray(QUIET)
+        self.buffer = bytearray(SMALL_BUFFER)
         self.view = memoryview(self.buffer)
         self.start = self.end = 0  # what was received and not yet used: buffer[start:end]
         self.remaining = 0  # bytes of the announced body that are still to be used
@@ -1186,6 +1199,9 @@ class Wire:
                 self.wait(self.timeout, WRITE)
 
     # receiving
+    def has_unread(self) -> bool:
+        return self.start < self.end
+
     def receive(self, patience: Optional[float]) -> None:
         """Wait for more bytes. First send what is queued, or both sides could wait for ever."""
         self.flush()
@@ -1194,7 +1210,9 @@ class Wire:
     def fill(self, patience: Optional[float]) -> None:
         rest, tls = self.view[self.start : self.end], hasattr(self.sock, "pending")
         # TLS hands out whole records: what does not fit it holds back, and select() does not see it
-        if len(self.buffer) == QUIET and (tls or max(self.end, self.remaining) >= QUIET):
+        if len(self.buffer) == SMALL_BUFFER and (
+            tls or max(self.end, self.remaining) >= SMALL_BUFFER
+        ):
             self.buffer = bytearray(BUFFER)
             self.view = memoryview(self.buffer)
         self.view[: len(rest)] = rest
@@ -1218,7 +1236,7 @@ class Wire:
         while not self.early:
             stop = self.line_end()
             if stop < 0:
-                if deadline is None and not (idle and self.start == self.end):
+                if deadline is None and (self.has_unread() or not idle):
                     deadline = time.monotonic() + self.timeout
                 self.receive_more_of_a_line(deadline)
                 continue
@@ -1232,7 +1250,7 @@ class Wire:
         try:
             self.receive(None if deadline is None else max(0.0, deadline - time.monotonic()))
         except Ended:
-            if self.start < self.end:
+            if self.has_unread():
                 raise Lost("the other side closed the connection inside a line") from None
             raise
 
@@ -1258,7 +1276,7 @@ class Wire:
 
     def take_body(self) -> memoryview:
         """The next bytes of the announced body, valid until the next call."""
-        if self.start == self.end:
+        if not self.has_unread():
             self.receive(self.timeout)
         view = self.view[self.start : min(self.end, self.start + self.remaining)]
         self.start += len(view)
@@ -1596,12 +1614,10 @@ class Part:
     ) -> None:
         self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
-        self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
-        self.name = (
-            lasting_name(leaf, size, mtime_ns)
-            if self.keyed
-            else f"{RANDOM}{next(UNIQUE):024x}.part"
-        )
+        self.resumable = mtime_ns is not None and (size or 0) >= RESUMABLE
+        self.name = f"{RANDOM}{next(UNIQUE):024x}.part"
+        if self.resumable:
+            self.name = lasting_name(leaf, size, mtime_ns)
 
     def identity(self) -> tuple[object, ...]:
         return self.folder.identity(self.name)
@@ -1609,7 +1625,7 @@ class Part:
     def claim(self) -> bool:
         """Open and lock it, new or as an earlier attempt left it. False: another one writes it."""
         mode = 0o777 if self.executable else 0o666  # less the umask
-        if not self.keyed:  # nobody else has that name
+        if not self.resumable:  # nobody else has that name
             self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
             return lock_file(self.fd)
         while True:
@@ -1629,14 +1645,14 @@ class Part:
 
     def length(self) -> int:
         """Bytes that are there, also before claim() from an earlier attempt."""
-        found = self.folder.stat(self.name) if self.keyed or self.fd >= 0 else None
+        found = self.folder.stat(self.name) if self.resumable or self.fd >= 0 else None
         return found.st_size if found else 0
 
     def begin(self, offset: int) -> None:
         """Write from the offset on, if the digest is that of the bytes before; else from 0."""
         if offset != self.received:
             self.sha, self.received = hashlib.sha256(), 0
-        if self.keyed:
+        if self.resumable:
             os.ftruncate(self.fd, self.received)
             os.lseek(self.fd, self.received, os.SEEK_SET)
 
@@ -1693,7 +1709,7 @@ class Part:
 
     def keep(self) -> bool:
         """After an interruption: leave it for a later attempt, if there can be one."""
-        if self.fd >= 0 and self.keyed and self.received:
+        if self.fd >= 0 and self.resumable and self.received:
             self.close()
             return True
         self.drop()
@@ -1854,12 +1870,12 @@ class Session(Wire):
         super().__init__(sock, server.args.timeout)
         self.server, self.args, self.lobby = server, server.args, server.lobby
         self.peer = address(peer)
-        self.root = Folder(server.directory, durable=server.args.durable)
+        self.root = Folder(server.args.directory, durable=server.args.durable)
         self.last_folder: tuple[str, Folder] = "", self.root  # it stays open
         self.logged: list[str] = []
         self.connected = self.started = self.last_note = time.monotonic()
         self.moved = self.requests = 0  # bytes of this request; requests until now
-        self.idle, self.done = True, False
+        self.between_requests, self.done = True, False
         self.admitted = (
             server.door.guard is None
         )  # whether the client may do more than ask and log in
@@ -1874,7 +1890,7 @@ class Session(Wire):
         self.owed: deque[Relay] = deque()
         self.postponed: list[Line] = []
         # when it last took bytes or got further; the next count that is further
-        self.progressed, self.goal = self.connected, LEAST * self.timeout
+        self.progressed, self.goal = self.connected, LEAST_RATE * self.timeout
         # as a sender: what is not answered yet; lines and small bodies for the last one's receivers
         self.relays: deque[Relay] = deque()
         self.gathered = bytearray()
@@ -1889,13 +1905,13 @@ class Session(Wire):
             converse(self)
         except Ended:
             if not self.requests:
-                self.note("came and left without a word")
+                self.log("came and left without a word")
         except Lost as lost:
             self.rest, self.out = memoryview(b""), bytearray()
-            self.note(f"connection lost: {lost}")
+            self.log(f"connection lost: {lost}")
         except Broken as broken:
             self.out += line("err", "-", reason=broken)  # hang_up() sends it
-            self.note(f"hung up on: {broken}")
+            self.log(f"hung up on: {broken}")
         finally:
             self.lobby.leave(self, "gone")
             if self.reason:
@@ -1932,7 +1948,7 @@ class Session(Wire):
     def prepare(self, request: Line) -> None:
         """A request may name its client; most end a `receive` or `chat` that waits."""
         self.doing, nick = request.verb, request.keys.get("nick")
-        if self.mode and (self.doing not in STAYS or nick is not None):
+        if self.mode and (self.doing not in GO_ON_WAITING or nick is not None):
             self.lobby.leave(self, "left")
         if nick is not None:
             if not self.admitted:  # or strangers could take the names of those who may come in
@@ -1965,7 +1981,7 @@ class Session(Wire):
 
     def tell_count(self, name: str, key: str, count: int) -> None:
         now = time.monotonic()
-        if now - self.last_note >= TELL:
+        if now - self.last_note >= NOTE_PAUSE:
             self.last_note = now
             self.send_line("note", name, **{key: count})
             self.flush()
@@ -1995,7 +2011,7 @@ class Session(Wire):
 
     def has_line(self) -> bool:
         """Has a whole line arrived that is not empty?"""
-        while self.start < self.end and self.buffer[self.start] in b"\r\n":
+        while self.has_unread() and self.buffer[self.start] in b"\r\n":
             self.start += 1
         return self.line_end() >= 0
 
@@ -2012,13 +2028,13 @@ class Session(Wire):
             self.server.write_log(self.logged)
             self.logged = []
 
-    def note(self, text: str, **facts: object) -> None:
-        self.logged.append(log_line(self.args.json, printable(text), self.peer, **facts))
+    def log(self, text: str, **more: object) -> None:
+        self.logged.append(log_line(self.args.json, printable(text), self.peer, **more))
 
-    def note_handed_in(self, name: str, facts: Mapping[str, object]) -> None:
+    def log_handed_in(self, name: str, facts: Mapping[str, object]) -> None:
         by = self.nick or host_of(self.peer)
         there = f"{sender_folder(by)}/{facts['as']}"
-        self.note(
+        self.log(
             f"handed in by {by}: {there}, {facts['size']} bytes, verified={facts['verified']}",
             handed_in=printable(there),
             by=by,
@@ -2045,7 +2061,7 @@ class Session(Wire):
         self.sock.close()
 
     def is_idle(self) -> bool:
-        return self.idle and not self.owed and not self.relays
+        return self.between_requests and not self.owed and not self.relays
 
     def cut(self, reason: str = "") -> None:
         """From another thread: end whatever this connection waits for; its own tells the reason.
@@ -2083,7 +2099,7 @@ class Session(Wire):
                     return True
                 self.fill(self.timeout)
                 self.hear()
-            if self.early or (able and self.start != self.end and not self.owed):
+            if self.early or (able and self.has_unread() and not self.owed):
                 return False
             self.check_owed()
         raise Silent(f"silent for {self.timeout:g} s")
@@ -2142,7 +2158,7 @@ class Session(Wire):
                 self.accept_answer(relay, found)
                 continue
             self.postponed.append(found)
-            stays = found.verb in STAYS and "nick" not in found.keys
+            stays = found.verb in GO_ON_WAITING and "nick" not in found.keys
             if not stays or len(self.postponed) > POSTPONED:
                 self.drop_owed("left")
         if not self.owed:
@@ -2150,11 +2166,11 @@ class Session(Wire):
             self.postponed.clear()
 
     def count_received(self, relay: "Relay", received: int) -> None:
-        """Who tells of one more byte each time, or of nothing new, does not live by that."""
+        """A count keeps a receiver from being closed only if it grows by LEAST_RATE."""
         if received > relay.receivers.get(self, received):
             relay.receivers[self] = received
             if received >= min(self.goal, relay.moved):
-                self.progressed, self.goal = time.monotonic(), received + LEAST * self.timeout
+                self.progressed, self.goal = time.monotonic(), received + LEAST_RATE * self.timeout
             relay.sender.ring()
 
     def accept_answer(self, relay: "Relay", found: Line) -> None:
@@ -2162,7 +2178,7 @@ class Session(Wire):
             self.owed.popleft()
             if not relay.ended:
                 self.queue.append(line("abort", reason="refused"))
-        self.progressed, self.goal = time.monotonic(), LEAST * self.timeout
+        self.progressed, self.goal = time.monotonic(), LEAST_RATE * self.timeout
         relay.settle(self, found)
         if not self.owed:
             self.lobby.wake_senders()
@@ -2204,24 +2220,21 @@ class Session(Wire):
     def tell_results(self) -> None:
         while self.relays and self.relays[0].report():
             self.relays.popleft()
-        if self.relays:
-            self.relays[0].show()
-
-    def wait_for_receivers(self) -> None:
-        self.tell_results()
-        self.hear_bell(TELL)
+        # if the client is gone, only the reset that answers this tells so while it is unread
+        if self.relays and (received := self.relays[0].receivers.copy().values()):
+            self.tell_count(self.relays[0].name, "received", min(received))
 
     def finish_sends(self, most: int = 0) -> None:
         """Wait until no more than so many of its files have no answer."""
         while len(self.relays) > most:
             self.report()
             if len(self.relays) > most:
-                self.hear_bell(TELL)
+                self.hear_bell(NOTE_PAUSE)
 
     # names: whatever a client names is found here and nowhere else
     def folder(self, parts: list[str], make: bool = False) -> Folder:
         """Found component by component from the shared folder, unless it is the last folder."""
-        if self.server.only and parts:
+        if self.args.only and parts:
             raise Refused("no-such-file")
         name = "/".join(parts)
         if name != self.last_folder[0]:
@@ -2233,7 +2246,7 @@ class Session(Wire):
 
     def find(self, name: str, make: bool = False) -> tuple[Folder, str]:
         """The folder that a name from the network is in, and its last component."""
-        only = self.server.only
+        only = self.args.only
         if self.args.drop_box:
             name = f"{sender_folder(self.nick or host_of(self.peer))}/{name}"
         *above, leaf = check_name(name, self.args.hidden or name == only)
@@ -2251,8 +2264,8 @@ class Session(Wire):
         return folder, leaf, status
 
     def visible(self, name: str) -> bool:
-        if self.server.only:
-            return name == self.server.only
+        if self.args.only:
+            return bool(name == self.args.only)
         return not PART.fullmatch(name) and (self.args.hidden or name[0] != ".")
 
     @contextlib.contextmanager
@@ -2278,7 +2291,7 @@ class Session(Wire):
         if 0 < self.args.max_size < whole:
             raise Refused("too-large", limit=self.args.max_size)
         if self.args.min_free:
-            free = shutil.disk_usage(self.server.directory).free
+            free = shutil.disk_usage(self.args.directory).free
             if free - (whole - received) < self.args.min_free:
                 raise Refused("disk-full")
 
@@ -2291,7 +2304,7 @@ class Session(Wire):
     def claim(self, part: Part) -> None:
         """Become the one writer of a part. An earlier writer that is silent has lost its link: end
         it. Count tries, not time: if the machine was suspended, that writer got no time either."""
-        if not part.keyed:
+        if not part.resumable:
             part.claim()
             return
         try:
@@ -2314,7 +2327,7 @@ class Session(Wire):
 
     def disclaim(self, part: Part) -> None:
         """The part has no writer any more, unless the next one has come in already."""
-        if part.keyed and self.server.writers.get(part.identity()) is self:
+        if part.resumable and self.server.writers.get(part.identity()) is self:
             del self.server.writers[part.identity()]
 
 
@@ -2379,17 +2392,13 @@ class Lobby:
         for relay in self.queue.copy():
             relay.sender.ring()
 
-    def receive(self, session: "Session") -> None:
-        session.mode = "receive"
-        self.wake_senders()
-
     def leave(self, session: "Session", reason: str) -> None:
         """It neither receives nor chats any more."""
         with self.lock:
             if session in self.chatters:
                 del self.chatters[session]
                 self.tell_all(line("left", session.display_name()))
-                session.note(f"chat: {session.display_name()} left")
+                session.log(f"chat: {session.display_name()} left")
             session.mode = ""
         session.drop_owed(reason)
 
@@ -2506,7 +2515,9 @@ class Relay:
         while (found := sender.line()).verb in ("data", "note"):
             if found.verb == "note":
                 self.give(line("note", self.name))
-                if self.is_overdue() and sender.lobby.is_awaited(self):
+                # notes alone do not keep receivers for whom others wait
+                overdue = time.monotonic() > self.brought + sender.timeout
+                if overdue and sender.lobby.is_awaited(self):
                     raise Refused("stalled")
             while sender.remaining:
                 chunk = sender.take_body()
@@ -2519,10 +2530,6 @@ class Relay:
         if found.verb != "abort":
             sender.early.append(found)
         self.end(line("abort", reason=found.keys.get("reason", "interrupted")))
-
-    def is_overdue(self) -> bool:
-        """Notes alone do not keep receivers for whom others wait."""
-        return time.monotonic() > self.brought + self.sender.timeout
 
     def end(self, last: bytes) -> None:
         self.ended = True
@@ -2537,7 +2544,8 @@ class Relay:
 
     def pass_on(self) -> None:
         while self.sender.gathered and not self.has_room():
-            self.sender.wait_for_receivers()
+            self.sender.tell_results()
+            self.sender.hear_bell(NOTE_PAUSE)
         self.leave()
 
     def has_room(self) -> bool:
@@ -2560,25 +2568,21 @@ class Relay:
         self.ended = True
         self.leave()
 
-    def show(self) -> None:
-        """Tell the sender how far the slowest is. If it is gone, only the reset that answers this
-        tells so while what it sent is unread."""
-        if received := self.receivers.copy().values():
-            self.sender.tell_count(self.name, "received", min(received))
-
     def report(self) -> bool:
         """Tell the sender what became of it where; then, if that is all, the answer."""
         over = not self.receivers  # before the results are read: the last one is among them then
         while self.results:
             self.report_one(*self.results.popleft())
         if over and not self.ended:
-            raise self.not_received()
+            raise Refused("not-received", receivers=self.count, verified=0)
         if over:
             self.answer()
         return over
 
     def report_one(self, target: str, result: Line, nick: str) -> None:
-        keys = {key: result.keys[key][:most] for key, most in RESULTS.items() if key in result.keys}
+        keys = {
+            key: result.keys[key][:most] for key, most in RESULT_KEYS.items() if key in result.keys
+        }
         if result.verb == "ok":
             # a receiver may say what it likes: what it has must be what was sent
             self.taken += 1
@@ -2587,7 +2591,7 @@ class Relay:
             self.verified += keys.get("verified", "yes") == "yes"
         else:
             reason = keys.get("reason", "failed")
-            self.sender.note(f"send {self.name[:300]} to {target[:300]}: {reason}")
+            self.sender.log(f"send {self.name[:300]} to {target[:300]}: {reason}")
         words = target[:MAX_ECHO], result.verb, self.verb, self.name
         self.sender.send_line("got", *words, **keys, nick=nick or None)
 
@@ -2599,10 +2603,7 @@ class Relay:
             result = "not-received"
             sender.send_line("err", "send", self.name, reason=result, **facts, verified=0)
         elapsed = time.monotonic() - self.started
-        sender.note(f"{self.what}: {self.moved} bytes, {elapsed:.3f} s, {result}")
-
-    def not_received(self) -> Refused:
-        return Refused("not-received", receivers=self.count, verified=0)
+        sender.log(f"{self.what}: {self.moved} bytes, {elapsed:.3f} s, {result}")
 
     # the receivers' threads
     def settle(self, session: "Session", result: Line) -> None:
@@ -2620,12 +2621,9 @@ class Server:
         args: argparse.Namespace,
         sock: socket.socket,
         door: "Door",
-        directory: str,
-        only: str,
         log_fd: int,
     ) -> None:
-        self.door = door
-        self.args, self.sock, self.directory, self.only = args, sock, directory, only
+        self.args, self.sock, self.door = args, sock, door
         self.stop = Stop()
         self.sessions: set[Session] = set()
         # by the identity of the part that they write
@@ -2749,7 +2747,7 @@ class Server:
 
     def remove_old_parts(self) -> None:
         with contextlib.suppress(OSError):
-            for full, folder, _ in walk(Folder(self.directory), "", lambda full, error: None):
+            for full, folder, _ in walk(Folder(self.args.directory), "", lambda full, error: None):
                 if remove_if_old(folder, os.path.basename(full)):
                     self.log(f"removed {printable(full)}: nobody resumed it")
 
@@ -2782,14 +2780,16 @@ def log_line(as_json: bool, text: str, client: str = "", **facts: object) -> str
     )
 
 
-def prepare_folder(path: str) -> tuple[str, str]:
-    """The folder to share, made if missing, and the one name in it if a single file is shared."""
+def prepare_folder(args: argparse.Namespace) -> None:
+    """Find the folder to share, made if missing, or the one name in it if a file is shared."""
+    path = args.path or args.directory
     try:
-        directory, only = os.path.realpath(path), ""  # what the command line names may be a link
-        if os.path.isfile(directory):
-            directory, only = os.path.split(directory)
-        os.makedirs(directory, exist_ok=True)
-        Folder(directory)
+        # what the command line names may be a link
+        args.directory, args.only = os.path.realpath(path), ""
+        if os.path.isfile(args.directory):
+            args.directory, args.only = os.path.split(args.directory)
+        os.makedirs(args.directory, exist_ok=True)
+        Folder(args.directory)
     except OSError as error:
         raise Failure(
             26,
@@ -2797,7 +2797,6 @@ def prepare_folder(path: str) -> tuple[str, str]:
             "the folder is missing and cannot be made, or may not be read",
             "python3 server.py --directory FOLDER",
         ) from None
-    return directory, only
 
 
 def open_log(path: str) -> int:
@@ -2820,8 +2819,8 @@ def serve(args: argparse.Namespace) -> int:
     if door.tls:
         # a client that waits for an answer shall see nothing but answers arrive
         door.tls.num_tickets = 0
-    directory, only = prepare_folder(args.path or args.directory)
-    args.read_only = args.read_only or bool(only)
+    prepare_folder(args)
+    args.read_only = args.read_only or bool(args.only)
     if args.drop_box and args.read_only:
         raise Failure(
             2,
@@ -2832,7 +2831,7 @@ def serve(args: argparse.Namespace) -> int:
     log_fd = open_log(args.log) if args.log else -1 if args.quiet else 2
     # a client that finds the backlog full tries again only after a second
     sock = bind(socket_class(args), family, target, 1024)
-    server = Server(args, sock, door, directory, only, log_fd)
+    server = Server(args, sock, door, log_fd)
     with contextlib.closing(server.stop):
         announce(sock, args, door)
         server.run()

@@ -875,7 +875,7 @@ def test_those_who_wait_go_last_and_those_with_a_request_never():
             mode=mode,
             last_heard=heard,
             peer=f"[2001:db8::{heard}]:9",
-            idle=name != "busy",
+            between_requests=name != "busy",
         )
         for name, mode, heard in made
     }
