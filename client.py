@@ -99,6 +99,7 @@ import os
 import posixpath
 import re
 import select
+import selectors
 import shlex
 import site
 import socket
@@ -2010,15 +2011,21 @@ COMMANDS = {
 # bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and
 # keys
 MAX_LINE = 32768
-QUIET = 1 << 12  # bytes asked of one recv until more than that has come at once
+SMALL_BUFFER = 1 << 12  # bytes asked of one recv until more than that has come at once
 # the same after that: a whole `data` line with its body; each busy connection has its own
-BUFFER = (1 << 20) + QUIET
+BUFFER = (1 << 20) + SMALL_BUFFER
 RECORD = 1 << 14  # bytes of a TLS record at most
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
 BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-FREE = {"help", "say", "said", "tell", "told"}  # verbs whose line is text from the first space on
+TEXT_VERBS = {
+    "help",
+    "say",
+    "said",
+    "tell",
+    "told",
+}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
@@ -2028,7 +2035,11 @@ HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
 NONCE = re.compile("(?:[0-9a-f]{2}){16,64}")
-BODY = re.compile(rb"data ([0-9]{1,18})")  # the line that comes most often
+# how a body is announced; a key that nobody knows may follow
+DATA = re.compile(rb"data ([0-9]{1,18})(?: [^ =]+=[^ ]*)*", re.IGNORECASE)
+# select() knows no descriptor above 1023, and epoll needs one of its own
+SELECTOR = getattr(selectors, "PollSelector", selectors.SelectSelector)
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 # a peer that vanished is noticed in two minutes
 # the first two are one, as Linux and as macOS call it
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
@@ -2075,9 +2086,6 @@ class Line(NamedTuple):
         return self.keys.get(key) == "yes"
 
 
-DATA = Line("data", [], {})
-
-
 def quote(text: str) -> str:
     """A name or value as a word: space, %, = and what is not printable UTF-8 become %XX."""
     if PLAIN.fullmatch(text):
@@ -2119,12 +2127,12 @@ def parse(raw: bytes) -> Line:
     """A line as it was received: the verb, the positional words, the key=value words."""
     text = raw.decode(*NAMES)
     if not text.isprintable() and CONTROL.search(raw):
-        raise Broken("this-is-tls" if raw.startswith(TLS) else "bad-line")
+        raise Broken("bad-line")
     start, *rest = text.split(" ")
     if not start:  # a space at the beginning: an answer would repeat no verb, and be no line itself
         raise Broken("bad-line")
     found = Line(start.lower(), [], {})
-    if found.verb in FREE:
+    if found.verb in TEXT_VERBS:
         return found._replace(words=[" ".join(rest)] if rest else [])
     for word in rest:
         key, equals, value = word.partition("=")
@@ -2191,8 +2199,10 @@ class Wire:
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self.sock, self.timeout = sock, timeout
-        sock.settimeout(timeout)
-        self.buffer = bytearray(QUIET)
+        self.selector = SELECTOR()  # knows the socket by its number, which it keeps under TLS
+        self.selector.register(sock.fileno(), READ)
+        sock.setblocking(False)  # only wait() waits
+        self.buffer = bytearray(SMALL_BUFFER)
         self.view = memoryview(self.buffer)
         self.start = self.end = 0  # what was received and not yet used: buffer[start:end]
         self.remaining = 0  # bytes of the announced body that are still to be used
@@ -2207,12 +2217,33 @@ class Wire:
             if hasattr(socket, option):
                 self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
+    def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> int:
+        """Send or receive what is possible now: how many bytes.
+
+        A failure of the connection is Lost: an OSError of a disk must stay different."""
+        try:
+            count = call(view)
+        except OSError as error:
+            if type(error).__name__ in NOTHING_HAPPENED:
+                return 0
+            raise Lost(error.strerror or "closed") from None
+        if not count:
+            raise Ended("the other side closed the connection")
+        self.last_heard = time.monotonic()
+        return count
+
+    def wait(self, patience: Optional[float], event: int = READ) -> None:
+        """Wait until the connection can be read or written. All waiting for the peer is here."""
+        self.selector.modify(self.sock.fileno(), event)
+        if not self.selector.select(patience):
+            raise Silent(f"silent for {self.timeout:g} s")
+
     # sending
     def put(self, data: bytes) -> None:
         """Queue bytes. Small ones are sent together, before this side waits; large ones at once."""
         if len(data) >= BATCH:
             self.flush()
-            return self.attempt(self.push, memoryview(data))
+            return self.push(memoryview(data))
         self.out += data
         if len(self.out) >= BATCH:
             self.flush()
@@ -2223,83 +2254,57 @@ class Wire:
     def flush(self) -> None:
         if self.out:
             view, self.out = memoryview(self.out), bytearray()
-            self.attempt(self.push, view)
+            self.push(view)
 
-    def push(self, view: memoryview) -> int:
-        """Send all, however slowly the peer reads. (sendall() has one timeout for everything.)"""
+    def push(self, view: memoryview) -> None:
+        """Send all, however slowly the peer reads."""
         while view:
-            view = view[self.sock.send(self.sendable(view)) :]
-        return 1
-
-    def sendable(self, view: memoryview) -> memoryview:
-        """What one send() may get: TLS takes all or nothing, so a slow reader would seem stuck."""
-        return view[:BATCH] if hasattr(self.sock, "pending") else view
-
-    def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> None:
-        """Turn a failure of a socket call into Lost: an OSError of a disk must stay different."""
-        try:
-            count = call(view)
-        except OSError as error:
-            if isinstance(error, socket.timeout):
-                raise Silent(f"silent for {self.timeout:g} s") from None
-            raise Lost(error.strerror or "closed") from None
-        if not count:
-            raise Ended("the other side closed the connection")
-        self.last_heard = time.monotonic()
+            count = self.attempt(self.sock.send, view)
+            view = view[count:]
+            if not count:
+                self.wait(self.timeout, WRITE)
 
     # receiving
+    def has_unread(self) -> bool:
+        return self.start < self.end
+
     def receive(self, patience: Optional[float]) -> None:
         """Wait for more bytes. First send what is queued, or both sides could wait for ever."""
         self.flush()
         self.fill(patience)
 
     def fill(self, patience: Optional[float]) -> None:
-        rest = self.view[self.start : self.end]
-        if len(self.buffer) == QUIET and (
-            max(self.end, self.remaining) >= QUIET or hasattr(self.sock, "pending")
+        rest, tls = self.view[self.start : self.end], hasattr(self.sock, "pending")
+        # TLS hands out whole records: what does not fit it holds back, and select() does not see it
+        if len(self.buffer) == SMALL_BUFFER and (
+            tls or max(self.end, self.remaining) >= SMALL_BUFFER
         ):
-            # under TLS from the start: with room for a whole record it holds nothing back that
-            # select() would not see
             self.buffer = bytearray(BUFFER)
             self.view = memoryview(self.buffer)
         self.view[: len(rest)] = rest
         self.start, self.end = 0, len(rest)
-        if patience != self.timeout:
-            self.sock.settimeout(patience)
         # no further than to the end of the body, so that the next one is received in one piece
-        # (but whole records of TLS: what it holds back select() would not see)
-        within = self.remaining > self.end and not hasattr(self.sock, "pending")
-        ends = self.remaining if within else len(self.view)
-        self.attempt(self.receive_into, self.view[self.end : ends])
-        if patience != self.timeout:
-            self.sock.settimeout(self.timeout)
-
-    def receive_into(self, view: memoryview) -> int:
-        count = self.sock.recv_into(view)
-        if self.remaining and hasattr(self.sock, "pending"):
-            count += self.more_records(view[count:])
+        ends = self.remaining if self.remaining > self.end and not tls else len(self.view)
+        while not (count := self.attempt(self.sock.recv_into, self.view[self.end : ends])):
+            self.wait(patience)
         self.end += count
-        return count
-
-    def more_records(self, view: memoryview) -> int:
-        """TLS returns one record (16 KiB) at a time: inside a body read all that have arrived."""
-        count, patience = 0, self.sock.gettimeout()
-        self.sock.settimeout(0)
-        # nothing more has come, or an error that the next call will tell
-        with contextlib.suppress(OSError):
-            while len(view) - count >= RECORD and (more := self.sock.recv_into(view[count:])):
-                count += more
-        self.sock.settimeout(patience)
-        return count
+        # a body goes on with what else has come; an error or the end is for the next call
+        with contextlib.suppress(Lost):
+            while self.end < self.remaining and ends - self.end >= RECORD and count:
+                count = self.attempt(self.sock.recv_into, self.view[self.end : ends])
+                self.end += count
 
     def line(self, idle: bool = False) -> Line:
-        """The next line. With idle, the wait for its first byte has no deadline."""
+        """The next line, under one deadline. With idle, there is none before its first byte."""
         while self.remaining:  # a body that nobody wants is read and dropped
             self.take_body()
+        deadline = None
         while not self.early:
             stop = self.line_end()
             if stop < 0:
-                self.wait_for_line(idle)
+                if deadline is None and (self.has_unread() or not idle):
+                    deadline = time.monotonic() + self.timeout
+                self.receive_more_of_a_line(deadline)
                 continue
             raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
             self.start = stop + 1
@@ -2307,44 +2312,37 @@ class Wire:
                 return self.understand(raw)
         return self.early.popleft()
 
-    def wait_for_line(self, idle: bool) -> None:
-        """Wait until the next line is whole, under one deadline."""
-        deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
-        while self.line_end() < 0 and not self.early:
-            if self.buffer.startswith(TLS, self.start, self.end):
-                raise Broken("this-is-tls")
-            try:
-                self.receive(None if deadline is None else max(0.001, deadline - time.monotonic()))
-            except Ended:
-                if self.start < self.end:
-                    raise Lost("the other side closed the connection inside a line") from None
-                raise
-            deadline = deadline or time.monotonic() + self.timeout
+    def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
+        try:
+            self.receive(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except Ended:
+            if self.has_unread():
+                raise Lost("the other side closed the connection inside a line") from None
+            raise
 
     def line_end(self) -> int:
         """Where the next line ends in the buffer, or -1."""
+        if self.buffer.startswith(TLS, self.start, self.end):
+            raise Broken("this-is-tls")
         stop = self.buffer.find(b"\n", self.start, self.end)
         if (stop if stop >= 0 else self.end) - self.start >= MAX_LINE:
             raise Broken("line-too-long")
         return stop
 
     def understand(self, raw: bytes) -> Line:
-        if body := BODY.fullmatch(raw):
+        if body := DATA.fullmatch(raw):
             self.remaining = int(body[1])
-            return DATA
+            return Line("data", [], {})
         if b"HTTP/" in raw and HTTP.match(raw):
             raise Broken("this-is-http")
         found = parse(raw)
         if found.verb == "data":
-            size = re.fullmatch("[0-9]{1,18}", " ".join(found.words))
-            if not size:
-                raise Broken("bad-number")
-            self.remaining = int(size[0])
+            raise Broken("bad-number")
         return found
 
     def take_body(self) -> memoryview:
         """The next bytes of the announced body, valid until the next call."""
-        if self.start == self.end:
+        if not self.has_unread():
             self.receive(self.timeout)
         view = self.view[self.start : min(self.end, self.start + self.remaining)]
         self.start += len(view)
@@ -2464,28 +2462,32 @@ class Link(Wire):
                 "check the address; nothing was sent",
             )
 
-    def push(self, view: memoryview) -> int:
-        """As in Wire; but a server that sends while it does not read waits for others."""
-        while view:
-            try:
-                count = self.sock.send(
-                    self.sendable(view[: self.pace.piece] if self.pace else view)
-                )
-                view = view[count:]
-                if self.pace:
-                    self.pace.wait(count)
-            except OSError as error:
-                if not isinstance(error, socket.timeout) or not self.notes():
-                    raise
-        return 1
-
-    def receive_into(self, view: memoryview) -> int:
-        await_data(self.sock)
+    def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> int:
+        """As in Wire, but no quicker than --limit-rate."""
         if not self.pace:
-            return super().receive_into(view)
-        count = super().receive_into(view[: self.pace.piece])
+            return super().attempt(call, view)
+        count = super().attempt(call, view[: self.pace.piece])
         self.pace.wait(count)
         return count
+
+    def wait(self, patience: Optional[float], event: int = READ) -> None:
+        """As in Wire; but a server that sends while it does not read waits for others."""
+        if event == READ and patience is not None and self.timeout > NOTICE_AFTER < patience:
+            if select.select([self.sock], [], [], NOTICE_AFTER)[0]:
+                return
+            patience -= NOTICE_AFTER
+            say(f"waiting for an answer from {self.endpoint} (Ctrl-C stops)")
+        if event == READ and os.name == "nt":
+            self.sock.settimeout(patience)
+            with contextlib.suppress(socket.timeout):
+                await_data(self.sock)
+            self.sock.setblocking(False)
+            patience = 0
+        try:
+            super().wait(patience, event)
+        except Silent:
+            if event == READ or not self.notes():
+                raise
 
     def notes(self) -> int:
         """Take the lines that have come; how many."""
@@ -2497,17 +2499,6 @@ class Link(Wire):
             self.listen()
             count += 1
         return count
-
-    def receive(self, patience: Optional[float]) -> None:
-        self.flush()
-        if patience is None:  # between two files that others send there is nothing to notice
-            return super().receive(patience)
-        quiet = min(NOTICE_AFTER, patience)
-        if not select.select([self.sock], [], [], quiet)[0]:
-            patience = max(0.001, patience - quiet)
-            if self.timeout > NOTICE_AFTER:
-                say(f"waiting for an answer from {self.endpoint} (Ctrl-C stops)")
-        super().receive(patience)
 
     def request(self, *words: str, **keys: object) -> None:
         text = line(*words, **keys)
@@ -3122,21 +3113,23 @@ class Folder:
         self.remove(old)
 
     @contextlib.contextmanager
-    def locked(self, *others: "Folder") -> Iterator[None]:
+    def locked(self, other: "Optional[Folder]" = None) -> Iterator[None]:
         """Nobody else gives or takes names in these folders meanwhile, in any process.
 
         Otherwise a rename() could remove a file that was put between its link() and its remove().
         Where folders have no locks, this excludes only the threads of this process."""
-        folders = {each.identity(""): each.fd for each in (self, *others)}
-        # in the same order by all, or two who rename here and there could hinder each other
-        fds = [fd for _, fd in sorted(folders.items()) if fd is not None]
+        fds = [self.fd] if self.fd is not None else []
+        if other and other.fd is not None and other.identity("") != self.identity(""):
+            fds.append(other.fd)
         for pause in PAUSES:
-            with NAMING, contextlib.ExitStack() as held:
-                for fd in fds:
-                    held.callback(lock_file, fd, free=True)
-                if all(map(lock_file, fds)):
-                    yield
-                    return
+            with NAMING:
+                try:
+                    if all(map(lock_file, fds)):
+                        yield
+                        return
+                finally:
+                    for fd in fds:
+                        lock_file(fd, free=True)
             time.sleep(pause)
         raise os_error(errno.EBUSY)
 
@@ -3222,12 +3215,10 @@ class Part:
     ) -> None:
         self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
-        self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
-        self.name = (
-            lasting_name(leaf, size, mtime_ns)
-            if self.keyed
-            else f"{RANDOM}{next(UNIQUE):024x}.part"
-        )
+        self.resumable = mtime_ns is not None and (size or 0) >= RESUMABLE
+        self.name = f"{RANDOM}{next(UNIQUE):024x}.part"
+        if self.resumable:
+            self.name = lasting_name(leaf, size, mtime_ns)
 
     def identity(self) -> tuple[object, ...]:
         return self.folder.identity(self.name)
@@ -3235,7 +3226,7 @@ class Part:
     def claim(self) -> bool:
         """Open and lock it, new or as an earlier attempt left it. False: another one writes it."""
         mode = 0o777 if self.executable else 0o666  # less the umask
-        if not self.keyed:  # nobody else has that name
+        if not self.resumable:  # nobody else has that name
             self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
             return lock_file(self.fd)
         while True:
@@ -3255,14 +3246,14 @@ class Part:
 
     def length(self) -> int:
         """Bytes that are there, also before claim() from an earlier attempt."""
-        found = self.folder.stat(self.name) if self.keyed or self.fd >= 0 else None
+        found = self.folder.stat(self.name) if self.resumable or self.fd >= 0 else None
         return found.st_size if found else 0
 
     def begin(self, offset: int) -> None:
         """Write from the offset on, if the digest is that of the bytes before; else from 0."""
         if offset != self.received:
             self.sha, self.received = hashlib.sha256(), 0
-        if self.keyed:
+        if self.resumable:
             os.ftruncate(self.fd, self.received)
             os.lseek(self.fd, self.received, os.SEEK_SET)
 
@@ -3319,7 +3310,7 @@ class Part:
 
     def keep(self) -> bool:
         """After an interruption: leave it for a later attempt, if there can be one."""
-        if self.fd >= 0 and self.keyed and self.received:
+        if self.fd >= 0 and self.resumable and self.received:
             self.close()
             return True
         self.drop()
@@ -3552,7 +3543,7 @@ class Stream(Part):
     A terminal gets it as text, with escapes for all else."""
 
     def __init__(self, fd: int) -> None:
-        self.fd, self.keyed, self.name = fd, False, ""
+        self.fd, self.resumable, self.name = fd, False, ""
         self.sha, self.received = hashlib.sha256(), 0
         self.decoder = (
             codecs.getincrementaldecoder("utf-8")("backslashreplace") if is_terminal(fd) else None
@@ -4153,29 +4144,18 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(map(path_key, files)), tuple(map(folder_key, folders))
 
 
-@functools.lru_cache(maxsize=1)
-def folders_above() -> frozenset[str]:
-    """The folders that Python imports from, and all that they are in."""
-    return frozenset(
-        place[: end + 1]
-        for place in program_places()[1]
-        for end, letter in enumerate(place)
-        if letter == os.sep
-    )
-
-
 def is_program(path: str) -> bool:
     """Whether a file of this name would be part of a program of ours at its next start."""
     key = path_key(path)
     files, folders = program_places()
     # Below a file too: Python runs a folder that is called like a script, if it has a __main__.py.
     # A file above a folder too: Python imports from a folder in a zip file.
-    if key.startswith(files) or key in folders_above():
+    if key.startswith(files) or any(place.startswith(key) for place in folders):
         return True
     if key.startswith(folders) and key[: -len(os.sep)].endswith(CODE):
         return True
     with contextlib.suppress(OSError):
-        return os.path.exists(path) and os.path.samefile(path, __file__)  # a hard link
+        return os.path.samefile(path, __file__)  # a hard link
     return False
 
 
