@@ -50,19 +50,20 @@ Links inside a folder are skipped and named, names that start with a dot unless 
 #
 # Begin at do_list(), the smallest command, then Link.ask(), which sends its request; then Batch.
 #
-#   one question       do_list(), do_stat(), do_help(), do_who(), answer_lines()
+#   one question       do_list(), do_stat(), do_help(), do_who(), hear_lines(), ask()
 #   many files         File, Batch, Batch.exchange(), Batch.go_on(), Changes, expand()
 #   put                Puts, Puts.converse(), Puts.put_file(), Puts.send_file()
 #   get                Gets, Gets.converse(), Gets.get_file(), Gets.receive()
 #   other clients      Sends, Inbox, Chat, then the table of the commands
-#   the connection     Wire, Link, Link.log_in(), Link.ask(), connected(), reconnected()
+#   the connection     Wire, Link, Link.log_in(), Link.ask(), connected(), persist()
 #   what stands below  refusal(), Folder, Part, tell(), Progress, shell()
 #   shared fences      client_tls(), Capture, Traced, open_connection(), Failure, Parser
-#   the command line   build_parser(), run_command(), main()
+#   the command line   build_parser(), run_words(), run_command(), main()
 #
 # Each File has a conversation, a generator: it sends a request, and `yield` waits for the answer.
 # So the order of its code is the order of the wire. A File waits in Batch.files; its conversation
-# waits in Batch.waiting. If the connection is lost, each begins again with the File it yielded.
+# waits in Batch.waiting. If the connection is lost, each begins again with the File it yielded:
+# persist() repeats what is asked, and nothing else does.
 # Only a chat has a second thread: it alone uses the connection, the main one waits for typing.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
@@ -105,7 +106,7 @@ import time
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
 
 if TYPE_CHECKING:
     import ssl
@@ -160,36 +161,36 @@ LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a
 def do_list(args: argparse.Namespace) -> int:
     """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
     code, table = 0, is_terminal(1)
-    folder = [remote_name(args, args.folder)] if args.folder else [args.cwd] * bool(args.cwd)
-    if folder and is_pattern(args, folder[0]):
-        entries = matching(args, folder[0], args.r)
+    folder = remote_name(args, args.folder) if args.folder else args.cwd or ""
+    if is_pattern(args, folder):
+        entries = matching(args, folder, args.r)
     else:
-        entries = lines_of(args, "list", *folder, deep="yes" if args.r else None)
+        entries = iter(list_folder(args, folder, args.r))
     for entry in entries:
+        name = entry.words[0]
         if entry.keys.get("reason") == "not-a-file":
-            say(in_rows(f"skipped {printable(entry.words[0])}: {SKIPPED['link or special']}", 2))
+            say_in_rows(f"skipped {printable(name)}: {SKIPPED['link or special']}")
             continue
-        if entry.verb == "note":
+        if entry.verb == "note":  # what the server cannot list
             code = 9
-            say_failure(refusal(entry, "list", entry.words[0]))
+            say_failure(refusal(entry, "list", name))
             continue
-        name = entry.words[0].removeprefix(f"{args.cwd}/") + "/" * (entry.verb == "dir")
         if args.json:
             numbers: dict[str, Any] = {
                 key: entry.number(key) for key in ("size", "mtime_ns") if key in entry.keys
             }
-            tell_json({"type": entry.verb, "name": entry.words[0], **numbers})
-        elif table:
-            size = readable_size(entry.number("size")) if entry.verb == "file" else ""
-            tell(f"{size:>9}  {date_of(entry.number('mtime_ns'))[:-3]}  {name}")
-        else:
-            tell(name)
+            tell_json({"type": entry.verb, "name": name, **numbers})
+            continue
+        name = name.removeprefix(f"{args.cwd}/") + "/" * (entry.verb == "dir")
+        size = readable_size(entry.number("size")) if entry.verb == "file" else ""
+        date = date_of(entry.number("mtime_ns")).rpartition(":")[0]  # without the seconds
+        tell(f"{size:>9}  {date}  {name}" if table else name)
     return code
 
 
 def do_stat(args: argparse.Namespace) -> int:
     name = remote_name(args, args.name)
-    answer = require_ok(connected(args).ask("stat", name), "stat", name)
+    answer = require_ok(ask(args, "stat", name), "stat", name)
     if args.json:
         tell_json({**answer.keys, "verb": "stat", "name": name, "result": "ok"})
         return 0
@@ -205,57 +206,72 @@ def do_stat(args: argparse.Namespace) -> int:
 
 def do_help(args: argparse.Namespace) -> int:
     """The server's own words: what it understands."""
-    for found in lines_of(args, "help"):
+    for found in ask_lines(args, "help"):
         tell(found.words[0])
     return 0
 
 
 def do_who(args: argparse.Namespace) -> int:
-    for found in lines_of(args, "who"):
+    for found in ask_lines(args, "who"):
         nick, mode, you = (found.keys.get(key, "") for key in ("nick", "mode", "you"))
         if args.json:
             tell_json({"address": found.words[0], "nick": nick, "mode": mode, "you": bool(you)})
         else:
-            tell(
-                printable(
-                    "  ".join(filter(None, (found.words[0], nick, mode, "(you)" * bool(you))))
-                )
-            )
+            facts = found.words[0], nick, mode, you and "(you)"
+            tell(printable("  ".join(filter(None, facts))))
     return 0
 
 
-def answer_lines(link: "Link", answer: "Line", *words: str) -> Iterator["Line"]:
+class Listing:
+    """The lines of an answer, however many: first in memory, then in a nameless file."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+        self.rest: Any = None
+
+    def add(self, entry: "Line") -> None:
+        if len(self.lines) < LISTED:
+            return self.lines.append(entry)
+        if self.rest is None:
+            import tempfile  # not at the top: it is slow to load
+
+            self.rest = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as this object)
+        self.rest.write(line(entry.verb, *entry.words, **entry.keys))
+
+    def __iter__(self) -> Iterator["Line"]:
+        yield from self.lines
+        if self.rest is not None:
+            self.rest.seek(0)
+            yield from (parse(raw[:-1]) for raw in self.rest)
+
+
+def hear_lines(link: "Link", answer: "Line", *words: str) -> Listing:
     """The lines of an answer that has several, from its first to before its `ok`."""
+    found = Listing()
     while answer.verb not in ("ok", "err"):
-        yield answer
-        answer = link.hear()
+        found.add(answer)
+        answer = link.answer()
     require_ok(answer, words[0], " ".join(words[1:]))
+    return found
 
 
-def lines_of(args: argparse.Namespace, *words: str, **keys: object) -> Iterator["Line"]:
-    """The lines of an answer, as they come.
+def ask_lines(args: argparse.Namespace, *words: str, **keys: object) -> Listing:
+    """One question with an answer of several lines. Nothing is shown before all are here."""
 
-    If the connection is lost, the question is asked again, and what was seen is passed over."""
-    seen: list[str] = []
-    count = 0
-    while True:
-        try:
-            link = connected(args)
-            found = answer_lines(link, link.ask(*words, **keys), *words)
-            if count and [each.words for each in itertools.islice(found, count)][-1:] != [seen]:
-                raise shown_in_part(count, Lost("what there is has changed meanwhile"))
-            for entry in found:
-                seen, count, args.tries = entry.words, count + 1, 0
-                yield entry
-            return
-        except Lost as lost:
-            if not reconnected(args, lost):
-                raise (shown_in_part(count, lost) if count else lost) from None
+    def attempt() -> Listing:
+        link = connected(args)
+        return hear_lines(link, link.ask(*words, **keys), *words)
+
+    return persist(args, attempt)
 
 
-def shown_in_part(count: int, lost: "Lost") -> "Failure":
-    what = f"connection lost after {plural(count, 'line')}: what was shown is not all"
-    return lost_failure(lost, 18, what, "run the same command again")
+def ask(args: argparse.Namespace, *words: str, **keys: object) -> "Line":
+    return persist(args, lambda: connected(args).ask(*words, **keys))
+
+
+def list_folder(args: argparse.Namespace, folder: str, deep: bool) -> Listing:
+    """What is in a folder there; "" is the shared one. Deep: and in all folders below."""
+    return ask_lines(args, "list", *filter(None, [folder]), deep="yes" if deep else None)
 
 
 # --- many files: a conversation for each, and what became of it ---
@@ -300,13 +316,13 @@ class Batch:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.use_link(connected(args))
         self.progress = Progress(args)
         self.files: list[Iterator[File]] = []  # still to begin, the last first
         self.waiting: deque[tuple[File, Conversation]] = deque()  # in the order of their requests
         self.code = self.moved = self.bytes = self.same = self.deleted = self.failed = 0
         self.skipped = dict.fromkeys(SKIPPED, 0)
         self.furthest = (0, 0)  # files, and bytes, at the last loss of the connection
+        self.lost_at = ""  # where that was
 
     def use_link(self, link: "Link") -> None:
         self.link = link
@@ -349,27 +365,32 @@ class Batch:
 
     def exchange_all(self, files: Iterator[File]) -> None:
         self.files.append(files)
-        if self.args.link is not self.link:  # to find these needed a new connection
-            self.use_link(connected(self.args))
-        while True:
-            try:
-                return self.exchange()
-            except Lost as lost:
-                self.recover(lost)
+        try:
+            persist(self.args, self.exchange)
+        except Lost as lost:
+            if not self.args.reached:
+                raise
+            again = f"{self.args.typed}   (resumes)"
+            if_gone = f"if no server is there: {server_command(self.args)}"
+            raise self.lost_failure(lost, f"{again}; {if_gone}") from None
 
     def exchange(self) -> None:
         """Begin as many conversations as may wait, and give each answer to the one it is for."""
-        while True:
-            if not self.link.full() and (file := self.next_file()):
-                self.go_on(file, self.converse(file), None)
-            elif self.waiting:
-                answer = self.link.answer()
-                self.go_on(*self.waiting.popleft(), answer)
-            else:
-                return
+        self.use_link(connected(self.args))
+        try:
+            while (file := self.next_file()) or self.waiting:
+                if file:
+                    self.go_on(file, self.converse(file), None)
+                else:
+                    answer = self.link.answer()
+                    self.go_on(*self.waiting.popleft(), answer)
+        except Lost as lost:
+            self.begin_again(lost)
+            raise
 
     def next_file(self) -> Optional[File]:
-        while self.files:
+        """None, too, as long as many requests are unanswered."""
+        while self.files and not self.link.full():
             if file := next(self.files[-1], None):
                 return file
             self.files.pop()
@@ -387,7 +408,7 @@ class Batch:
         except (OSError, Refused) as error:
             self.fail(file, self.as_failure(file, error))
         except Lost:
-            self.waiting.appendleft((file, conversation))  # recover() begins it again
+            self.waiting.appendleft((file, conversation))  # begin_again() does that
             raise
 
     def fail(self, file: File, failure: "Failure") -> None:
@@ -415,7 +436,7 @@ class Batch:
         told = SKIPPED[kind] and (self.skipped[kind] == 1 or kind != "hidden")
         if told and not self.args.quiet:
             self.progress.clear()
-            say(in_rows(f"skipped {printable(path)}: {SKIPPED[kind]}", 2))
+            say_in_rows(f"skipped {printable(path)}: {SKIPPED[kind]}")
 
     def leaves_out(self, path: str, below: str) -> bool:
         """Whether a path is left out, below the folder that was named. A folder's ends in "/"."""
@@ -491,25 +512,20 @@ class Batch:
         close_link(self.args)
         return files
 
-    def recover(self, lost: "Lost") -> None:
-        """A new connection, or the Failure that tells how far it came."""
+    def begin_again(self, lost: "Lost") -> None:
+        """The connection is lost: what waited for an answer is to begin again, where it can."""
         reached = self.progress.files, self.progress.done + self.progress.current
         if reached > self.furthest:
             self.furthest, self.args.tries = reached, 0
-        current, self.progress.current = self.progress.current, 0
         files = self.hang_up()
-        once = next(filter(None, map(self.only_once, files)), "")
+        self.lost_at = self.where(files[0], self.progress.current) if files else ""
+        self.progress.current = 0
         self.progress.clear()
-        if not once and (link := reconnected(self.args, lost)):
-            return self.use_link(link)
-        where = self.where(files[0], current) if files else ""
-        raise lost_failure(
-            lost,
-            18,
-            f"connection lost{where}",
-            once
-            or f"{self.args.typed}   (resumes); if no server is there: {server_command(self.args)}",
-        )
+        for hint in filter(None, map(self.only_once, files)):
+            raise self.lost_failure(lost, hint)
+
+    def lost_failure(self, lost: "Lost", hint: str) -> "Failure":
+        return lost_failure(lost, 18, f"connection lost{self.lost_at}", hint)
 
     def where(self, file: File, current: int) -> str:
         """How far the first file came that has no answer."""
@@ -568,14 +584,12 @@ class Changes(Batch):
             return (yield from self.change(file, self.verb, *self.more, **self.keys))
         self.link.request("list", file.name, deep="yes")
         answer = yield file
-        if answer.keys.get("reason") == "not-a-folder":
-            return self.files.append(iter([file._replace(listed=answer)]))
         found = [file._replace(listed=answer)]
-        for entry in answer_lines(self.link, answer, self.verb, file.name):
-            if entry.verb != "note":  # a link, which is not ours to delete
-                found.append(File(entry.words[0], listed=entry))
-        found.reverse()  # a folder comes after what is in it
-        self.files.append(iter(found))
+        if answer.keys.get("reason") != "not-a-folder":
+            for entry in hear_lines(self.link, answer, self.verb, file.name):
+                if entry.verb != "note":  # a link, which is not ours to delete
+                    found.append(File(entry.words[0], listed=entry))
+        self.files.append(reversed(found))  # a folder comes after what is in it
 
     def only_once(self, file: File) -> str:
         return "" if self.verb in DONE else "list shows what is there now"
@@ -619,7 +633,7 @@ def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[File]:
 
 def is_pattern(args: argparse.Namespace, name: str) -> bool:
     """Whether a name has to be matched: it is not that of a file whose name holds a star."""
-    return bool(re.search(r"[*?[]", name)) and connected(args).ask("stat", name).verb != "ok"
+    return bool(re.search(r"[*?[]", name)) and ask(args, "stat", name).verb != "ok"
 
 
 def matching(args: argparse.Namespace, pattern: str, below: bool = False) -> Iterator["Line"]:
@@ -629,37 +643,11 @@ def matching(args: argparse.Namespace, pattern: str, below: bool = False) -> Ite
     import fnmatch  # not at the top: few need it
 
     folder, _, wanted = pattern.rpartition("/")
-    deep = "yes" if below else None
-    for entry in lines_of(args, "list", *[folder] * bool(folder), deep=deep):
+    for entry in list_folder(args, folder, below):
         above, _, leaf = entry.words[0].rpartition("/")
         unasked = leaf.startswith(".") and not (args.hidden or wanted.startswith("."))
         if (above == folder or below) and fnmatch.fnmatchcase(leaf, wanted) and not unasked:
             yield entry
-
-
-class Listing:
-    """The lines of a listing, however many: first in memory, then in a nameless file."""
-
-    def __init__(self) -> None:
-        self.lines: deque[Line] = deque()
-        self.rest: Any = None
-
-    def add(self, entry: "Line") -> None:
-        if len(self.lines) < LISTED:
-            return self.lines.append(entry)
-        if self.rest is None:
-            import tempfile  # not at the top: it is slow to load
-
-            self.rest = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as this object)
-        self.rest.write(line(entry.verb, *entry.words, **entry.keys))
-
-    def __iter__(self) -> Iterator["Line"]:
-        while self.lines:
-            yield self.lines.popleft()
-        if self.rest is not None:
-            self.rest.seek(0)
-            yield from (parse(raw[:-1]) for raw in self.rest)
-            self.rest.close()
 
 
 # --- put: files go out ---
@@ -791,7 +779,7 @@ class Puts(Batch):
         self.done(file, size, sha256, offset)
         if answer.keys.get("as", file.name) != file.name and not self.args.quiet:
             self.progress.clear()
-            say(in_rows(f"{printable(file.name)} is stored as {printable(answer.keys['as'])}", 2))
+            say_in_rows(f"{printable(file.name)} is stored as {printable(answer.keys['as'])}")
 
     def is_same(self, file: File, status: os.stat_result, there: "Line") -> bool:
         if there.verb == "err":
@@ -853,9 +841,9 @@ class Puts(Batch):
         """What the folders there have, and those here have not."""
         found: list[File] = []
         for source in self.sources():
-            new = self.args.dry_run and connected(self.args).ask("stat", source.name).verb != "ok"
+            new = self.args.dry_run and ask(self.args, "stat", source.name).verb != "ok"
             if os.path.isdir(source.path) and not new:
-                entries = lines_of(self.args, "list", source.name, deep="yes")
+                entries = list_folder(self.args, source.name, True)
                 names = (
                     entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
                     for entry in entries
@@ -1008,27 +996,12 @@ class Puts(Batch):
 
     def as_failure(self, file: File, error: Union[OSError, "Refused"]) -> "Failure":
         assert isinstance(error, OSError)
-        near = ""
+        near, (folder, leaf) = "", os.path.split(file.path)
         with contextlib.suppress(OSError):
-            import difflib
-
-            near = next(
-                iter(
-                    difflib.get_close_matches(
-                        os.path.basename(file.path),
-                        os.listdir(os.path.dirname(file.path) or "."),
-                        1,
-                    )
-                ),
-                "",
-            )
-        return Failure(
-            26,
-            f"cannot read {printable(file.path)}: "
-            f"{(error.strerror or '').lower()} (in {printable(os.getcwd())})",
-            "it was not sent",
-            f"did you mean {printable(near)}?" if near else "check the name",
-        )
+            near = did_you_mean(leaf, os.listdir(folder or "."))
+        what = f"cannot read {printable(file.path)}: {(error.strerror or '').lower()}"
+        what += f" (in {printable(os.getcwd())})"
+        return Failure(26, what, "it was not sent", near or "check the name")
 
 
 def do_put(args: argparse.Namespace) -> int:
@@ -1133,10 +1106,9 @@ class Gets(Batch):
     def get_folder(self, file: File) -> Conversation:
         """The listing of a folder, whole: bodies can follow only after it."""
         self.link.request("list", file.name, deep="yes")
-        answer, entries = (yield file), Listing()
+        entries = hear_lines(self.link, (yield file), "get", file.name)
         known = self.known[file.path] = set()
-        for entry in answer_lines(self.link, answer, "get", file.name):
-            entries.add(entry)
+        for entry in entries:
             if entry.verb == "file":
                 self.progress.expect(entry.number("size"))
             if self.args.delete:
@@ -1464,7 +1436,7 @@ class Sends(Puts):
         if args.all:
             waiting = (
                 found
-                for found in lines_of(args, "who")
+                for found in ask_lines(args, "who")
                 if found.keys.get("mode") == "receive" and "you" not in found.keys
             )
             self.targets = ",".join(found.words[0] for found in waiting)
@@ -1555,7 +1527,7 @@ class Inbox:
     """What others send. Requests come from the server, and we answer them as a server does."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.link = args, connected(args)
+        self.args = args
         # (sender, folder) -> what the folder is called here
         self.named: dict[tuple[str, str], str] = {}
         self.last_note = 0.0  # when the sender was last told how far it is
@@ -1563,6 +1535,7 @@ class Inbox:
         self.top = destination(args.output or ".")
 
     def run(self) -> int:
+        self.link = connected(self.args)
         answer = require_ok(self.link.ask("receive"), "let receive", "files")
         self.link.keep_alive()
         if not self.args.quiet:
@@ -1606,7 +1579,7 @@ class Inbox:
             self.link.put(line("err", request.verb, name[:1000], reason=reason, why=why))
             because = f": {why}" if why else ""
             text = f"{self.sender(request)}: did not get {printable(name)} ({reason}{because})"
-            say(in_rows(text, 2))
+            say_in_rows(text)
         self.link.flush()
 
     def admit(self, name: str, request: "Line") -> None:
@@ -1620,7 +1593,7 @@ class Inbox:
             size = f", {readable_size(request.number('size'))}" if "size" in request.keys else ""
             text = f"{self.sender(request)} sends {printable(key[1])}{size}"
             if not self.args.quiet and (self.args.ask or is_terminal(2)):
-                say(in_rows(text, 2))
+                say_in_rows(text)
             self.admitted[key] = not self.args.ask or self.is_taken()
             if len(self.admitted) > SENDERS:
                 del self.admitted[next(iter(self.admitted))]
@@ -1685,7 +1658,7 @@ class Inbox:
         except Lost:
             progress.clear()
             came = f"{part.received:,} of {size or 0:,} bytes of {printable(name)}"
-            say(in_rows(f"connection lost at {came}: it has to be sent again", 2))
+            say_in_rows(f"connection lost at {came}: it has to be sent again")
             raise
         finally:
             progress.clear()
@@ -1734,7 +1707,7 @@ def numbered_names(leaf: str) -> Iterator[str]:
 
 
 def do_receive(args: argparse.Namespace) -> int:
-    return Inbox(args).run()
+    return persist(args, Inbox(args).run)
 
 
 class Typist(enum.Enum):
@@ -1829,11 +1802,7 @@ class Chat:
             self.rejoins = True
             self.request(line("chat", rest))
         else:
-            import difflib
-
-            close = difflib.get_close_matches(command, CHAT_COMMANDS, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            self.show_line(f"* {hint}{CHAT_HELP}")
+            self.show_line(f"* {did_you_mean(command, CHAT_COMMANDS)}{CHAT_HELP}")
 
     def say(self, text: str) -> None:
         clean = "".join(" " if char < " " or char == "\x7f" else char for char in text)
@@ -1982,22 +1951,22 @@ def do_chat(args: argparse.Namespace) -> int:
 
 
 class Command(NamedTuple):
-    run: Callable[[argparse.Namespace], int]
-    text: str  # what -h says of it
+    run: Callable[[argparse.Namespace], Optional[int]]
+    text: str  # what -h and the shell's help say of it
     places: tuple[str, ...] = ()  # its arguments
 
 
 COMMANDS = {
-    "list": Command(do_list, "what is there", ("PATH?",)),
-    "get": Command(do_get, "fetch files, folders, or what a pattern matches", ("NAME+",)),
-    "put": Command(do_put, "send files, folders, or - for standard input", ("PATH+",)),
-    "delete": Command(do_delete, "delete files and empty folders", ("NAME+",)),
+    "list": Command(do_list, "what is there", ("[PATH]",)),
+    "get": Command(do_get, "fetch files, folders, or what a pattern matches", ("NAME...",)),
+    "put": Command(do_put, "send files, folders, or - for standard input", ("PATH...",)),
+    "delete": Command(do_delete, "delete files and empty folders", ("NAME...",)),
     "rename": Command(do_rename, "give it another name, or another folder", ("OLD", "NEW")),
     "mkdir": Command(do_mkdir, "make a folder", ("FOLDER",)),
     "stat": Command(do_stat, "size and time of a file", ("NAME",)),
     "help": Command(do_help, "what the server understands"),
     "who": Command(do_who, "who is connected"),
-    "send": Command(do_put, "the same as put, to other clients", ("PATH+",)),
+    "send": Command(do_put, "the same as put, to other clients", ("PATH...",)),
     "receive": Command(do_receive, "wait for what others send"),
     "chat": Command(do_chat, "talk with those who are in it"),
 }
@@ -2362,7 +2331,7 @@ class Link(Wire):
         if self.pace:  # what the kernel holds back has not been taken by us
             window = max(LEAST_WINDOW, min(args.limit_rate, BUFFER))
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
-        self.endpoint, self.flags = endpoint(args), link_flags(args)
+        self.endpoint = endpoint(args)
         # what was asked and not answered yet: the words that the answer repeats, the line's length
         self.asked: deque[tuple[tuple[str, ...], int]] = deque()
         self.unanswered = 0  # bytes of these lines
@@ -2518,15 +2487,15 @@ class Link(Wire):
         return len(self.asked) >= UNANSWERED or self.unanswered > UNANSWERED_BYTES
 
     def answer(self) -> Line:
-        """The answer to the oldest request that has none yet."""
+        """The next line that answers the oldest request: the only one, or one of several."""
         while not self.arrived:
             self.listen()
         found, self.got = self.arrived.popleft()
-        words, length = self.asked.popleft()
-        self.unanswered -= length
-        ends = found.verb in ("ok", "err") and found.words != ["-"]
-        if ends and not all(map(str.startswith, words, found.words)):
-            raise Broken(f"{' '.join(found.words)} where {' '.join(words)} was asked")
+        if found.verb in ("ok", "err"):
+            words, length = self.asked.popleft()
+            self.unanswered -= length
+            if found.words != ["-"] and not all(map(str.startswith, words, found.words)):
+                raise Broken(f"{' '.join(found.words)} where {' '.join(words)} was asked")
         return found
 
     def accepted_offset(self) -> Optional[int]:
@@ -2537,12 +2506,6 @@ class Link(Wire):
                 return note.number("offset")
         return None
 
-    def hear(self) -> Line:
-        """The next line that is an answer."""
-        while not self.arrived:
-            self.listen()
-        return self.arrived.popleft()[0]
-
     def listen(self) -> Optional[Line]:
         """Read a line. An answer is kept; a note goes to handle_note(), and is returned."""
         found = self.line()
@@ -2551,7 +2514,8 @@ class Link(Wire):
         if found.verb not in ("ok", "err") and not found.words:
             raise Broken("bad-line")
         if found.verb == "got":
-            if len(self.arrived) >= len(self.asked):
+            place = len(self.arrived)
+            if place >= len(self.asked) or self.asked[place][0][0] != "send":
                 raise Broken("got without a send")
             self.said.append(found)
         elif found.verb == "note" and "reason" not in found.keys:
@@ -2568,9 +2532,9 @@ class Link(Wire):
         return len(self.arrived) >= len(self.asked)
 
     def ask(self, *words: str, **keys: object) -> Line:
-        """One request, and its answer."""
-        self.put(line(*words, **keys))
-        return self.hear()
+        """One request, and its answer, or the first line of it."""
+        self.request(*words, **keys)
+        return self.answer()
 
 
 def dial(args: argparse.Namespace) -> socket.socket:
@@ -2619,46 +2583,47 @@ def connected(args: argparse.Namespace) -> Link:
     """The connection of this command.
 
     The shell keeps one from command to command, unless the server closed it or the flags differ."""
-    same_goal = args.link and args.link.flags == link_flags(args)
-    if args.link and not (same_goal and not select.select([args.link.sock], [], [], 0)[0]):
-        close_link(args)
-    if args.link:
-        found: Link = args.link
-        return found
-    try:
-        return connect(args)
-    except Failure as failure:
-        # a server that was there before may be on its way back
-        again = same_goal and failure.code in ABSENT
-        link = reconnected(args, Lost("the server closed it")) if again else None
-        if not link:
-            raise
+    flags = link_flags(args)
+    link: Optional[Link] = args.link
+    if link and args.reached == flags and not select.select([link.sock], [], [], 0)[0]:
         return link
-
-
-def connect(args: argparse.Namespace) -> Link:
-    link = args.link = Link(args)
+    close_link(args)
+    try:
+        link = args.link = Link(args)
+    except Failure as failure:
+        # a server that was there before may be on its way back; but one that is there and refuses
+        # would do so again, or lock us out
+        if failure.code in ABSENT and args.reached == flags:
+            raise Lost("no server answers") from None
+        raise
+    args.reached = flags
     if args.nick:
         require_ok(link.ask("ping", nick=args.nick), "accept the nick", args.nick)
     return link
 
 
-def reconnected(args: argparse.Namespace, lost: Lost) -> Optional[Link]:
-    """A new connection instead of a lost one, or None after two minutes of growing pauses."""
-    close_link(args)
-    while args.tries < args.retries:
+Result = TypeVar("Result")
+
+
+def persist(args: argparse.Namespace, work: Callable[[], Result]) -> Result:
+    """Do it. If the connection is lost, do it again on a new one: two minutes of growing pauses.
+
+    Only this function repeats anything; work() itself knows what it has done already."""
+    while True:
+        try:
+            done = work()
+        except Lost as lost:
+            close_link(args)
+            if args.tries >= args.retries or not args.reached:
+                raise
+            problem = lost
+        else:
+            args.tries = 0
+            return done
         seconds = min(BACK_OFF * 2**args.tries, LONGEST_PAUSE)
         args.tries += 1
-        say(f"connection lost ({lost}); attempt {args.tries} of {args.retries} in {seconds:g} s")
+        say(f"connection lost ({problem}); attempt {args.tries} of {args.retries} in {seconds:g} s")
         time.sleep(seconds)
-        try:
-            return connect(args)
-        except (Failure, Lost) as problem:
-            # a server that is there and refuses would do so again, or lock us out
-            if isinstance(problem, Failure) and problem.code not in ABSENT:
-                raise
-        close_link(args)  # it may have been lost with a question open
-    return None
 
 
 def lost_failure(lost: Lost, code: int, what: str, hint: str) -> "Failure":
@@ -2892,6 +2857,13 @@ def clock(seconds: float) -> str:
 
 def plural(count: int, word: str) -> str:
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    import difflib  # not at the top: only a misspelt word needs it
+
+    close = difflib.get_close_matches(word, known, 1)
+    return f"did you mean {printable(close[0])}? " if close else ""
 
 
 # --- folders: the same in server.py, client.py (tests/test_twins.py) ---
@@ -3456,7 +3428,11 @@ def tell_json(facts: dict[str, Any]) -> None:
 def say_failure(failure: Exception) -> None:
     """Say what failed: with names and reasons of others, but with a hint that is all ours."""
     for text in str(failure).splitlines():
-        say(text if text.startswith("try:") else in_rows(text, 2))
+        (say if text.startswith("try:") else say_in_rows)(text)
+
+
+def say_in_rows(text: str) -> None:
+    say(in_rows(text, 2))
 
 
 def in_rows(text: str, fd: int) -> str:
@@ -3594,32 +3570,6 @@ class Stream(Part):
 
 
 # --- the shell ---
-WORDS = {
-    "upload": "put",
-    "download": "get",
-    **dict.fromkeys(("ls", "dir"), "list"),
-    "rm": "delete",
-    "mv": "rename",
-    **dict.fromkeys(("logout", "stop", "quit", "exit"), "bye"),
-}  # what the labs and other shells say for ours
-
-
-SHELL_HELP = """\
-    list [FOLDER] [-r]        what is there; -r in all folders below too
-    get NAME... [-o DEST]     fetch files or folders (download)
-    put PATH... [--as NAME] [--into FOLDER]    send files or folders to the server (upload)
-    who                       the other clients
-    send PATH... --to HOST:PORT    to another client (upload IP PORT PATH); or --to NICK, or --all
-    receive [-o DIR] [--count N]   wait for what others send; Ctrl-C stops
-    chat                      talk with those who are in it
-    delete NAME...            rename OLD NEW    mkdir NAME    stat NAME
-    help                      these lines
-    cd [FOLDER], pwd          the folder there that names begin in; lcd [DIR] for the one here
-    !COMMAND                  a command of this machine
-    bye                       the end (logout, stop, quit, Ctrl-D)
-put and get replace a different file only with --force. Names with spaces stand in quotes."""
-
-
 def shell(args: argparse.Namespace) -> int:
     """Commands from a prompt or a pipe, one a line. If one fails, the next runs all the same."""
     terminal, code, args.cwd = is_terminal(0), 0, ""
@@ -3629,14 +3579,9 @@ def shell(args: argparse.Namespace) -> int:
         say(f"connected to {endpoint(args)}; help lists the commands")
     while True:
         try:
-            words = next_command(args)
-            if words[:1] == ["bye"]:
-                break
-            failed = run_line(args, words) if words else 0
+            text = next_line(f"sixsockets {args.cwd}> " if args.cwd else PROMPT)
+            failed = min(1, os.system(text[1:])) if text.startswith("!") else run_line(args, text)
             code = code or failed
-        except Failure as failure:
-            say(str(failure))
-            code = code or failure.code
         except KeyboardInterrupt as end:
             if not terminal or isinstance(end, Killed):
                 raise
@@ -3648,12 +3593,13 @@ def shell(args: argparse.Namespace) -> int:
     return 0 if terminal else code
 
 
-def next_command(args: argparse.Namespace) -> list[str]:
-    text = next_line(f"sixsockets {args.cwd}> " if args.cwd else PROMPT)
-    if text.startswith("!"):
-        return ["!", text[1:]]
-    words = split(text)
-    return asked_upload() if [word.lower() for word in words] == ["upload"] else known_words(words)
+def run_line(args: argparse.Namespace, text: str) -> int:
+    """One line of the shell: the same words as on the command line."""
+    own = argparse.Namespace(**vars(args))
+    try:
+        return run_command(own, text)
+    finally:
+        args.link, args.reached, args.cwd = own.link, own.reached, own.cwd
 
 
 def next_line(prompt: str) -> str:
@@ -3668,8 +3614,9 @@ def next_line(prompt: str) -> str:
 
 
 def split(text: str) -> list[str]:
+    """The words of a line. What some commands cannot do without is asked for."""
     try:
-        return shlex.split(text)
+        words = shlex.split(text)
     except ValueError as error:
         raise Failure(
             2,
@@ -3677,50 +3624,12 @@ def split(text: str) -> list[str]:
             "a quote opens and does not close",
             "put 'a b.txt'",
         ) from None
-
-
-def run_line(args: argparse.Namespace, words: list[str]) -> int:
-    """One line of the shell: the same words as on the command line, and those of the labs."""
-    verb = words[0]
-    if verb in OWN_COMMANDS:
-        return run_own(args, *words[:2])
-    if verb not in COMMANDS:
-        import difflib  # not at the top: only a misspelt word needs it
-
-        close = difflib.get_close_matches(verb, [*COMMANDS, *WORDS, *OWN_COMMANDS], 1)
-        hint = f"did you mean {close[0]}? help lists all" if close else "help"
-        what = f"unknown command {printable(words[0])}"
-        raise Failure(2, what, "the shell has no such word", hint)
-    if verb in ("put", "get", "delete") and len(words) == 1:
-        words = [verb, next_line("which file? ")]
-    if "\0" in "".join(words):
-        raise Failure(
-            2,
-            "cannot read that line (it holds a NUL)",
-            "no file has such a name",
-            "type the line again without it",
-        )
-    parser = build_parser([verb])
-    parser.set_defaults(**{name: getattr(args, name) for name in DEFAULTS})
-    try:
-        parsed = parser.parse_args([verb, *words[1:]])
-    except SystemExit as end:
-        return int(end.code or 0)
-    parsed.typed = typed(words)
-    try:
-        return run_command(parsed)
-    finally:
-        args.link = parsed.link
-
-
-def run_own(args: argparse.Namespace, verb: str, *words: str) -> int:
-    args.tries = 0
-    try:
-        return OWN_COMMANDS[verb](args, *words) or 0
-    except (Lost, Broken) as problem:
-        close_link(args)
-        what = f"connection to {endpoint(args)} lost"
-        raise Failure(56, what, printable(str(problem)), "type the line again") from None
+    alone = words[0].lower() if len(words) == 1 else ""
+    if alone == "upload":
+        return asked_upload()
+    if WORDS.get(alone, alone) in ("put", "get", "delete"):
+        words.append(next_line("which file? "))
+    return words
 
 
 def asked_upload() -> list[str]:
@@ -3733,49 +3642,65 @@ def asked_upload() -> list[str]:
     return ["send", path, *receivers] if to else ["put", path]
 
 
-def known_words(words: list[str]) -> list[str]:
+def known_words(words: Sequence[str]) -> list[str]:
     """Our words for those of the labs; `upload IP PORT PATH` sends to that client."""
-    if not words:
-        return words
     verb, *rest = words
-    verb = WORDS.get(verb.lower(), verb.lower())
+    verb = verb.lower()
     to_client = len(rest) > 2 and rest[1].isdigit() and not os.path.exists(rest[0])
-    if words[0].lower() == "upload" and to_client:
+    if verb == "upload" and to_client:
         return ["send", *rest[2:], "--to", address((rest[0].strip("[]"), rest[1]))]
-    return [verb, *rest]
+    return [WORDS.get(verb, verb), *rest]
 
 
-def change_folder(args: argparse.Namespace, name: str = "/") -> None:
+def change_folder(args: argparse.Namespace) -> None:
     """cd: names there begin in that folder from now on."""
-    folder = remote_name(args, name)
+    folder = remote_name(args, args.folder or "/")
     if folder:
-        answer = require_ok(connected(args).ask("stat", folder), "list", folder)
+        answer = require_ok(ask(args, "stat", folder), "list", folder)
         if answer.keys.get("type") != "dir":
-            raise Failure(2, f"{printable(name)} is not a folder", "it is a file there", "list")
+            raise Failure(2, f"{printable(folder)} is not a folder", "it is a file there", "list")
     args.cwd = folder
 
 
-def change_local_folder(args: argparse.Namespace, name: str = "~") -> None:
+def change_local_folder(args: argparse.Namespace) -> None:
+    path = args.folder or "~"
     try:
-        os.chdir(os.path.expanduser(name))
+        os.chdir(os.path.expanduser(path))
     except OSError as error:
-        what = f"cannot change to {printable(name)} ({error.strerror})"
+        what = f"cannot change to {printable(path)} ({error.strerror})"
         raise Failure(26, what, "this is about the folder here", "!ls; cd changes there") from None
     tell(os.getcwd())
 
 
-def show_shell_help(args: argparse.Namespace, *words: str) -> None:
-    for text in SHELL_HELP.splitlines():
-        tell(text)
+def show_shell_help(args: argparse.Namespace) -> None:
+    tell(f"{command_lines({**COMMANDS, **SHELL_COMMANDS})}\n{SHELL_HELP}")
 
 
-OWN_COMMANDS: dict[str, Callable[..., Optional[int]]] = {
-    "help": show_shell_help,
-    "cd": change_folder,
-    "pwd": lambda args, *words: tell(f"/{args.cwd}"),
-    "lcd": change_local_folder,
-    "!": lambda args, command: min(1, os.system(command)),
+def leave(args: argparse.Namespace) -> None:
+    raise EOFError
+
+
+SHELL_COMMANDS = {
+    "help": Command(show_shell_help, "these lines"),
+    "cd": Command(change_folder, "the folder there that names begin in", ("[FOLDER]",)),
+    "pwd": Command(lambda args: tell(f"/{args.cwd}"), "which one that is"),
+    "lcd": Command(change_local_folder, "the same for the folder here", ("[FOLDER]",)),
+    "bye": Command(leave, "the end (logout, stop, quit, Ctrl-D)"),
 }  # what the shell alone has
+SHELL_HELP = """\
+  !COMMAND            a command of this machine
+COMMAND -h lists what else it takes. upload, download, ls, dir, rm and mv mean put, get, list,
+delete and rename; upload IP PORT PATH sends to that client. Names with spaces stand in quotes."""
+
+
+WORDS = {
+    "upload": "put",
+    "download": "get",
+    **dict.fromkeys(("ls", "dir"), "list"),
+    "rm": "delete",
+    "mv": "rename",
+    **dict.fromkeys(("logout", "stop", "quit", "exit"), "bye"),
+}  # what the labs and other shells say for ours
 
 
 def prepare_completion() -> None:
@@ -3789,7 +3714,7 @@ def prepare_completion() -> None:
             if readline.get_begidx() == 0:
                 found = [
                     word + " "
-                    for word in sorted({*COMMANDS, *WORDS, *OWN_COMMANDS, "bye"})
+                    for word in sorted({*COMMANDS, *WORDS, *SHELL_COMMANDS})
                     if word.startswith(text)
                 ]
             else:
@@ -4821,118 +4746,43 @@ def server_command(args: argparse.Namespace) -> str:
     return f"{SERVER}{endpoint_flags(args)}{' --tls' * wants_tls(args)}"
 
 
-DEFAULTS: dict[str, Any] = {
-    "host": None,
-    "port": None,
-    "password": None,
-    "ask_password": False,
-    "tls": False,
-    "cacert": None,
-    "pin": None,
-    "insecure": False,
-    "timeout": 30.0,
-    "retries": RETRIES,
-    "nick": None,
-    "force": False,
-    "resume": True,
-    "compare": "time",
-    "quiet": False,
-    "json": False,
-    "trace": False,
-    "trace_hex": False,
-    "pcap": None,
-    "folder": "",
-    "r": False,
-    "output": None,
-    "name": None,
-    "into": None,
-    "to": None,
-    "all": False,
-    "count": -1,
-    "senders": None,
-    "ask": False,
-    "hidden": False,
-    "exclude": None,
-    "dry_run": False,
-    "delete": False,
-    "limit_rate": 0,
-    "cwd": None,
-    "link": None,
-}  # in one place: flags stand before a command or after it, and the shell hands its own to each
-
-
 def common_flags(parser: argparse.ArgumentParser) -> None:
+    """Before a command or after it: what stands before is the default of what stands after."""
     group = parser.add_argument_group("options of every command")
     flag = group.add_argument
     flag("--host", help="the server (default: SIXSOCKETS_HOST, else 127.0.0.1)")
     flag("--port", type=between(1, 65535), help="its port (default 9000)")
     trust_flags(group)
-    flag(
-        "--timeout",
-        type=between(0.01, 1e6, float),
-        metavar="S",
-        help="silence allowed inside an answer (default 30)",
-    )
-    flag(
-        "--retries",
-        type=between(0, 1000),
-        metavar="N",
-        help=f"attempts after a lost connection (default {RETRIES}: two minutes)",
-    )
+    seconds, times = between(0.01, 1e6, float), between(0, 1000)
+    text = "silence allowed inside an answer (default 30)"
+    flag("--timeout", type=seconds, default=30.0, metavar="S", help=text)
+    text = f"attempts after a lost connection (default {RETRIES}: two minutes)"
+    flag("--retries", type=times, default=RETRIES, metavar="N", help=text)
     flag("--nick", metavar="NAME", help="what others know this client by")
     flag("--force", action="store_true", help="replace what is different")
-    flag(
-        "--no-resume",
-        dest="resume",
-        action="store_false",
-        help="start over instead of going on where it was cut off",
-    )
-    flag(
-        "--compare",
-        choices=("time", "content"),
-        help="what makes two files the same: size and time (default), or SHA-256",
-    )
+    text = "start over instead of going on where it was cut off"
+    flag("--no-resume", dest="resume", action="store_false", help=text)
+    text = "what makes two files the same: size and time (default), or SHA-256"
+    flag("--compare", choices=("time", "content"), default="time", help=text)
     flag("--quiet", action="store_true", help="no progress, no last line")
     flag("--json", action="store_true", help="results on stdout, one JSON object a line")
     flag("--trace", action="store_true", help="print a line for each socket call")
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
-    flag(
-        "--pcap",
-        type=Capture,
-        metavar="FILE",
-        help="store all that is sent, passwords too, for Wireshark",
-    )
+    text = "store all that is sent, passwords too, for Wireshark"
+    flag("--pcap", type=Capture, metavar="FILE", help=text)
 
 
 # an argument: its name for us, how many of it, and what -h says of it
 ARGUMENTS = {
     "NAME": ("name", None, "a file or folder there"),
-    "NAME+": ("names", "+", "files, folders or patterns there"),
-    "PATH+": ("paths", "+", "files and folders here, or - for standard input"),
-    "PATH?": ("folder", "?", "a folder or a pattern there (default: all that is shared)"),
+    "NAME...": ("names", "+", "files, folders or patterns there"),
+    "PATH...": ("paths", "+", "files and folders here, or - for standard input"),
+    "[PATH]": ("folder", "?", "a folder or a pattern there (default: all that is shared)"),
     "OLD": ("old", None, "its name there"),
     "NEW": ("new", None, "the new name, or a folder there"),
     "FOLDER": ("folder", None, "the name of the new folder"),
+    "[FOLDER]": ("folder", "?", "a folder (default: the first one)"),
 }
-
-
-def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser for these words. Only their command gets its flags: twelve would slow the start."""
-    parser = Parser(prog="client.py")
-    parser.set_defaults(**DEFAULTS)
-    version = f"%(prog)s {VERSION}, protocol {PROTOCOL}"
-    parser.add_argument("--version", action="version", version=version)
-    common_flags(parser)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", prog="client.py")
-    for name, command in COMMANDS.items():
-        made = commands.add_parser(name, argument_default=argparse.SUPPRESS, help=command.text)
-        if name in words:
-            common_flags(made)
-            for place in command.places:
-                key, many, text = ARGUMENTS[place]
-                made.add_argument(key, nargs=many, metavar=place.rstrip("+?"), help=text)
-            own_flags(name, made.add_argument)
-    return parser
 
 
 def own_flags(command: str, flag: Callable[..., object]) -> None:
@@ -4956,46 +4806,107 @@ def own_flags(command: str, flag: Callable[..., object]) -> None:
         flag("--all", action="store_true", help="everybody who is receiving")
     if command == "receive":
         who = "take files from these alone: nicks or addresses"
-        flag("--count", type=between(1, 1e9), metavar="N", help="end after so many files")
+        flag(
+            "--count", type=between(1, 1e9), default=-1, metavar="N", help="end after so many files"
+        )
         flag("--from", dest="senders", nargs="+", metavar="NICK|ADDRESS", help=who)
         flag("--ask", action="store_true", help="ask before taking what somebody sends")
 
 
-# flags without a value
-SWITCHES = {f"--{name}" for name in ("ask-password", "tls", "insecure", "force", "no-resume")}
-SWITCHES |= {"--quiet", "--json", "--trace", "--trace-hex"}
+# of commands without such flags
+WITHOUT: dict[str, Any] = {
+    "r": False,
+    "into": None,
+    "hidden": False,
+    "exclude": None,
+    "dry_run": False,
+    "delete": False,
+    "limit_rate": 0,
+    "command": "",
+    "cwd": None,  # in the shell the folder that names begin in; "" is the shared one
+    "link": None,
+    "reached": None,  # the flags of the last connection: the server was there
+    "tries": 0,  # new connections since something went well
+}
 
 
-def command_place(words: Sequence[str]) -> int:
-    """Where the command stands, in whatever case: behind no flag that takes a value."""
-    known = {*COMMANDS, *WORDS, "bye"}
-    for place, (before, word) in enumerate(zip(["", *words], words)):
-        value = before.startswith("-") and "=" not in before and before not in SWITCHES
-        if word.lower() in known and not value:
-            return place
-    return len(words)
+def build_parser() -> argparse.ArgumentParser:
+    """For what stands before the command; command_parser() is for the rest."""
+    usage = "client.py [OPTION ...] [COMMAND ...]"
+    parser = Parser(prog="client.py", usage=usage, epilog=command_lines(COMMANDS))
+    parser.formatter_class = functools.partial(
+        argparse.RawDescriptionHelpFormatter, max_help_position=32, width=100
+    )
+    parser.set_defaults(**WITHOUT)
+    version, text = (
+        f"%(prog)s {VERSION}, protocol {PROTOCOL}",
+        "default: a shell with these commands",
+    )
+    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND", help=text)
+    common_flags(parser)
+    return parser
 
 
-def run_with_retries(args: argparse.Namespace) -> int:
-    """Run a command, and again if the connection is lost before it had any effect.
-
-    A chat is not repeated: it has had one."""
-    args.tries = 0  # new connections since something went well
-    while True:
-        try:
-            return COMMANDS[args.command].run(args)
-        except Lost as lost:
-            if args.command == "chat" or not reconnected(args, lost):
-                raise
+def command_lines(commands: Mapping[str, Command]) -> str:
+    return "\n".join(
+        f"  {' '.join([name, *command.places]):18}  {command.text}"
+        for name, command in commands.items()
+    )
 
 
-def run_command(args: argparse.Namespace) -> int:
-    """Run a command; the exit code. After a failure its connection is closed."""
+def command_parser(name: str, command: Command) -> argparse.ArgumentParser:
+    parser = Parser(prog=f"client.py {name}")
+    for place in command.places:
+        key, many, text = ARGUMENTS[place]
+        parser.add_argument(key, nargs=many, metavar=place.strip("[.]"), help=text)
+    own_flags(name, parser.add_argument)
+    common_flags(parser)
+    return parser
+
+
+def run_words(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """A command as on the command line; the shell has some more."""
+    verb, *rest = known_words(words)
+    known = COMMANDS if args.cwd is None else {**COMMANDS, **SHELL_COMMANDS}
+    if verb == "bye":
+        leave(args)
+    if verb not in known:
+        where = "python3 client.py -h" if args.cwd is None else "help"
+        hint = f"{did_you_mean(verb, [*known, *WORDS])}{where} lists all"
+        raise Failure(2, f"unknown command {printable(verb)}", "there is no such word", hint)
+    if "\0" in "".join(rest):
+        raise Failure(
+            2,
+            "cannot read that line (it holds a NUL)",
+            "no file has such a name",
+            "type the line again without it",
+        )
+    args.command = verb
+    command_parser(verb, known[verb]).parse_args(rest, args)
+    prepare(args)
+    return known[verb].run(args) or 0
+
+
+def prepare(args: argparse.Namespace) -> None:
+    settle_endpoint(args)
+    if args.ask_password and args.password is None:
+        args.password = ask_password(endpoint(args))
+
+
+def run_command(args: argparse.Namespace, given: Union[str, Sequence[str]]) -> int:
+    """Run a command or the shell; the exit code. After a failure the connection is closed."""
+    args.tries = 0
     try:
-        settle_endpoint(args)
-        if args.ask_password and args.password is None:
-            args.password = ask_password(endpoint(args))
-        return run_with_retries(args) if args.command else shell(args)
+        words = split(given) if isinstance(given, str) else given
+        if isinstance(given, str):
+            args.typed = typed(words)
+        if words:
+            return run_words(args, words)
+        prepare(args)
+        return shell(args)
+    except SystemExit as end:  # what argparse thinks of the words
+        return int(end.code or 0)
     except (Failure, Lost, Broken, OSError) as error:
         problem = error
     except KeyboardInterrupt as end:
@@ -5003,6 +4914,7 @@ def run_command(args: argparse.Namespace) -> int:
         end.args = end.args or ("\nstopped",)
         raise
     close_link(args)
+    args.reached = None
     if isinstance(problem.__cause__, BrokenPipeError) and args.command in ("list", "who", "help"):
         return 0  # who reads the answer has seen enough, as head does
     failure = explained(args, problem)
@@ -5063,20 +4975,16 @@ def catch_signals() -> None:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     speak_utf8()
-    words = list(sys.argv[1:] if argv is None else argv)
-    typed_words = typed(["python3", "client.py", *words])
-    place = command_place(words)
-    words[place:] = known_words(words[place:])
-    if words[place:] == ["bye"]:
-        return 0  # each command ends its own connection
-    args = build_parser(words).parse_args(words)
-    args.typed = typed_words
+    args = build_parser().parse_args(argv)
+    args.typed = typed(["python3", "client.py", *(sys.argv[1:] if argv is None else argv)])
     catch_signals()
     with contextlib.suppress(AttributeError):  # None: it was closed
         # as in file names: what is typed or piped need not be text
         sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     try:
-        return run_command(args)
+        return run_command(args, args.words)
+    except EOFError:  # bye
+        return 0
     except KeyboardInterrupt as end:
         say(str(end))
         return 130

@@ -531,14 +531,14 @@ def test_a_lost_link_where_only_something_is_asked_is_made_good(server, do, box,
     assert cut.code == 0 and cut.out == do("list").out, cut
 
 
-def test_what_was_shown_before_the_link_was_lost_is_not_shown_twice(do, canned):
+def test_a_listing_that_is_cut_is_asked_again_and_shown_only_when_it_is_whole(do, canned):
     first, second = b"client 10.0.0.1:1 mode=idle\n", b"client 10.0.0.2:1 mode=idle\n"
     peer = canned(GREETING + first, GREETING + first + second + b"ok who count=2\n")
     assert do("who", port=peer.port).out == b"10.0.0.1:1  idle\n10.0.0.2:1  idle\n"
-    for last in (GREETING + first, GREETING + second + b"ok who count=1\n"):
-        done = do("who", "--retries", "1", port=canned(GREETING + first, last).port)
-        assert done.code == 18 and done.out == b"10.0.0.1:1  idle\n", done
-        assert "what was shown is not all" in done.err, done
+    peer = canned(GREETING + first, GREETING + second + b"ok who count=1\n")
+    assert do("who", port=peer.port).out == b"10.0.0.2:1  idle\n", "it has changed meanwhile"
+    done = do("who", "--retries", "1", port=canned(GREETING + first, GREETING + first).port)
+    assert done.code == 56 and done.out == b"" and "attempt 1 of 1" in done.err, done
 
 
 @pytest.mark.parametrize("words", [["delete", "a"], ["mkdir", "d"], ["rename", "a", "b"]])
@@ -2248,7 +2248,7 @@ def test_a_link_that_is_lost_by_cd_does_not_end_the_shell(run, canned):
     found = b"ok stat d type=dir mtime_ns=1\n"
     peer = canned(GREETING, GREETING + b"what\n", GREETING + found)
     done = run("client.py", "--port", peer.port, input=b"cd /d\ncd /d\ncd /d\npwd\n")
-    assert done.out == b"/d\n" and done.err.count("error: connection to") in (1, 2), done
+    assert done.out == b"/d\n" and done.err.count("error:") == 1, done
 
 
 def test_a_web_server_on_the_port_is_told_at_once(spawn, run, box):
