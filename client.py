@@ -104,7 +104,7 @@ import stat
 import struct
 import time
 import unicodedata
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
 
@@ -313,14 +313,15 @@ class Batch:
 
     verb = ""
     again = "the same command again resumes"
+    repeated = "resumes"  # what is told of a command to repeat when the connection was lost
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.progress = Progress(args)
         self.files: list[Iterator[File]] = []  # still to begin, the last first
         self.waiting: deque[tuple[File, Conversation]] = deque()  # in the order of their requests
-        self.code = self.moved = self.bytes = self.same = self.deleted = self.failed = 0
-        self.skipped = dict.fromkeys(SKIPPED, 0)
+        self.code = self.bytes = 0
+        self.counts: Counter[str] = Counter()  # what became of how many
         self.furthest = (0, 0)  # files, and bytes, at the last loss of the connection
         self.lost_at = ""  # where that was
 
@@ -343,17 +344,16 @@ class Batch:
     def run(self, files: Iterator[File]) -> int:
         try:
             self.exchange_all(files)
-            if self.args.delete and self.failed:
+            if self.args.delete and self.counts["failed"]:
                 say("nothing was deleted, because something failed")
             elif self.args.delete:
                 self.exchange_all(self.surplus())
         except BaseException as end:
             self.progress.clear()
             if isinstance(end, KeyboardInterrupt):
-                reached = readable_size(self.progress.done + self.progress.current)
-                end.args = (
-                    f"stopped after {plural(self.moved, 'file')} and {reached}; {self.again}",
-                )
+                reached = plural(self.counts["ok"], "file") + " and "
+                reached += readable_size(self.progress.done + self.progress.current)
+                end.args = (f"stopped after {reached}; {self.again}",)
             self.hang_up()
             raise
         self.summary()
@@ -370,7 +370,7 @@ class Batch:
         except Lost as lost:
             if not self.args.reached:
                 raise
-            again = f"{self.args.typed}   (resumes)"
+            again = f"{self.args.typed}   ({self.repeated})"
             if_gone = f"if no server is there: {server_command(self.args)}"
             raise self.lost_failure(lost, f"{again}; {if_gone}") from None
 
@@ -411,32 +411,46 @@ class Batch:
             self.waiting.appendleft((file, conversation))  # begin_again() does that
             raise
 
+    def settle(self, file: File, result: str, **facts: object) -> None:
+        """What became of a file: the last line counts it, and a program is told."""
+        self.counts[result] += 1
+        if self.args.json:
+            tell_json({"verb": self.verb, "name": file.name, "result": result, **facts})
+
+    def say(self, text: str) -> None:
+        self.progress.clear()
+        say_in_rows(text)
+
     def fail(self, file: File, failure: "Failure") -> None:
         self.code = self.code or failure.code
-        self.failed += 1
         self.progress.clear()
         say_failure(failure)
-        self.report(file, "failed", error=str(failure).splitlines()[0][7:])
+        what = str(failure).splitlines()[0].removeprefix("error: ")
+        self.settle(file, "failed", error=what)
 
     def done(self, file: File, size: int, sha256: str, offset: int = 0) -> None:
-        self.moved += 1
         self.bytes += size - offset
-        self.count_file(size)
-        self.report(file, "ok", size=size, sha256=sha256)
+        self.progress.count_file(size)
+        self.settle(file, "ok", size=size, sha256=sha256)
 
     def skip_same(self, file: File, size: int) -> None:
-        self.same += 1
         self.progress.resumed += size
-        self.count_file(size)
-        self.report(file, "same", size=size)
+        self.progress.count_file(size)
+        self.settle(file, "same", size=size)
+
+    def plan(self, what: str, file: File, size: int = 0) -> None:
+        """With --dry-run this is all that is done."""
+        self.bytes += size
+        self.settle(file, what, dry_run=True)
+        if not self.args.json:
+            tell(f"{what} {file.name}")
 
     def skip(self, kind: str, path: str) -> None:
         """Leave out what is in a tree. The last line counts it."""
-        self.skipped[kind] += 1
-        told = SKIPPED[kind] and (self.skipped[kind] == 1 or kind != "hidden")
+        self.counts[kind] += 1
+        told = SKIPPED[kind] and (self.counts[kind] == 1 or kind != "hidden")
         if told and not self.args.quiet:
-            self.progress.clear()
-            say_in_rows(f"skipped {printable(path)}: {SKIPPED[kind]}")
+            self.say(f"skipped {printable(path)}: {SKIPPED[kind]}")
 
     def leaves_out(self, path: str, below: str) -> bool:
         """Whether a path is left out, below the folder that was named. A folder's ends in "/"."""
@@ -452,17 +466,6 @@ class Batch:
             return "hidden"
         return "excluded" if is_excluded(self.args.exclude, below) else ""
 
-    def plan(self, what: str, file: File, size: int = 0) -> None:
-        """With --dry-run this is all that is done."""
-        if what == "delete":
-            self.deleted += 1
-        else:
-            self.moved += 1
-            self.bytes += size
-        self.report(file, what, dry_run=True)
-        if not self.args.json:
-            tell(f"{what} {file.name}")
-
     def change(self, file: File, verb: str, *more: str, **keys: object) -> Conversation:
         """One request that changes something there."""
         if self.args.dry_run:
@@ -474,8 +477,28 @@ class Batch:
             return  # what is in it was left alone
         if not (file.asked and reason == DONE.get(verb)):
             require_ok(answer, verb, file.name)
-        self.deleted += verb == "delete"
-        self.report(file, "deleted" if file.doomed else "ok")
+        self.settle(file, "deleted" if file.doomed else "ok")
+
+    def is_alike(
+        self,
+        ours: os.stat_result,
+        theirs: "Line",
+        opened: Callable[[], tuple[int, os.stat_result]],
+    ) -> bool:
+        """Whether both are the same: by SHA-256 where the server told it, or by size and time."""
+        size = theirs.number("size")
+        if "sha256" not in theirs.keys:
+            return same(ours.st_size, ours.st_mtime_ns, size, theirs.number("mtime_ns"))
+        if ours.st_size != size:
+            return False
+        fd, _ = opened()
+        try:
+            return digest(fd, size, hashlib.sha256(), self.show_checked) == theirs.keys["sha256"]
+        finally:
+            os.close(fd)
+
+    def show_checked(self, count: int) -> None:
+        self.progress.update(count, "checked")
 
     def choose_doomed(
         self, name: str, content: Iterator[str], is_kept: Callable[[str], bool]
@@ -484,23 +507,13 @@ class Batch:
         found = [below for below in content if not self.kept_out(below)]
         doomed = [below for below in found if not is_kept(below.rstrip("/"))]
         if len(doomed) * 2 > len(found) and not (self.args.force or self.args.dry_run):
-            raise Failure(
-                23 if self.verb == "get" else 25,
-                f"--delete would remove {len(doomed):,} of the {len(found):,} files and folders in "
-                f"{printable(name)}",
-                "that is more than half: perhaps another folder is meant",
-                "--dry-run shows them, --force removes them",
-            )
+            what = f"--delete would remove {len(doomed):,} of the {len(found):,} files and folders"
+            what += f" in {printable(name)}"
+            why = "that is more than half: perhaps another folder is meant"
+            hint = "--dry-run shows them, --force removes them"
+            self.fail(File(name), Failure(23 if self.verb == "get" else 25, what, why, hint))
+            return []
         return doomed
-
-    def count_file(self, size: int) -> None:
-        self.progress.files += 1
-        self.progress.done += size
-        self.progress.update(0)
-
-    def report(self, file: File, result: str, **more: object) -> None:
-        if self.args.json:
-            tell_json({"verb": self.verb, "name": file.name, "result": result, **more})
 
     def hang_up(self) -> list[File]:
         """Close the connection. The files whose conversations that ends are to begin again."""
@@ -539,37 +552,37 @@ class Batch:
 
     def summary(self) -> None:
         self.progress.clear()
-        elapsed = time.monotonic() - self.progress.began
-        rate = readable_size(self.bytes / max(elapsed, 0.001))
-        text = f"{plural(self.moved, 'file')}, {readable_size(self.bytes)}"
-        if self.args.dry_run:
-            text = (
-                f"{self.verb} --dry-run: would {'fetch' if self.verb == 'get' else 'send'} {text}"
-            )
-        else:
-            text = f"{self.verb}: {text} in {elapsed:.2f} s ({rate}/s)"
-        text += f"; {self.same:,} already there" if self.same else ""
-        left_out = [f"{count:,} {kind}" for kind, count in self.skipped.items() if count]
-        text += f"; skipped {', '.join(left_out)}" if left_out else ""
-        text += f"; deleted {self.deleted:,}" if self.deleted else ""
-        text += f"; {self.failed:,} failed" if self.failed else ""
+        elapsed, counts = time.monotonic() - self.progress.began, self.counts
+        skipped = {kind: counts[kind] for kind in SKIPPED if counts[kind]}
+        facts: dict[str, Any] = {
+            "verb": self.verb,
+            "files": counts["ok"] + counts["new"] + counts["replace"],
+            "bytes": self.bytes,
+            "seconds": round(elapsed, 3),
+            "same": counts["same"],
+            "skipped": sum(skipped.values()),
+            "deleted": counts["deleted"] + counts["delete"],
+            "failed": counts["failed"],
+        }
         if self.args.json:
-            tell_json(
-                {
-                    "verb": self.verb,
-                    "files": self.moved,
-                    "bytes": self.bytes,
-                    "seconds": round(elapsed, 3),
-                    "same": self.same,
-                    "skipped": sum(self.skipped.values()),
-                    "deleted": self.deleted,
-                    "failed": self.failed,
-                }
-            )
-        elif not self.args.quiet and (
-            self.moved or self.same or self.deleted or left_out or self.failed > 1
-        ):
-            say(text)
+            return tell_json(facts)
+        text = f"{plural(facts['files'], 'file')}, {readable_size(self.bytes)}"
+        if self.args.dry_run:
+            would = "fetch" if self.verb == "get" else "send"
+            text = f"{self.verb} --dry-run: would {would} {text}"
+        else:
+            rate = readable_size(self.bytes / max(elapsed, 0.001))
+            text = f"{self.verb}: {text} in {elapsed:.2f} s ({rate}/s)"
+        left_out = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
+        more = {
+            f"{counts['same']:,} already there": counts["same"],
+            f"skipped {left_out}": skipped,
+            f"deleted {facts['deleted']:,}": facts["deleted"],
+            f"{counts['failed']:,} failed": counts["failed"],
+        }
+        notable = [clause for clause, count in more.items() if count]
+        if not self.args.quiet and (notable or facts["files"]):
+            say("; ".join([text, *notable]))
 
 
 class Changes(Batch):
@@ -703,53 +716,37 @@ class Puts(Batch):
 
     def put_file(self, file: File, status: os.stat_result) -> Conversation:
         """What the server has of that name decides whether the bytes are sent."""
-        again, part, over = file._replace(status=status, fresh=False), 0, False
+        ready, part, over = file._replace(status=status, fresh=False), 0, False
         if not file.fresh:
-            self.ask_about(file.name, status)
-            there = yield again
+            self.ask_about(file, status)
+            there = yield ready
             if there.keys.get("reason") not in ABSENT_THERE:
                 if self.is_same(file, status, there):
+                    if file.asked:  # this run sent it, and the answer was lost
+                        return self.done(file, status.st_size, there.keys.get("sha256", ""))
                     return self.skip_same(file, status.st_size)
                 self.check_force(file, status, there)
                 over = True
             part = there.number("part")
         if self.args.dry_run:
             return self.plan("replace" if over else "new", file, status.st_size)
-        yield from self.send_file(again, part, over)
+        yield from self.send_file(ready, part, over)
 
-    def ask_about(self, name: str, status: os.stat_result) -> None:
+    def ask_about(self, file: File, status: os.stat_result) -> None:
         """What does the server have of that name, and of an earlier attempt to send this file?"""
-        content = self.args.compare == "content"
         resumable = status.st_size >= RESUMABLE and self.args.resume
         keys = {"size": status.st_size, "mtime_ns": status.st_mtime_ns} if resumable else {}
-        self.link.request("stat", name, **keys, digest="yes" if content else None)
+        content = file.asked or self.args.compare == "content"
+        self.link.request("stat", file.name, **keys, digest="yes" if content else None)
 
     def send_file(self, file: File, part: int, over: bool) -> Conversation:
-        """The bytes. If there are many, or a part was left before, the server is heard first.
-
-        It refuses what it has no room for, or says where to begin."""
-        with self.opened(file) as (fd, status):
-            size, sha, given_up = status.st_size, hashlib.sha256(), ""
-            begun = part if part <= size else 0
-            asks = self.verb == "put" and (begun or size >= LARGE)
-            mine = digest(fd, begun, sha, self.show_checked) if asks else None
-            self.announce(
-                file,
-                "put",
-                size=size,
-                mtime_ns=status.st_mtime_ns,
-                over="yes" if over else None,
-                exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None,
-                offset=begun if asks else None,
-                sha256=mine,
-            )
-            offset = self.link.accepted_offset() if asks else 0
-            if offset is not None:  # None: it refuses
-                sha = sha if offset else hashlib.sha256()
-                os.lseek(fd, offset, os.SEEK_SET)
-                self.progress.resumed += offset
-                given_up = send_body(self.link, fd, status, sha, self.may_go_on)
-        answer = yield file
+        """The bytes, and whether they arrived."""
+        fd, status = self.opened(file)
+        try:
+            offset, sha256, given_up = self.send_bytes(file, fd, status, part, over)
+        finally:
+            os.close(fd)
+        answer = yield file._replace(asked=True)
         if given_up == "changed":
             raise Failure(
                 18,
@@ -757,10 +754,37 @@ class Puts(Batch):
                 "the server has not kept it",
                 "run the same command again when nothing writes to it",
             )
-        self.accept(file, answer, size, sha.hexdigest(), offset or 0)
+        self.accept(file, answer, status.st_size, sha256, offset)
 
-    def show_checked(self, count: int) -> None:
-        self.progress.update(count, "checked")
+    def send_bytes(
+        self, file: File, fd: int, status: os.stat_result, part: int, over: bool
+    ) -> tuple[int, str, str]:
+        """Where they began, the digest of all, and why they were given up.
+
+        If there are many, or a part was left before, the server is heard first: it refuses what it
+        has no room for, or says where to begin."""
+        size, sha = status.st_size, hashlib.sha256()
+        begun = part if part <= size else 0
+        asks = self.verb == "put" and (begun or size >= LARGE)
+        mine = digest(fd, begun, sha, self.show_checked) if asks else None
+        self.announce(
+            file,
+            "put",
+            size=size,
+            mtime_ns=status.st_mtime_ns,
+            over="yes" if over else None,
+            exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None,
+            offset=begun if asks else None,
+            sha256=mine,
+        )
+        offset = self.link.accepted_offset() if asks else 0
+        if offset is None:
+            return 0, "", "refused"
+        sha = sha if offset else hashlib.sha256()
+        os.lseek(fd, offset, os.SEEK_SET)
+        self.progress.resumed += offset
+        given_up = send_body(self.link, fd, status, sha, self.may_go_on)
+        return offset, sha.hexdigest(), given_up
 
     def may_go_on(self, count: int) -> bool:
         """Between chunks: or has the server refused it already?"""
@@ -778,22 +802,14 @@ class Puts(Batch):
             )
         self.done(file, size, sha256, offset)
         if answer.keys.get("as", file.name) != file.name and not self.args.quiet:
-            self.progress.clear()
-            say_in_rows(f"{printable(file.name)} is stored as {printable(answer.keys['as'])}")
+            self.say(f"{printable(file.name)} is stored as {printable(answer.keys['as'])}")
 
     def is_same(self, file: File, status: os.stat_result, there: "Line") -> bool:
         if there.verb == "err":
             raise refusal(there, "put", file.name)
-        if there.keys.get("type") != "file":
-            return False
-        size = there.number("size")
-        if self.args.compare != "content":
-            return same(status.st_size, status.st_mtime_ns, size, there.number("mtime_ns"))
-        if status.st_size != size:
-            return False
-        with self.opened(file) as (fd, _):
-            found = digest(fd, size, hashlib.sha256(), self.show_checked)
-        return found == there.keys.get("sha256")
+        return there.keys.get("type") == "file" and self.is_alike(
+            status, there, functools.partial(self.opened, file)
+        )
 
     def check_force(self, file: File, status: os.stat_result, there: "Line") -> None:
         """Only --force replaces a file, and nothing replaces a folder."""
@@ -816,8 +832,7 @@ class Puts(Batch):
     def put_folder(self, file: File) -> Conversation:
         """Make the folder there, then queue what is in it. A new one is empty."""
         if (yield from self.keeps_copy(file)):
-            self.progress.clear()
-            return say(f"skipped {printable(file.path)}: there the server keeps what is sent")
+            return self.say(f"skipped {printable(file.path)}: there the server keeps what is sent")
         fresh = file.fresh
         if not (fresh and self.args.dry_run):
             fresh = yield from self.make_folder(file)
@@ -931,8 +946,7 @@ class Puts(Batch):
         A link may have taken the place of a folder meanwhile."""
         return Folder(top).descend([*filter(None, path[len(top) :].split(os.sep))])
 
-    @contextlib.contextmanager
-    def opened(self, file: File) -> Iterator[tuple[int, os.stat_result]]:
+    def opened(self, file: File) -> tuple[int, os.stat_result]:
         """A regular file, open for reading; a FIFO would block for ever.
 
         Only a link that was named itself is followed."""
@@ -942,13 +956,11 @@ class Puts(Batch):
             if file.top
             else os.open(file.path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
         )
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, "not a regular file")
-            yield fd, status
-        finally:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
             os.close(fd)
+            raise OSError(errno.EINVAL, "not a regular file")
+        return fd, status
 
     def put_input(self, file: File) -> Conversation:
         """Standard input has no known length: it needs no stat, and has no second attempt."""
@@ -1212,8 +1224,7 @@ class Gets(Batch):
             folder, leaf = self.local(file.name)
             folder.protect(leaf, is_folder)
             folder.remove(leaf, is_folder)
-            self.deleted += 1
-            self.report(file, "deleted")
+            self.settle(file, "deleted")
 
     def content(self, folder: "Folder", below: str) -> Iterator[str]:
         """The files and folders in it, a folder after what is in it."""
@@ -1236,13 +1247,7 @@ class Gets(Batch):
                 "a folder, a link or a special file has that name here",
                 "-o DEST for another place",
             )
-        if "sha256" in facts.keys:
-            fd, there = folder.read(leaf)
-            with os.fdopen(fd, "rb"):
-                ours = digest(fd, size, hashlib.sha256(), lambda count: None)
-                alike = there.st_size == size and ours == facts.keys["sha256"]
-        else:
-            alike = same(size, facts.number("mtime_ns"), there.st_size, there.st_mtime_ns)
+        alike = self.is_alike(there, facts, functools.partial(folder.read, leaf))
         if not alike and not self.args.force:
             raise Failure(
                 23,
@@ -1419,6 +1424,7 @@ class Sends(Puts):
 
     verb = "send"
     again = "what has arrived whole stays there"
+    repeated = "what others have already comes to them twice"
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
@@ -1426,6 +1432,7 @@ class Sends(Puts):
         # receiver -> files and folders it was sent, files it has, their bytes
         self.results: dict[str, list[int]] = {}
         self.targets = ",".join(filter(None, args.to or []))
+        self.nicks: set[str] = set()  # of those receivers that have one
         if not self.targets and not args.all:
             raise Failure(
                 2,
@@ -1433,13 +1440,21 @@ class Sends(Puts):
                 "send goes to other clients",
                 "--to HOST:PORT or NICK, or --all; who lists them",
             )
-        if args.all:
-            waiting = (
-                found
-                for found in ask_lines(args, "who")
-                if found.keys.get("mode") == "receive" and "you" not in found.keys
-            )
-            self.targets = ",".join(found.words[0] for found in waiting)
+
+    def use_link(self, link: "Link") -> None:
+        """Find the receivers. After a loss they have to come back as well, by their nicks."""
+        super().use_link(link)
+        receiving = {
+            found.words[0]: found.keys.get("nick", "")
+            for found in hear_lines(link, link.ask("who"), "who")
+            if found.keys.get("mode") == "receive" and "you" not in found.keys
+        }
+        if away := self.nicks.difference(receiving.values()):
+            raise Lost(f"{printable(', '.join(away))} is not back yet")
+        if self.args.all:
+            self.targets = ",".join(nick or place for place, nick in receiving.items())
+        if not self.targets and self.args.tries:
+            raise Lost("nobody is receiving yet")
         if not self.targets:
             raise Failure(
                 25,
@@ -1447,9 +1462,7 @@ class Sends(Puts):
                 "no other client waits for files",
                 "python3 client.py receive, there; --to HOST:PORT or NICK, here",
             )
-
-    def only_once(self, file: File) -> str:
-        return "send what is missing: what others have already would come to them twice"
+        self.nicks = set(self.targets.split(",")).intersection(receiving.values())
 
     def announce(self, file: File, verb: str, **keys: object) -> None:
         kind = "dir" if verb == "mkdir" else None
@@ -1466,8 +1479,8 @@ class Sends(Puts):
     def handle_note(self, note: "Line") -> None:
         if "waiting" in note.keys and not self.waits:
             self.waits = True
-            self.progress.clear()
-            say(f"waiting: {plural(note.number('waiting'), 'receiver')}, not all of them free yet")
+            count = plural(note.number("waiting"), "receiver")
+            self.say(f"waiting: {count}, not all of them free yet")
         super().handle_note(note)
 
     def accept(self, file: File, answer: "Line", size: int, sha256: str, offset: int = 0) -> None:
@@ -1477,7 +1490,7 @@ class Sends(Puts):
     def has_arrived(self, file: File, answer: "Line", size: int = 0, sha256: str = "") -> bool:
         """Who has it, who has not, and why. False if nobody has."""
         if self.nobody:
-            self.failed += 1
+            self.counts["failed"] += 1
             return False
         if not self.link.got:
             raise refusal(answer, "send", file.name)
@@ -3484,6 +3497,12 @@ class Progress:
         """One more file of that size is to come."""
         self.total += size
         self.all_files += 1
+
+    def count_file(self, size: int) -> None:
+        """One file has come to its end."""
+        self.files += 1
+        self.done += size
+        self.update(0)
 
     def update(self, current: int, verb: str = "") -> None:
         """So much of the current file is there."""

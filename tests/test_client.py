@@ -531,6 +531,18 @@ def test_a_lost_link_where_only_something_is_asked_is_made_good(server, do, box,
     assert cut.code == 0 and cut.out == do("list").out, cut
 
 
+def test_what_was_sent_before_the_link_was_lost_counts_as_sent(server, do, here, box, proxy):
+    (here / "t").mkdir()
+    for number in range(40):
+        (here / f"t/{number}").write_text(f"{number}")
+    port = proxy(server.port, cut_at=400, toward="client", times=1).port
+    done = do("put", "t", "--json", port=port)
+    *files, last = map(json.loads, done.out.splitlines())
+    assert done.code == 0 and "attempt 1 of 16" in done.err and tree(box / "t") == tree(here / "t")
+    assert last["files"] == 40 and last["same"] == 0, done
+    assert all(each["result"] == "ok" and len(each["sha256"]) == 64 for each in files), done
+
+
 def test_a_listing_that_is_cut_is_asked_again_and_shown_only_when_it_is_whole(do, canned):
     first, second = b"client 10.0.0.1:1 mode=idle\n", b"client 10.0.0.2:1 mode=idle\n"
     peer = canned(GREETING + first, GREETING + first + second + b"ok who count=2\n")
@@ -2121,6 +2133,7 @@ def test_delete_removes_what_the_source_lost_but_nothing_excluded_or_hidden(
     refused = do(*words, port=port)
     assert refused.code == {"put": 25, "get": 23}[verb], refused
     assert "--delete would remove 7 of the 11 files and folders in t" in refused.err, refused
+    assert re.search(rf"\n{verb}: 0 files.*; 1 failed\n$", refused.err), refused
     assert (theirs / "t/gone.txt").exists()
     done = do(*words, "--force", port=port)
     assert done.code == 0 and done.err.endswith("; deleted 6\n"), done
