@@ -347,7 +347,7 @@ class Batch:
             if self.args.delete and self.counts["failed"]:
                 say("nothing was deleted, because something failed")
             elif self.args.delete:
-                self.exchange_all(self.surplus())
+                self.remove_surplus()
         except BaseException as end:
             self.progress.clear()
             if isinstance(end, KeyboardInterrupt):
@@ -358,6 +358,12 @@ class Batch:
             raise
         self.summary()
         return self.code
+
+    def remove_surplus(self) -> None:
+        try:
+            self.exchange_all(self.surplus())
+        except Failure as failure:
+            self.fail(File("--delete"), failure)
 
     def surplus(self) -> Iterator[File]:
         """What --delete removes there."""
@@ -428,10 +434,10 @@ class Batch:
         what = str(failure).splitlines()[0].removeprefix("error: ")
         self.settle(file, "failed", error=what)
 
-    def done(self, file: File, size: int, sha256: str, offset: int = 0) -> None:
+    def done(self, file: File, size: int, sha256: str, offset: int = 0, **facts: object) -> None:
         self.bytes += size - offset
         self.progress.count_file(size)
-        self.settle(file, "ok", size=size, sha256=sha256)
+        self.settle(file, "ok", size=size, sha256=sha256, **facts)
 
     def skip_same(self, file: File, size: int) -> None:
         self.progress.resumed += size
@@ -511,8 +517,7 @@ class Batch:
             what += f" in {printable(name)}"
             why = "that is more than half: perhaps another folder is meant"
             hint = "--dry-run shows them, --force removes them"
-            self.fail(File(name), Failure(23 if self.verb == "get" else 25, what, why, hint))
-            return []
+            raise Failure(23 if self.verb == "get" else 25, what, why, hint)
         return doomed
 
     def hang_up(self) -> list[File]:
@@ -800,9 +805,11 @@ class Puts(Batch):
                 "its digest is not that of what was sent",
                 "run the same command with --force",
             )
-        self.done(file, size, sha256, offset)
-        if answer.keys.get("as", file.name) != file.name and not self.args.quiet:
-            self.say(f"{printable(file.name)} is stored as {printable(answer.keys['as'])}")
+        given = answer.keys.get("as", file.name)
+        other = {"as": given} if given != file.name else {}
+        self.done(file, size, sha256, offset, **other)
+        if other and not self.args.quiet:
+            self.say(f"{printable(file.name)} is stored as {printable(given)}")
 
     def is_same(self, file: File, status: os.stat_result, there: "Line") -> bool:
         if there.verb == "err":
@@ -2808,9 +2815,8 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
         if reason in ("no-such-file", "no-such-folder")
         else 9
     )
-    return Failure(
-        code, f"server refused to {verb} {printable(name)} ({printable(reason)})", why, hint
-    )
+    what = f"server refused to {verb} {printable(name)}".rstrip()
+    return Failure(code, f"{what} ({printable(reason)})", why, hint)
 
 
 def peer_name(endpoint: str, nick: Optional[str]) -> str:

@@ -2278,6 +2278,31 @@ def test_a_put_without_room_is_refused_before_it_is_sent(spawn, run, here, box):
     assert sum(map(int, re.findall(r"send (\d+) of", done.err))) < 1000
 
 
+def test_a_drop_box_takes_everything_and_says_in_sentences_what_it_does_not_do(
+    spawn, run, here, box
+):
+    def do(*words, **more):
+        return run("client.py", "--port", port, "--nick", "anna", *words, cwd=here, **more)
+
+    port = spawn("server.py", box, "--drop-box").port
+    (here / "t").mkdir()
+    (here / "t/a ü").write_text("one")
+    assert do("put", "t").code == 0
+    (here / "t/a ü").write_text("other")
+    again = do("put", "t", "--json")
+    told, last = map(json.loads, again.out.splitlines())
+    assert again.code == 0 and "t/a ü is stored as t/a ü (" in again.err, again
+    assert told["as"].startswith("t/a ü (") and last["files"] == 1
+    assert (box / "anna" / told["as"]).read_text() == "other"
+    assert (box / "anna/t/a ü").read_text() == "one", "nothing that was handed in is lost"
+    for words in ["list"], ["list", "*"], ["get", "t"], ["delete", "-r", "t"], ["stat", "t/a ü"]:
+        done = do(*words)
+        assert done.code in (9, 78) and f"error: server refused to {words[0]}" in done.err, done
+        assert "why:   it is a drop box: files can be added" in done.err and not done.out, done
+    done = do("put", "t", "--delete")
+    assert "it is a drop box" in done.err and done.err.endswith("1 failed\n"), done
+
+
 def test_receive_takes_from_those_alone_who_are_named_and_asks(server, do, here, box):
     (here / "x").write_text("x")
     inbox = Process(
