@@ -752,6 +752,9 @@ class Puts(Batch):
         finally:
             os.close(fd)
         answer = yield file._replace(asked=True)
+        if answer.keys.get("reason") == "exists" and not file.asked:
+            # another client was quicker: look whether it was with the same
+            return self.files.append(iter([file._replace(asked=True, fresh=False)]))
         if given_up == "changed":
             raise Failure(
                 18,
@@ -785,8 +788,9 @@ class Puts(Batch):
         offset = self.link.accepted_offset() if asks else 0
         if offset is None:
             return 0, "", "refused"
-        sha = sha if offset else hashlib.sha256()
-        os.lseek(fd, offset, os.SEEK_SET)
+        if offset != begun:
+            sha = hashlib.sha256()
+            os.lseek(fd, 0, os.SEEK_SET)
         self.progress.resumed += offset
         given_up = send_body(self.link, fd, status, sha, self.may_go_on)
         return offset, sha.hexdigest(), given_up
@@ -1179,34 +1183,32 @@ class Gets(Batch):
         return self.top.descend(above, make=True)
 
     def get_file(self, file: File, facts: "Line") -> Conversation:
-        """Its bytes, or those after what an earlier attempt left."""
-        part: Part | None = None
+        """What is here of that name decides whether the bytes are asked for."""
         size = facts.number("size")
         if self.args.dry_run and self.is_new(file):
             return self.plan("new", file, size)
         if self.stream is not None:
-            part = file.stream or Stream(self.stream)
-            file = file._replace(stream=part)
-        else:
-            folder, leaf = self.local(file.path)
-            if self.is_same(file, facts, folder, leaf):
-                return self.skip_same(file, size)
-            if self.args.dry_run:
-                return self.plan("replace", file, size)
-            folder.protect(leaf)
-            part = self.earlier_part(file, facts, folder, leaf)
-        received = part.received if part else 0
-        self.link.request(
-            "get",
-            file.name,
-            offset=received or None,
-            sha256=part.sha.hexdigest() if part and received else None,
-        )
+            stream = file.stream or Stream(self.stream)
+            return (yield from self.fetch(file._replace(stream=stream), stream))
+        folder, leaf = self.local(file.path)
+        if self.is_same(file, facts, folder, leaf):
+            return self.skip_same(file, size)
+        if self.args.dry_run:
+            return self.plan("replace", file, size)
+        folder.protect(leaf)
+        part = Part(folder, leaf, size, facts.number("mtime_ns"), facts.is_set("exec"))
+        if self.args.resume and part.length():
+            self.check_earlier(file, part, size)
+        yield from self.fetch(file, part)
+
+    def fetch(self, file: File, part: "Part") -> Conversation:
+        """Its bytes, or those after what an earlier attempt left."""
+        mine = part.sha.hexdigest() if part.received else None
+        self.link.request("get", file.name, offset=part.received or None, sha256=mine)
         try:
             answer = require_ok((yield file), "get", file.name)
         except BaseException:
-            if part:
-                part.keep()
+            part.keep()
             raise
         self.receive(file, part, answer)
 
@@ -1265,24 +1267,17 @@ class Gets(Batch):
             )
         return alike
 
-    def earlier_part(
-        self, file: File, facts: "Line", folder: "Folder", leaf: str
-    ) -> Optional["Part"]:
-        """What an earlier attempt left, locked, with its digest for the server to compare."""
-        size, mtime_ns = facts.number("size"), facts.number("mtime_ns")
-        part = Part(folder, leaf, size, mtime_ns, facts.is_set("exec"))
-        if not self.args.resume or size < RESUMABLE or not part.length():
-            return None
+    def check_earlier(self, file: File, part: "Part", size: int) -> None:
+        """Lock what an earlier attempt left, and hash it: the server compares the digest."""
         self.claim(file, part)
         length = part.length()
         try:
             if length <= size:  # a longer one is of no use
-                digest(part.fd, length, part.sha, lambda n: self.progress.update(n, "checked"))
+                digest(part.fd, length, part.sha, self.show_checked)
                 part.received = length
         except BaseException:
             part.close()  # this program, a shell, may be the next to ask for it
             raise
-        return part
 
     def claim(self, file: File, part: "Part") -> None:
         if not part.claim():
@@ -1293,13 +1288,13 @@ class Gets(Batch):
                 "run the same command again when that one is done",
             )
 
-    def receive(self, file: File, part: Optional["Part"], answer: "Line") -> None:
+    def receive(self, file: File, part: "Part", answer: "Line") -> None:
         """The body that follows the answer."""
-        size, mtime_ns = answer.number("size"), answer.number("mtime_ns")
-        part = part or Part(*self.local(file.path), size, mtime_ns, answer.is_set("exec"))
-        part.mtime_ns = mtime_ns  # a file may have grown since its part was checked
+        size = answer.number("size")
+        # it may have changed since its part was checked
+        part.mtime_ns, part.executable = answer.number("mtime_ns"), answer.is_set("exec")
         try:
-            offset = self.write_body(file, part, size, answer.number("offset"))
+            offset = self.write_body(file, part, answer)
         except (Lost, KeyboardInterrupt):
             self.progress.current = part.received
             part.keep()
@@ -1314,8 +1309,9 @@ class Gets(Batch):
             raise
         self.done(file, size, part.sha.hexdigest(), offset)
 
-    def write_body(self, file: File, part: "Part", size: int, offset: int) -> int:
+    def write_body(self, file: File, part: "Part", answer: "Line") -> int:
         """Receive it into the part, which then gets its name. Returns where it began."""
+        size, offset = answer.number("size"), answer.number("offset")
         if part.fd < 0:
             self.claim(file, part)
         part.begin(offset)
@@ -1334,7 +1330,11 @@ class Gets(Batch):
                 why,
                 hint,
             ) from None
-        part.finish(self.args.force)
+        try:
+            part.finish(self.args.force)
+        except FileExistsError:  # another command was quicker
+            self.is_same(file, answer, part.folder, part.leaf)  # or a Failure
+            part.drop()
         return offset
 
     def cut_short(
@@ -1395,7 +1395,7 @@ def destination(path: str) -> "Folder":
     """The folder that something comes to, made when missing, without what nobody came back for."""
     try:
         os.makedirs(path, exist_ok=True)
-        folder = Folder(path)
+        folder = Folder(os.path.abspath(path))  # or each file would ask which folder is current
         for name in folder.entries():
             remove_if_old(folder, name)
     except OSError as error:
@@ -1553,6 +1553,7 @@ class Inbox:
         self.last_note = 0.0  # when the sender was last told how far it is
         self.admitted: dict[tuple[str, str], bool] = {}  # what was asked for: sender, name
         self.top = destination(args.output or ".")
+        self.folder = functools.lru_cache(NEAR)(functools.partial(self.top.descend, make=True))
 
     def run(self) -> int:
         self.link = connected(self.args)
@@ -1567,6 +1568,8 @@ class Inbox:
                 f"send PATH --to {known}"
             )
         while self.args.count:  # below zero, without --count, it comes to no end
+            if self.link.start == self.link.end:
+                self.folder.cache_clear()  # before the next comes, they may be gone
             self.handle_request(self.link.line(idle=True))
         self.leave()
         return 0
@@ -1600,7 +1603,6 @@ class Inbox:
             because = f": {why}" if why else ""
             text = f"{self.sender(request)}: did not get {printable(name)} ({reason}{because})"
             say_in_rows(text)
-        self.link.flush()
 
     def admit(self, name: str, request: "Line") -> None:
         """Say who sends what before it is taken; --from and --ask can refuse it."""
@@ -1635,7 +1637,7 @@ class Inbox:
         """The folder that it goes to, made where it is missing, and its whole name here."""
         top, *rest = check_name(name, self.args.hidden)
         parts = [self.named.get((request.keys.get("from", ""), top), top), *rest]
-        folder = self.top.descend(parts[:-1], make=True)
+        folder = self.folder(tuple(parts[:-1]))
         folder.protect(parts[-1])
         return folder, parts
 
@@ -1687,7 +1689,8 @@ class Inbox:
         facts = {"size": part.received, "sha256": part.sha.hexdigest(), "verified": verified}
         other = given if given != name else None
         self.link.put(line("ok", "put", name, **facts, **{"as": other}))
-        self.link.flush()
+        if self.link.start == self.link.end:  # else the next file is here, and answers go together
+            self.link.flush()
         self.show(given, part, request)
 
     def finish(self, part: "Part") -> str:

@@ -2028,7 +2028,7 @@ def test_what_receivers_say_of_a_file_cannot_pose_as_ours(invented, here):
     reason = HOSTILE[1]
     got = script.line("got", "127.0.0.1:9", "err", nick=HOSTILE[3], reason=reason, why=HOSTILE[1])
     says = got.decode() + "ok send a\n"
-    port = invented({"xend": says})
+    port = invented({"xend": says, "who": "ok who count=1\n"})
     sent = Terminal("--port", port, "send", "a", "--to", "eve", "--quiet", cwd=here)
     rows = ends_with(sent, {25})
     ours = re.compile(r"error: 127|why:   |try:   run the same command again|  \| |$")
@@ -2301,6 +2301,29 @@ def test_a_drop_box_takes_everything_and_says_in_sentences_what_it_does_not_do(
         assert "why:   it is a drop box: files can be added" in done.err and not done.out, done
     done = do("put", "t", "--delete")
     assert "it is a drop box" in done.err and done.err.endswith("1 failed\n"), done
+
+
+@pytest.mark.parametrize("verb", ["put", "get"])
+def test_the_same_command_twice_at_once_ends_well_for_both(server, here, box, verb):
+    source, target = (here, box) if verb == "put" else (box, here)
+    (source / "t").mkdir()
+    for number in range(300):
+        (source / f"t/{number}").write_text(f"{number}")
+    (source / "big").write_bytes(BIG * 4)
+    words = [ROOT / "client.py", "--port", server.port, verb, "t"]
+    both = [Process(*words, cwd=here) for _ in range(2)]
+    assert [each.wait() for each in both] == [0, 0], [each.err for each in both]
+    assert tree(target / "t") == tree(source / "t")
+    assert os.listdir(target) == ["t"], "no part is left"
+    both = [Process(*words[:-1], "big", cwd=here) for _ in range(2)]
+    codes = sorted(each.wait() for each in both)
+    told = both[0].err + both[1].err
+    assert codes == [0, 0] or (
+        codes == [0, 25 if verb == "put" else 23]
+        and "another" in told
+        and "again when that" in told
+    ), told
+    assert (target / "big").read_bytes() == BIG * 4
 
 
 def test_receive_takes_from_those_alone_who_are_named_and_asks(server, do, here, box):
