@@ -52,7 +52,7 @@ a certificate that is not trusted.
 #   the wire            Connection, Reply, BodySource
 #   getting             get(), Download, Download.receive(), Download.store(), Span, Part, Stream
 #   sending             put(), Upload, post()
-#   folders             list_folder(), Tree, mirror(), mirror_files(), upload(), upload_files()
+#   folders             list_folder(), Tree, mirror(), upload(), copy_folder(), copy_files()
 #   logins and proxies  login_fields(), proxy_for()
 #   pure functions      parse_url(), parse_head(), safe_name(), html_entries(), printable()
 #   shared fences       encrypt(), is_program(), Capture, Traced, open_connection(), Failure, Parser
@@ -1128,6 +1128,7 @@ class Entry(NamedTuple):
     size: Optional[int] = None
     mtime: Optional[float] = None
     etag: str = ""
+    special: bool = False  # here: a link, or what is neither file nor folder
 
 
 Output = Union["Part", "Stream"]
@@ -1272,8 +1273,7 @@ class Download:
     def is_same(self, head: Head) -> bool:
         """Whether a reply is about the very file that is here, and --checksum agrees."""
         args = self.args
-        entry = Entry(self.name, False, head.length, head.modified, head.get("etag"))
-        if not same_here(args, self.path, self.url, entry):
+        if not same_here(args, self.path, self.url, entry_of(head)):
             return False
         return not args.checksum or file_digest(self.path, args.checksum[0]) == args.checksum[1]
 
@@ -2091,8 +2091,8 @@ class Upload:
         if head.status in PASSING:
             check(reply)
         if head.status == 200:
-            entry = Entry("", False, head.length, head.modified)
-            if not self.body.state or not same_there(self.path, entry, exact=True):
+            ours = Entry("", False, self.body.length, self.body.mtime_ns // 10**9)
+            if not self.body.state or not same_there(ours, entry_of(head), exact=True):
                 raise Failure(
                     25,
                     f"{self.url} exists already, and is another file",
@@ -2378,7 +2378,9 @@ def show_folder(tree: "Tree", url: URL, path: str) -> None:
     for entry in sorted(entries, key=lambda entry: entry.name):
         name = path + entry.name
         if args.json:
-            emit_json(args, {**entry._asdict(), "name": json_text(name)})
+            facts = {**entry._asdict(), "name": json_text(name)}
+            del facts["special"]
+            emit_json(args, facts)
         else:
             size = "-" if entry.size is None else f"{entry.size}"
             when = "-"
@@ -2421,12 +2423,14 @@ class Tree:
     def __init__(self, client: Client, root: URL) -> None:
         self.client, self.args = client, client.args
         self.root = root
+        self.sending = client.args.verb == "upload"
         self.there = 0  # entries at the destination
         # of them, what the source does not have: a folder after what is in it
         self.extra: list[tuple[Union[str, URL], bool]] = []
 
     def listing(self, url: URL, path: str) -> tuple[URL, list[Entry]]:
         """The URL of a folder after redirects, and its entries."""
+        self.check_depth(url, path)
 
         def ask() -> tuple[URL, list[Entry]]:
             with check(ask_index(self.client, url)) as reply:
@@ -2434,30 +2438,36 @@ class Tree:
 
         base, entries = self.client.retry(url, ask)
         root = self.root
-        inside = base.origin == root.origin and base.path.startswith(root.path)
-        if not inside or path.count("/") > MAX_DEPTH:
+        if base.origin != root.origin or not base.path.startswith(root.path):
             raise Failure(
-                56,
-                f"{url} leads out of {root}, or too deep",
-                "it was not followed",
-                "name that URL by itself",
+                56, f"{url} leads out of {root}", "it was not followed", "name that URL by itself"
             )
         return base, entries
 
-    def leaves_out(self, path: str, name: str, kind: str) -> bool:
+    def check_depth(self, url: URL, path: str) -> None:
+        if path.count("/") > MAX_DEPTH:
+            raise Failure(
+                26 if self.sending else 56,
+                f"{url} is more than {MAX_DEPTH} folders deep",
+                "it was left out",
+                f"{self.args.verb} that folder by itself",
+            )
+
+    def leaves_out(self, path: str, entry: Entry) -> bool:
         """Whether an entry of the source is not copied. Say why, if nobody asked for that."""
-        args, progress = self.args, self.args.progress
-        path += name + "/" * (kind == "folder")
+        args, progress, name = self.args, self.args.progress, entry.name
+        path += name + "/" * entry.folder
         what, why = "link or special", ""
         if not check_name(name, hidden=True):
             why = "an unfinished transfer" if is_part(name) else "no name for a file or folder"
-        elif not kind:
+        elif entry.special:
             why = "a link or a special file"
         elif is_excluded(args.exclude, path):
             what = "excluded"
         elif name.startswith(".") and not args.hidden:
-            what, why = "hidden", "its name starts with a dot (--hidden takes such names)"
-            why *= what not in progress.skipped  # only the first is told
+            what = "hidden"
+            if what not in progress.skipped:  # only the first is told
+                why = "its name starts with a dot (--hidden takes such names)"
         else:
             return False
         progress.skipped[what] = progress.skipped.get(what, 0) + 1
@@ -2466,18 +2476,13 @@ class Tree:
             say(f"skipped {printable(path)}: {why}")
         return True
 
-    def find_extra(
-        self,
-        place: Union[str, URL],
-        path: str,
-        found: list[tuple[str, str]],
-        names: Container[str] = (),
-    ) -> bool:
-        """Note what the destination has besides these names. Returns whether all of it may go."""
+    def find_extra(self, place: Union[str, URL], path: str, names: Container[str] = ()) -> bool:
+        """Note what a folder of the destination has besides these names. Returns whether all of it
+        may go."""
         whole = True
-        for name, kind in found:
-            inner = path + name + "/" * (kind == "folder")
-            allowed = kind and check_name(name, self.args.hidden)
+        for entry in self.entries(place, path):
+            name, inner = entry.name, path + entry.name + "/" * entry.folder
+            allowed = not entry.special and check_name(name, self.args.hidden)
             if not allowed or is_excluded(self.args.exclude, inner):
                 whole = False
                 continue
@@ -2485,16 +2490,16 @@ class Tree:
             if name in names:
                 continue
             child = os.path.join(place, name) if isinstance(place, str) else place.child(name)
-            if kind != "folder" or self.find_extra(child, inner, self.entries(child, inner)):
-                self.extra.append((child, kind == "folder"))
+            if not entry.folder or self.find_extra(child, inner):
+                self.extra.append((child, entry.folder))
             else:
                 whole = False
         return whole
 
-    def entries(self, place: Union[str, URL], path: str) -> list[tuple[str, str]]:
+    def entries(self, place: Union[str, URL], path: str) -> list[Entry]:
         if isinstance(place, str):
             return local_entries(place)
-        return kinds(self.listing(folder_url(place), path)[1])
+        return self.listing(folder_url(place), path)[1]
 
     def finish(self, place: str, code: int) -> None:
         """Delete what the source does not have, if all else came through. Tell the counts."""
@@ -2529,25 +2534,25 @@ class Tree:
             report(self.args, url, "deleted")
 
 
-def local_entries(folder: str) -> list[tuple[str, str]]:
-    """The names in a folder, and of what kind each is: "" for a link or special file."""
+def local_entries(folder: str) -> list[Entry]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry.name, kind_of(entry)) for entry in entries)
+            return sorted(map(local_entry, entries))
     except OSError as error:
         raise unreadable(folder, error) from None
 
 
-def kind_of(entry: "os.DirEntry[str]") -> str:
-    if entry.is_dir(follow_symlinks=False):
-        # a junction of Windows is a folder in all but this tag: it stands for another name
-        tag = getattr(entry.stat(follow_symlinks=False), "st_reparse_tag", 0)
-        return "" if tag & 0x20000000 else "folder"
-    return "file" if entry.is_file(follow_symlinks=False) else ""
-
-
-def kinds(entries: Iterable[Entry]) -> list[tuple[str, str]]:
-    return [(entry.name, "folder" if entry.folder else "file") for entry in entries]
+def local_entry(entry: "os.DirEntry[str]") -> Entry:
+    found = stat_or_none(entry.path, follow=False)
+    if not found:
+        return Entry(entry.name, False)  # it has just been removed: sending it will tell
+    # a junction of Windows is a folder in all but this tag: it stands for another name
+    junction = getattr(found, "st_reparse_tag", 0) & 0x20000000
+    folder = stat.S_ISDIR(found.st_mode) and not junction
+    special = not folder and not stat.S_ISREG(found.st_mode)
+    # servers keep whole seconds
+    mtime = found.st_mtime_ns // 10**9
+    return Entry(entry.name, folder, found.st_size, mtime, special=special)
 
 
 def foretell(args: argparse.Namespace, what: str, place: Union[str, URL]) -> None:
@@ -2567,62 +2572,8 @@ def mirror(client: Client) -> None:
     name = safe_name(url_name(url._replace(target=url.path.rstrip("/"))))
     dest = args.output or (name if url.path != "/" else url.host)
     tree = Tree(client, url)
-    mirror_folder(tree, url, dest, "")
+    copy_folder(tree, dest, url, "")
     tree.finish(printable(dest), 23)
-
-
-def mirror_folder(tree: Tree, url: URL, dest: str, path: str) -> None:
-    """Fetch a folder and the folders in it. A file that fails does not stop the rest."""
-    base, entries = tree.listing(url, path)
-    there = make_folder(tree.args, dest, strict=bool(path))
-    if tree.args.delete and there:
-        tree.find_extra(dest, path, local_entries(dest), {entry.name for entry in entries})
-    wanted = [
-        entry
-        for entry, (name, kind) in zip(entries, kinds(entries))
-        if not tree.leaves_out(path, name, kind)
-    ]
-    mirror_files(tree, base, dest, there, [entry for entry in wanted if not entry.folder])
-
-    def one(entry: Entry) -> None:
-        inner = folder_url(base.child(entry.name))
-        mirror_folder(tree, inner, os.path.join(dest, entry.name), f"{path}{entry.name}/")
-
-    for_each(tree.args, [entry for entry in wanted if entry.folder], one)
-
-
-def mirror_files(tree: Tree, base: URL, dest: str, there: set[str], entries: list[Entry]) -> None:
-    """Fetch a folder's files in a pipeline, and what that leaves one by one."""
-    client, args = tree.client, tree.args
-    args.progress.expect([entry.size for entry in entries])
-    known = there if not args.force else set[str]()
-    jobs: dict[URL, str] = {}
-    for entry in entries:
-        name, url = entry.name, base.child(entry.name)
-        described = name in known and entry.size is not None and entry.mtime is not None
-        if described and same_here(args, os.path.join(dest, name), url, entry):
-            args.progress.count("same", entry.size)
-        else:
-            jobs[url] = name
-
-    def download(url: URL) -> Download:
-        return Download(client, url, dest, jobs[url], replace=True)
-
-    for url, head in heads(client, [url for url, name in jobs.items() if name in known]):
-        if download(url).is_same(head):
-            args.progress.count("same", head.length)
-            del jobs[url]
-    if args.dry_run:
-        for name in jobs.values():
-            foretell(args, "replace" if name in there else "new", os.path.join(dest, name))
-        return
-    begun = set(filter(is_part, there))
-    urls = [url for url in jobs if not begun or part_name(url) not in begun]
-    for url, reply in client.pipeline("GET", urls, client.asking("GET", base, WANTED)):
-        if reply and reply.head.status == 200:
-            attempt(args, functools.partial(run_download, args, download(url), reply))
-            del jobs[url]
-    for_each(args, list(jobs), lambda url: run_download(args, download(url)))
 
 
 def upload(client: Client) -> None:
@@ -2636,40 +2587,124 @@ def upload(client: Client) -> None:
         )
     url = folder_url(target(args.url, args))
     tree = Tree(client, url)
-    upload_folder(tree, args.dir, url, "")
+    copy_folder(tree, args.dir, url, "")
     tree.finish(str(url), 25)
 
 
-def upload_folder(tree: Tree, folder: str, url: URL, path: str) -> None:
-    """Send what the server does not have."""
+def copy_folder(tree: Tree, here: str, url: URL, path: str) -> None:
+    """Fetch or send what is in a folder, then in the folders in it. A file that fails does not stop
+    the rest."""
     args = tree.args
-    if path.count("/") > MAX_DEPTH:
-        raise Failure(
-            26,
-            f"{printable(folder)} is more than {MAX_DEPTH} folders deep",
-            "it was left out",
-            "upload that folder by itself",
-        )
-    # list first: a server that shares this very folder is about to add one to it, without end
-    found = local_entries(folder)
-    there = remote(tree, url, path)
+    there: dict[str, Entry] | None
+    if tree.sending:
+        # list first: a server that shares this very folder is about to add one to it, without end
+        entries = local_entries(here)
+        there = remote(tree, url, path)
+    else:
+        url, entries = tree.listing(url, path)
+        there = {name: Entry(name, False) for name in make_folder(args, here, strict=bool(path))}
+    names = {entry.name for entry in entries}
     if args.delete and there:
-        tree.find_extra(url, path, kinds(there.values()), dict(found))
-    wanted = [(name, kind) for name, kind in found if not tree.leaves_out(path, name, kind)]
-    files = {url.child(name): os.path.join(folder, name) for name, kind in wanted if kind == "file"}
-    upload_files(tree, files, there)
+        tree.find_extra(url if tree.sending else here, path, names)
+    if there is None:  # the server does not tell, so any of them may be there
+        there = {name: Entry(name, False) for name in names}
+    wanted = [entry for entry in entries if not tree.leaves_out(path, entry)]
+    copy_files(tree, here, url, [entry for entry in wanted if not entry.folder], there)
 
-    def one(name: str) -> None:
-        inner = folder_url(url.child(name))
-        upload_folder(tree, os.path.join(folder, name), inner, f"{path}{name}/")
+    def copy_inner(entry: Entry) -> None:
+        inner = folder_url(url.child(entry.name))
+        copy_folder(tree, os.path.join(here, entry.name), inner, f"{path}{entry.name}/")
 
-    for_each(args, [name for name, kind in wanted if kind == "folder"], one)
+    for_each(args, [entry for entry in wanted if entry.folder], copy_inner)
+
+
+def copy_files(
+    tree: Tree, here: str, base: URL, files: list[Entry], there: dict[str, Entry]
+) -> None:
+    """Fetch or send the files of a folder, except those that are the same at both ends."""
+    args, jobs = tree.args, {base.child(file.name): file for file in files}
+    args.progress.expect([file.size for file in files])
+    known = {
+        url: there[file.name] if tree.sending else file
+        for url, file in jobs.items()
+        if file.name in there
+    }
+    for url in find_same(tree, here, jobs, known):
+        file = jobs.pop(url)
+        report(args, url, "same", os.path.join(here, file.name), file.size or 0)
+    if args.dry_run:
+        for url, file in jobs.items():
+            place = url if tree.sending else os.path.join(here, file.name)
+            foretell(args, "replace" if url in known else "new", place)
+    elif tree.sending:
+        send_files(tree, here, jobs)
+    else:
+        fetch_files(tree, here, base, jobs, there)
+
+
+def find_same(tree: Tree, here: str, jobs: dict[URL, Entry], known: dict[URL, Entry]) -> list[URL]:
+    """Which files are the same at both ends. known: what the server's index says of those that are
+    at both. Where it does not tell, HEAD does."""
+    client, args = tree.client, tree.args
+    if not tree.sending and args.force:
+        return []
+    keeps_times = any(entry.etag for entry in known.values())  # as our own server does
+    unsure = [url for url, entry in known.items() if entry.size is None or entry.mtime is None]
+    for url, reply in client.pipeline("HEAD", unsure, functools.partial(client.pipelined, "HEAD")):
+        if reply and reply.head.status == 200:
+            known[url] = entry_of(reply.head)
+        elif reply and reply.head.status == 404:
+            del known[url]
+    if not tree.sending:
+        paths = {url: os.path.join(here, jobs[url].name) for url in known}
+        return [url for url in known if same_here(args, paths[url], url, known[url])]
+    exact = [url for url in known if same_there(jobs[url], known[url], True)]
+    # a server that keeps one file's time keeps all
+    if exact or keeps_times:
+        return exact
+    return [url for url in known if same_there(jobs[url], known[url], False)]
+
+
+def fetch_files(
+    tree: Tree, folder: str, base: URL, jobs: dict[URL, Entry], there: Container[str]
+) -> None:
+    """Fetch files in a pipeline, and what that leaves one by one."""
+    client, args = tree.client, tree.args
+
+    def download(url: URL) -> Download:
+        return Download(client, url, folder, jobs[url].name, replace=True)
+
+    urls = [url for url in jobs if part_name(url) not in there]  # a part is continued by Range
+    for url, reply in client.pipeline("GET", urls, client.asking("GET", base, WANTED)):
+        if reply and reply.head.status == 200:
+            attempt(args, functools.partial(run_download, args, download(url), reply))
+            del jobs[url]
+    for_each(args, list(jobs), lambda url: run_download(args, download(url)))
+
+
+def send_files(tree: Tree, folder: str, jobs: dict[URL, Entry]) -> None:
+    """Send short files in a pipeline, the rest one by one."""
+    client, uploads = tree.client, dict[URL, Upload]()
+    paths = {url: os.path.join(folder, file.name) for url, file in jobs.items()}
+
+    def make(url: URL) -> bytes:
+        uploads[url] = Upload(client, url, BodySource(paths[url]), paths[url])
+        return uploads[url].as_request()
+
+    short = [url for url, file in jobs.items() if (file.size or 0) <= NOTED_FROM]
+    for url, reply in client.pipeline("PUT", short, make):
+        if reply and uploads.pop(url).is_done(reply):
+            del paths[url]
+        elif reply and (reply.head.success or reply.head.status in {*REDIRECTS, 401, 405, 501}):
+            break  # all others would get the same reply
+    for_each(tree.args, list(paths), lambda url: send_file(client, paths[url], url))
 
 
 def remote(tree: Tree, url: URL, path: str) -> Optional[dict[str, Entry]]:
     """What a server has in a folder, which is made if it is missing. None if the server does not
     tell."""
     client = tree.client
+    tree.check_depth(url, path)
 
     def ask() -> tuple[int, list[Entry]]:
         with ask_index(client, url) as reply:
@@ -2686,71 +2721,19 @@ def remote(tree: Tree, url: URL, path: str) -> Optional[dict[str, Entry]]:
     return {entry.name: entry for entry in entries} if status in (200, 404) else None
 
 
-def upload_files(tree: Tree, jobs: dict[URL, str], there: Optional[dict[str, Entry]]) -> None:
-    """Send a folder's files: short ones in a pipeline, the rest one by one."""
-    client, args = tree.client, tree.args
-    found = {url: stat_or_none(path) for url, path in jobs.items()}
-    sizes = {url: each.st_size for url, each in found.items() if each}
-    args.progress.expect(list(map(sizes.get, jobs)))
-    known = known_there(client, jobs, there)
-    # a server that keeps one file's time keeps all
-    exact = any(entry.etag or same_there(jobs[url], entry, True) for url, entry in known.items())
-    for url in [url for url in known if same_there(jobs[url], known[url], exact)]:
-        report(args, url, "same", jobs.pop(url), sizes[url])
-    if args.dry_run:
-        for url in jobs:
-            foretell(args, "replace" if url in known else "new", url)
-        return
-    uploads: dict[URL, Upload] = {}
-
-    def make(url: URL) -> bytes:
-        uploads[url] = Upload(client, url, BodySource(jobs[url]), jobs[url])
-        return uploads[url].as_request()
-
-    short = [url for url in jobs if sizes.get(url, EXPECT_FROM) <= NOTED_FROM]
-    for url, reply in client.pipeline("PUT", short, make):
-        if reply and uploads.pop(url).is_done(reply):
-            jobs.pop(url)
-        elif reply and (reply.head.success or reply.head.status in {*REDIRECTS, 401, 405, 501}):
-            break  # all others would get the same reply
-    for_each(args, list(jobs), lambda url: send_file(client, jobs[url], url))
+def entry_of(head: Head) -> Entry:
+    """What a reply says of a file."""
+    return Entry("", False, head.length, head.modified, head.get("etag"))
 
 
-def heads(client: Client, urls: list[URL]) -> Iterator[tuple[URL, Head]]:
-    """What a server says of files, without their content."""
-    make = functools.partial(client.pipelined, "HEAD")
-    for url, reply in client.pipeline("HEAD", urls, make):
-        if reply and reply.head.status == 200:
-            yield url, reply.head
-
-
-def known_there(
-    client: Client, jobs: dict[URL, str], there: Optional[dict[str, Entry]]
-) -> dict[URL, Entry]:
-    """What a server has of these files. Where its index does not tell, HEAD does."""
-    known: dict[URL, Entry] = {}
-    for url in jobs:
-        # without an index (None), any file may be there
-        if there is None or url_name(url) in there:
-            known[url] = (there or {}).get(url_name(url), Entry("", False))
-    unsure = [url for url, entry in known.items() if entry.size is None or entry.mtime is None]
-    for url in unsure:
-        del known[url]  # what no reply tells of is sent
-    for url, head in heads(client, unsure):
-        known[url] = Entry("", False, head.length, head.modified)
-    return known
-
-
-def same_there(path: str, entry: Entry, exact: bool) -> bool:
+def same_there(ours: Entry, theirs: Entry, exact: bool) -> bool:
     """Whether a server has this file: size and time are equal.
 
     exact means that the server keeps our times. Else it has the time of the upload, which is
     later."""
-    found = stat_or_none(path)
-    if found is None or entry.mtime is None or entry.size != found.st_size:
+    if ours.mtime is None or theirs.mtime is None or theirs.size != ours.size:
         return False
-    ours, theirs = found.st_mtime_ns // 10**9, entry.mtime // 1
-    return theirs == ours or not exact and theirs > ours
+    return theirs.mtime // 1 == ours.mtime or not exact and theirs.mtime // 1 > ours.mtime
 
 
 def folder_url(url: URL) -> URL:
