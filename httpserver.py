@@ -1890,8 +1890,9 @@ class Connection:
             return self.send(head + answer.body)
         chunked = answer.length is None and request.minor > 0
         left = answer.length or 0
-        # only full segments until all is sent: else each page of a file is a segment of its own
-        self.cork(1)
+        # only full segments until all is sent: else each page of a file is a segment of its own.
+        # A listing, whose length nobody knows, leaves as it is made: a browser draws what has come.
+        self.cork(int(answer.length is not None))
         self.send(head)
         for piece in answer.pieces:
             left -= size_of(piece)
@@ -4917,15 +4918,15 @@ def error_page(request: Request, refused: Refusal) -> Answer:
 
 
 def in_chunks(texts: Iterable[str]) -> Iterator[bytes]:
-    """Text in pieces that are worth a send."""
+    """Text in pieces: small at first, because a browser draws them while the rest comes."""
     rows: list[str] = []
-    size, most = 0, SMALL // 32  # the first is small: a browser draws it while the rest comes
+    size, most = 0, SMALL // 32
     for text in texts:
         rows.append(text)
         size += len(text)
         if size > most:
             yield "".join(rows).encode()
-            rows, size, most = [], 0, SMALL
+            rows, size, most = [], 0, min(2 * most, SMALL)
     yield "".join(rows).encode()
 
 

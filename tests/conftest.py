@@ -593,7 +593,7 @@ def pytest_runtestloop(session):
 
 def gather_reports(session, workers, queue):
     """What the processes report goes to the terminal as if it had happened here; each of them must end well."""
-    hooks, problem = session.config.hook, None
+    hooks, problem, running = session.config.hook, None, {}
     try:
         while workers:
             for hear in connection.wait(workers):
@@ -601,10 +601,12 @@ def gather_reports(session, workers, queue):
                     data = hear.recv()
                 except EOFError:
                     _, status = os.waitpid(workers.pop(hear), 0)
-                    if os.WIFSIGNALED(status):
-                        problem = session.Interrupted(
-                            f"a test process died of signal {os.WTERMSIG(status)}"
-                        )
+                    if name := running.get(hear):
+                        code = os.WTERMSIG(status) if os.WIFSIGNALED(status) else "none"
+                        problem = session.Interrupted(f"{name} ended its process (signal {code})")
+                    continue
+                if isinstance(data, str):
+                    running[hear] = data
                 else:
                     hooks.pytest_runtest_logreport(
                         report=hooks.pytest_report_from_serializable(
@@ -649,9 +651,19 @@ class Teller:
     def __init__(self, session, tell):
         self.session, self.tell = session, tell
 
+    def pytest_runtest_logstart(self, nodeid):
+        self.send(nodeid)
+
+    def pytest_runtest_logfinish(self):
+        self.send("")
+
     def pytest_runtest_logreport(self, report):
         config = self.session.config
+        self.send(config.hook.pytest_report_to_serializable(config=config, report=report))
+
+    def send(self, data):
+        """A report, the name of the test that begins, or no name when it has ended."""
         try:
-            self.tell.send(config.hook.pytest_report_to_serializable(config=config, report=report))
+            self.tell.send(data)
         except OSError:
             self.session.shouldfail = "nobody gathers the reports any more"

@@ -272,8 +272,10 @@ class Terminal:
             self.text = self.text[prompt.start() :]
 
     def close(self):
-        with suppress(OSError):  # what still runs there, of a block that is wrong
-            os.killpg(os.tcgetpgrp(self.master), signal.SIGKILL)
+        # what still runs there, of a block that is wrong; 0 would be our own group
+        with suppress(OSError):
+            if group := os.tcgetpgrp(self.master):
+                os.killpg(group, signal.SIGKILL)
         self.bash.kill()
         self.bash.wait(DEADLINE)
         self.reader.join(DEADLINE)
