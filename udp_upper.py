@@ -835,8 +835,11 @@ CANNOT_LISTEN = {
 
 def cannot_listen(problem: OSError, target: "Address") -> "Failure":
     host, port = target[:2]
-    texts = CANNOT_LISTEN.get(problem.errno or 0)
-    if texts is None or (problem.errno == errno.EACCES and port > 1023):
+    reason = problem.errno or 0
+    if os.name == "nt" and reason == errno.EACCES:  # another program keeps it for itself
+        reason = errno.EADDRINUSE
+    texts = CANNOT_LISTEN.get(reason)
+    if texts is None or (reason == errno.EACCES and port > 1023):
         error = f"cannot listen on {address(target)} ({problem.strerror})"
         return Failure(45, error, "the system refuses it", "--host 127.0.0.1 --port 0")
     own = ", ".join(["127.0.0.1", *own_addresses()])

@@ -148,6 +148,17 @@ def test_a_limit_that_is_named_but_not_granted_is_asked_for_in_part(script, tmp_
     assert mark.exists()
 
 
+@pytest.mark.parametrize("script", ["server", "httpserver", "tcp_upper", "udp_upper"])
+def test_a_port_that_another_keeps_for_itself_is_called_taken(script, monkeypatch):
+    """Windows answers with 10013, access denied, where another system says that it is in use."""
+    module = importlib.import_module(script)
+    denied = PermissionError(errno.EACCES, "access denied")
+    monkeypatch.setattr(module, "os", types.SimpleNamespace(name="nt"))
+    monkeypatch.setattr(module, "own_addresses", lambda: [])
+    told = str(module.cannot_listen(denied, ("127.0.0.1", 8000)))
+    assert "port 8000 is already in use" in told and "denied" not in told, told
+
+
 CLIENTS = ["client", "httpclient", "tcp_upper", "udp_upper"]
 
 
