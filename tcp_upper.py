@@ -29,7 +29,7 @@ its answer for --timeout seconds; a client that says nothing may stay.
 #   the conversation   Echo, answer(), send_message(), exchange(), receive()
 #   the server         outcome(), Server, Server.run(), Server.admit(), Server.reply(), serve()
 #   the client         ping_report(), write_out(), converse(), stream(), ping(), client()
-#   shared fences      Capture, TracedStream, Stop, bind(), open_connection(), Failure, Parser
+#   shared fences      Capture, TracedStream, Stop, bind(), Failure, say(), address(), Parser
 #   the command line   announce(), build_parser(), main()
 #
 # Threads: the main thread runs Server.run(); it alone accepts and refuses. Each client has a

@@ -33,7 +33,7 @@ A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network i
 #   the conversation   Echo, answer(), send_message(), exchange(), receive()
 #   the server         outcome(), Server, Server.run(), Server.admit(), Server.reply(), serve()
 #   the client         ping_report(), write_out(), converse(), stream(), ping(), client()
-#   shared fences      Capture, Traced, TracedDatagrams, Stop, bind(), Failure, Parser
+#   shared fences      Capture, Traced, Stop, bind(), Failure, say(), address(), Parser
 #   the command line   announce(), build_parser(), main()
 #
 # Threads: there is one. A server has one socket for all clients, and a client sends only after
