@@ -127,7 +127,8 @@ def hold_back(args: Namespace, free: float, size: int) -> float:
 
 def send_message(echo: Echo, data: bytes) -> None:
     """Send one datagram, whole or not at all."""
-    for _ in range(2):  # a first failure may be about an earlier datagram: nobody took that one
+    # send() may first tell that nobody took an earlier datagram (ICMP): then it is called again
+    for _ in range(2):
         try:
             echo.sock.send(data)
             return
@@ -141,7 +142,7 @@ def exchange(echo: Echo, message: bytes) -> bytes:
     """The client's side: send a message until its reply comes, each time with more patience."""
     echo.asked = len(message)
     echo.beginnings = []
-    silent = False  # whether a try met no reply and no problem either
+    refusals = 0  # tries of which the kernel heard that they failed
     for seconds in TRIES:
         echo.problem = None
         deadline = time.perf_counter() + seconds
@@ -152,13 +153,12 @@ def exchange(echo: Echo, message: bytes) -> bytes:
                 break
             if check(echo, reply, message.upper()):
                 return reply
-        if echo.problem is None:
-            silent = True
+        refusals += echo.problem is not None
         if not echo.beginnings:
             why = f" ({echo.problem.strerror})" if echo.problem else ""
             say(f"no reply in {seconds:g} s{why}")  # print() to stderr
-    if silent:
-        echo.problem = None
+    if refusals < len(TRIES):
+        echo.problem = None  # silence, as far as anybody knows
     raise no_echo(echo)
 
 
@@ -181,9 +181,8 @@ def check(echo: Echo, reply: bytes, expected: bytes) -> bool:
     if reply == expected:
         echo.ignored += len(echo.beginnings)  # the whole has come, so they were late ones
     elif expected.startswith(reply):
-        echo.beginnings.append(
-            len(reply)
-        )  # the reply, truncated; or a late one to a shorter question
+        # truncated; or a late answer to a shorter question
+        echo.beginnings.append(len(reply))
     else:
         echo.ignored += 1
     return reply == expected
