@@ -352,16 +352,19 @@ length and digest are right: readers see the old file or the new one, whole.
 import sys
 
 if __name__ == "__main__":
-    # A file that arrives must never be imported, whatever its name. Python looks first into the
-    # folder of this script, and PYTHONPATH may add the current one: both leave the path before
-    # anything else is imported. (For the same reason nothing here is imported from __future__.)
+    # A file that arrives must never be imported, whatever its name. Python looks for modules first
+    # in the folder of this script, and PYTHONPATH may add the current folder: take both out of the
+    # list before anything else is imported. (So there is no import from __future__ either.)
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
     import os
 
     own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
-    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
-        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+    for folder in sys.path[:]:
+        path = folder or "."
+        if folder == library or not os.path.exists(path):
+            continue
+        if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
 # --- end imports ---
 
@@ -3335,7 +3338,6 @@ class Traced(socket.socket):
     number = sent = received = 0
     touched = 0.0  # when the last call ended
     lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
-    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         if not self.prints:
@@ -3343,7 +3345,7 @@ class Traced(socket.socket):
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
-        if self.dump and data:
+        if self.dump:
             text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
@@ -3361,17 +3363,6 @@ class Traced(socket.socket):
             self.touched = time.perf_counter()
             self.lasted = 1000 * (self.touched - began)
 
-    def connect(self, target: Any) -> None:
-        what = f"connect {address(target)}"
-        self.attempt("*", what, super().connect, target)
-        here = address(self.getsockname())
-        self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
-
-    def close(self) -> None:
-        if self.fileno() >= 0:
-            self.show("*", f"close (sent {self.sent}, received {self.received})")
-        super().close()
-
 
 # --- end trace ---
 
@@ -3385,9 +3376,9 @@ US, PEER = 1, -1  # the order of what belongs to both sides
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
-    handshake, ended = "handshake", "peer sent FIN (end of stream)"
-    ends: Sequence[Any] = ()  # of a connection in the capture: our address, the peer's
-    finished: frozenset[int] = frozenset()  # whose FIN the capture has
+    ended = "peer sent FIN (end of stream)"
+    ends: Sequence[Any]  # of a connection in the capture: our address, the peer's
+    talking: frozenset[int] = frozenset()  # the sides that may still send, as the capture knows
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
@@ -3398,20 +3389,23 @@ class TracedStream(Traced):
         return conn, peer
 
     def connect(self, target: Any) -> None:
-        super().connect(target)
+        what = f"connect {address(target)}"
+        self.attempt("*", what, super().connect, target)
+        here = address(self.getsockname())
+        self.show("*", f"{what} ok from {here} (handshake {self.lasted:.2f} ms)")
         self.begin(target, US)
 
     def begin(self, peer: Any, asks: int) -> None:
         """The handshake, for the capture alone."""
         if self.capture:
-            self.ends = self.getsockname(), peer
+            self.ends, self.talking = (self.getsockname(), peer), frozenset((US, PEER))
             self.store(asks, SYN)
             self.store(-asks, SYN_ACK)
             self.store(asks, ACK)
 
     def store(self, side: int, flags: int, data: bytes = b"") -> None:
         """What one side sends, in packets for the capture, before it is counted."""
-        if not self.capture or not self.ends or (flags == FIN and side in self.finished):
+        if not self.capture or not self.talking or (flags == FIN and side not in self.talking):
             return
         mine, other = (self.sent + 1, self.received + 1)[::side]
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
@@ -3422,9 +3416,9 @@ class TracedStream(Traced):
             rest = b"\0\0" + data[start : start + SEGMENT]
             self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
-            self.finished |= {side}
+            self.talking -= {side}
         if flags == RST:
-            self.ends = ()
+            self.talking = frozenset()
 
     def attempt(self, *call: Any) -> Any:
         try:
@@ -3453,24 +3447,25 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
-        side = "sending = FIN"
         if how == socket.SHUT_RD:
-            side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
-            self.finished |= {PEER}
-        self.attempt("*", "shutdown", super().shutdown, how)
-        self.show("*", f"shutdown of {side}")
+            self.talking -= {PEER}
+        super().shutdown(how)
+        self.show("*", f"shutdown of {'receiving' if how == socket.SHUT_RD else 'sending = FIN'}")
         if how != socket.SHUT_RD:
             self.store(US, FIN)
 
     def close(self) -> None:
-        if self.ends and self.fileno() >= 0:
+        if self.fileno() < 0:
+            return
+        if self.talking:
             # RST if close() shall send one (SO_LINGER), or if something came that nobody read
             reset = self.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8).strip(b"\0")
             self.settimeout(0)
             with contextlib.suppress(OSError):
                 reset += socket.socket.recv(self, 1, socket.MSG_PEEK)
             self.store(US, RST if reset else FIN)
+        self.show("*", f"close (sent {self.sent}, received {self.received})")
         super().close()
 
 
@@ -3608,51 +3603,38 @@ def bind(
     except OSError as error:
         if sock:
             sock.close()
-        raise cannot_listen(error, family, kind, target) from None
+        raise cannot_listen(error, target) from None
 
 
-def cannot_listen(problem: OSError, family: int, kind: int, target: "Address") -> "Failure":
+# by errno: what is wrong, why, what to try
+CANNOT_LISTEN = {
+    errno.EADDRINUSE: (
+        "port {port} is already in use",
+        "another program is using it",
+        "--port 0 takes any free one; ss -ltnup shows which program has it",
+    ),
+    errno.EADDRNOTAVAIL: (
+        "{host} is not an address of this machine",
+        "its own are {own}",
+        "--host 0.0.0.0 listens on all of them",
+    ),
+    errno.EACCES: (
+        "port {port} needs administrator rights",
+        "ports below 1024 are kept for the system's services",
+        "--port {spare}",
+    ),
+}
+
+
+def cannot_listen(problem: OSError, target: "Address") -> "Failure":
     host, port = target[:2]
-    if problem.errno == errno.EADDRINUSE:
-        return Failure(
-            45,
-            f"port {port} is already in use",
-            who_has_port(family, kind, target),
-            "--port 0 takes any free one; ss -ltnup shows which program has it",
-        )
-    if problem.errno == errno.EADDRNOTAVAIL:
-        return Failure(
-            45,
-            f"{host} is not an address of this machine",
-            "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
-            "--host 0.0.0.0 listens on all of them",
-        )
-    if problem.errno == errno.EACCES and port < 1024:
-        return Failure(
-            45,
-            f"port {port} needs administrator rights",
-            "ports below 1024 are kept for the system's services",
-            f"--port {8000 + port}",
-        )
-    return Failure(
-        45,
-        f"cannot listen on {address(target)} ({problem.strerror})",
-        "the system refuses it",
-        "--host 127.0.0.1 --port 0",
-    )
-
-
-def who_has_port(family: int, kind: int, target: "Address") -> str:
-    """A second bind tells: SO_REUSEADDR ignores connections in TIME_WAIT, but not a server."""
-    with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
-        if kind == socket.SOCK_STREAM and os.name == "posix":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(target)
-            return (
-                "no server has it: connections that ended here a moment ago "
-                "are in TIME_WAIT, for a minute or so"
-            )
-    return "another program is using it"
+    texts = CANNOT_LISTEN.get(problem.errno or 0)
+    if texts is None or (problem.errno == errno.EACCES and port > 1023):
+        error = f"cannot listen on {address(target)} ({problem.strerror})"
+        return Failure(45, error, "the system refuses it", "--host 127.0.0.1 --port 0")
+    own = ", ".join(["127.0.0.1", *own_addresses()])
+    known = {"host": host, "port": port, "spare": 8000 + port, "own": own}
+    return Failure(45, *(text.format(**known) for text in texts))
 
 
 # --- end listening ---
@@ -3720,11 +3702,10 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     name = host.encode() if host.isascii() else host
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
-        found = socket.getaddrinfo(name, port, type=kind)
-        return [(family, target) for family, _, _, _, target in found]
+        return [(each[0], each[4]) for each in socket.getaddrinfo(name, port, type=kind)]
     raise Failure(
         6,
-        f'cannot find host "{ascii(host)[1:-1]}"',
+        f'cannot find host "{printable(host)}"',
         "it is neither an address nor a name that this machine can look up",
         "check the spelling, or use the address",
     )
