@@ -580,18 +580,21 @@ class Batch:
         if self.args.dry_run:
             would = "fetch" if self.verb == "get" else "send"
             text = f"{self.verb} --dry-run: would {would} {text}"
-        else:
+        elif facts["files"]:
             rate = readable_size(self.bytes / max(elapsed, 0.001))
             text = f"{self.verb}: {text} in {elapsed:.2f} s ({rate}/s)"
+        else:
+            text = f"{self.verb}: 0 files"
         left_out = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
         more = {
             f"{counts['same']:,} already there": counts["same"],
             f"skipped {left_out}": skipped,
             f"deleted {facts['deleted']:,}": facts["deleted"],
-            f"{counts['failed']:,} failed": counts["failed"],
+            # of one thing alone all is told already
+            f"{counts['failed']:,} failed": counts["failed"] and sum(counts.values()) > 1,
         }
         notable = [clause for clause, count in more.items() if count]
-        if not self.args.quiet and (notable or facts["files"]):
+        if not self.args.quiet and (notable or facts["files"] or self.args.delete):
             say("; ".join([text, *notable]))
 
 
@@ -2687,7 +2690,7 @@ WHYS = {
     ),
     "not-empty": (
         "the folder is not empty, or holds names that are not shown",
-        "delete what is in it first",
+        "delete -r deletes what is in it too",
     ),
     "not-permitted": (
         "the server's user may not do that there",
@@ -3696,7 +3699,9 @@ def change_local_folder(args: argparse.Namespace) -> None:
 
 
 def show_shell_help(args: argparse.Namespace) -> None:
-    tell(f"{command_lines({**COMMANDS, **SHELL_COMMANDS})}\n{SHELL_HELP}")
+    for text in [command_lines({**COMMANDS, **SHELL_COMMANDS}), SHELL_HELP]:
+        for row in text.splitlines():
+            tell(row)
 
 
 def leave(args: argparse.Namespace) -> None:
