@@ -69,16 +69,19 @@ a certificate that is not trusted.
 import sys
 
 if __name__ == "__main__":
-    # A file that arrives must never be imported, whatever its name. Python looks first into the
-    # folder of this script, and PYTHONPATH may add the current one: both leave the path before
-    # anything else is imported. (For the same reason nothing here is imported from __future__.)
+    # A file that arrives must never be imported, whatever its name. Python looks for modules first
+    # in the folder of this script, and PYTHONPATH may add the current folder: take both out of the
+    # list before anything else is imported. (So there is no import from __future__ either.)
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
     import os
 
     own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
-    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
-        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+    for folder in sys.path[:]:
+        path = folder or "."
+        if folder == library or not os.path.exists(path):
+            continue
+        if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
 # --- end imports ---
 
@@ -3488,29 +3491,18 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(map(path_key, files)), tuple(map(folder_key, folders))
 
 
-@functools.lru_cache(maxsize=1)
-def folders_above() -> frozenset[str]:
-    """The folders that Python imports from, and all that they are in."""
-    return frozenset(
-        place[: end + 1]
-        for place in program_places()[1]
-        for end, letter in enumerate(place)
-        if letter == os.sep
-    )
-
-
 def is_program(path: str) -> bool:
     """Whether a file of this name would be part of a program of ours at its next start."""
     key = path_key(path)
     files, folders = program_places()
     # Below a file too: Python runs a folder that is called like a script, if it has a __main__.py.
     # A file above a folder too: Python imports from a folder in a zip file.
-    if key.startswith(files) or key in folders_above():
+    if key.startswith(files) or any(place.startswith(key) for place in folders):
         return True
     if key.startswith(folders) and key[: -len(os.sep)].endswith(CODE):
         return True
     with contextlib.suppress(OSError):
-        return os.path.exists(path) and os.path.samefile(path, __file__)  # a hard link
+        return os.path.samefile(path, __file__)  # a hard link
     return False
 
 
@@ -3722,7 +3714,6 @@ class Traced(socket.socket):
     number = sent = received = 0
     touched = 0.0  # when the last call ended
     lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
-    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         if not self.prints:
@@ -3730,7 +3721,7 @@ class Traced(socket.socket):
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
-        if self.dump and data:
+        if self.dump:
             text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
@@ -3748,17 +3739,6 @@ class Traced(socket.socket):
             self.touched = time.perf_counter()
             self.lasted = 1000 * (self.touched - began)
 
-    def connect(self, target: Any) -> None:
-        what = f"connect {address(target)}"
-        self.attempt("*", what, super().connect, target)
-        here = address(self.getsockname())
-        self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
-
-    def close(self) -> None:
-        if self.fileno() >= 0:
-            self.show("*", f"close (sent {self.sent}, received {self.received})")
-        super().close()
-
 
 # --- end trace ---
 
@@ -3772,9 +3752,9 @@ US, PEER = 1, -1  # the order of what belongs to both sides
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
-    handshake, ended = "handshake", "peer sent FIN (end of stream)"
-    ends: Sequence[Any] = ()  # of a connection in the capture: our address, the peer's
-    finished: frozenset[int] = frozenset()  # whose FIN the capture has
+    ended = "peer sent FIN (end of stream)"
+    ends: Sequence[Any]  # of a connection in the capture: our address, the peer's
+    talking: frozenset[int] = frozenset()  # the sides that may still send, as the capture knows
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
@@ -3785,20 +3765,23 @@ class TracedStream(Traced):
         return conn, peer
 
     def connect(self, target: Any) -> None:
-        super().connect(target)
+        what = f"connect {address(target)}"
+        self.attempt("*", what, super().connect, target)
+        here = address(self.getsockname())
+        self.show("*", f"{what} ok from {here} (handshake {self.lasted:.2f} ms)")
         self.begin(target, US)
 
     def begin(self, peer: Any, asks: int) -> None:
         """The handshake, for the capture alone."""
         if self.capture:
-            self.ends = self.getsockname(), peer
+            self.ends, self.talking = (self.getsockname(), peer), frozenset((US, PEER))
             self.store(asks, SYN)
             self.store(-asks, SYN_ACK)
             self.store(asks, ACK)
 
     def store(self, side: int, flags: int, data: bytes = b"") -> None:
         """What one side sends, in packets for the capture, before it is counted."""
-        if not self.capture or not self.ends or (flags == FIN and side in self.finished):
+        if not self.capture or not self.talking or (flags == FIN and side not in self.talking):
             return
         mine, other = (self.sent + 1, self.received + 1)[::side]
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
@@ -3809,9 +3792,9 @@ class TracedStream(Traced):
             rest = b"\0\0" + data[start : start + SEGMENT]
             self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
-            self.finished |= {side}
+            self.talking -= {side}
         if flags == RST:
-            self.ends = ()
+            self.talking = frozenset()
 
     def attempt(self, *call: Any) -> Any:
         try:
@@ -3840,24 +3823,25 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
-        side = "sending = FIN"
         if how == socket.SHUT_RD:
-            side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
-            self.finished |= {PEER}
-        self.attempt("*", "shutdown", super().shutdown, how)
-        self.show("*", f"shutdown of {side}")
+            self.talking -= {PEER}
+        super().shutdown(how)
+        self.show("*", f"shutdown of {'receiving' if how == socket.SHUT_RD else 'sending = FIN'}")
         if how != socket.SHUT_RD:
             self.store(US, FIN)
 
     def close(self) -> None:
-        if self.ends and self.fileno() >= 0:
+        if self.fileno() < 0:
+            return
+        if self.talking:
             # RST if close() shall send one (SO_LINGER), or if something came that nobody read
             reset = self.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8).strip(b"\0")
             self.settimeout(0)
             with contextlib.suppress(OSError):
                 reset += socket.socket.recv(self, 1, socket.MSG_PEEK)
             self.store(US, RST if reset else FIN)
+        self.show("*", f"close (sent {self.sent}, received {self.received})")
         super().close()
 
 
@@ -4036,11 +4020,10 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     name = host.encode() if host.isascii() else host
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
-        found = socket.getaddrinfo(name, port, type=kind)
-        return [(family, target) for family, _, _, _, target in found]
+        return [(each[0], each[4]) for each in socket.getaddrinfo(name, port, type=kind)]
     raise Failure(
         6,
-        f'cannot find host "{ascii(host)[1:-1]}"',
+        f'cannot find host "{printable(host)}"',
         "it is neither an address nor a name that this machine can look up",
         "check the spelling, or use the address",
     )

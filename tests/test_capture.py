@@ -16,41 +16,54 @@ STRICT = [
     *("-o", "tcp.check_checksum:TRUE", "-o", "udp.check_checksum:TRUE"),
     *("-o", "ip.check_checksum:TRUE"),
 ]
-WARNINGS = "_ws.expert.severity >= 0x600000 or tcp.checksum.status == 0"
+FIELDS = [
+    *("ip.src", "ip.dst", "ip.len", "tcp.srcport", "tcp.flags.str", "udp.length"),
+    *("http.request.uri", "http.response.code", "http.authorization"),
+    *("_ws.expert.severity", "tcp.analysis.flags", "tcp.analysis.lost_segment"),
+    *("tcp.checksum.status", "udp.checksum.status"),
+]
+WARNING = 0x600000
+STREAMS = 2
 
 
-def tshark(path, *words):
-    done = subprocess.run(
-        [TSHARK, "-n", *STRICT, "-r", str(path), *words],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-    )
-    assert done.returncode == 0, done.stderr
-    said = [line for line in done.stderr.splitlines() if not line.startswith("Running as user")]
-    assert not said, done.stderr
-    return done.stdout
+class Dissected:
+    """What tshark makes of a capture, all in one run: most of one is its start."""
 
+    def __init__(self, path, *more):
+        words = [word for name in FIELDS for word in ("-e", name)]
+        words += [word for stream in range(STREAMS) for word in ("-z", f"follow,tcp,raw,{stream}")]
+        done = subprocess.run(
+            [TSHARK, "-n", *STRICT, *more, "-r", str(path), "-T", "fields", *words],
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+        )
+        assert done.returncode == 0, done.stderr
+        said = done.stderr.splitlines()
+        assert not [line for line in said if not line.startswith("Running as user")], done.stderr
+        table, *streams = re.split(r"^=+\nFollow: .*\n", done.stdout, flags=re.M)
+        self.packets = [dict(zip(FIELDS, line.split("\t"))) for line in table.splitlines() if line]
+        self.streams = [self.both_ways(text) for text in sorted(streams)]
+        self.head = path.read_bytes()[:1000].decode(errors="replace")
 
-def fields(path, *names, only=""):
-    words = [word for name in names for word in ("-e", name)]
-    table = tshark(path, "-T", "fields", *words, *(["-Y", only] if only else []))
-    return [line.split("\t") for line in table.splitlines()]
+    def both_ways(self, text):
+        """The bytes of both directions, as "Follow TCP stream" gives them: the client's, the server's."""
+        rows = re.findall(r"^(\t?)([0-9a-f]+)$", text, re.M)
+        return tuple(
+            b"".join(bytes.fromhex(row) for tab, row in rows if bool(tab) == server)
+            for server in (False, True)
+        )
 
+    def values(self, field):
+        """What the packets that have this field have there."""
+        return [packet[field] for packet in self.packets if packet[field]]
 
-def followed(path, stream=0):
-    """The bytes of both directions, as "Follow TCP stream" gives them: the client's, the server's."""
-    text = tshark(path, "-q", "-z", f"follow,tcp,raw,{stream}")
-    rows = re.findall(r"^(\t?)([0-9a-f]+)$", text, re.M)
-    return tuple(
-        b"".join(bytes.fromhex(row) for tab, row in rows if bool(tab) == server)
-        for server in (False, True)
-    )
-
-
-def assert_clean_capture(path):
-    assert not tshark(path, "-Y", f"{WARNINGS} or tcp.analysis.flags")
-    assert "The headers are made up" in path.read_bytes()[:1000].decode(errors="replace")
+    def assert_clean(self):
+        assert not self.values("tcp.analysis.flags")
+        levels = ",".join(self.values("_ws.expert.severity")).split(",")
+        assert all(int(level or 0) < WARNING for level in levels)
+        assert "0" not in self.values("tcp.checksum.status") + self.values("udp.checksum.status")
+        assert "The headers are made up" in self.head
 
 
 @needs_tshark
@@ -63,9 +76,10 @@ def test_an_echo_over_tcp_is_captured_on_both_sides(spawn, run, tmp_path, host):
     assert (done.code, done.out) == (0, b"HELLO\n")
     server.stop()
     for path in there, here:
-        assert_clean_capture(path)
-        assert followed(path) == (b"hello\n", b"HELLO\n")
-        flags = [row[0] for row in fields(path, "tcp.flags.str")]
+        seen = Dissected(path)
+        seen.assert_clean()
+        assert seen.streams[0] == (b"hello\n", b"HELLO\n")
+        flags = seen.values("tcp.flags.str")
         assert "S" in flags[0] and "A" not in flags[0]
         assert sum("F" in each for each in flags) == 2 and not any("R" in each for each in flags)
 
@@ -76,9 +90,11 @@ def test_a_large_stream_is_captured_in_segments_that_fit_a_packet(spawn, run, tm
     data = os.urandom(1_000_000)
     words = "client", "--port", server.port
     assert run("tcp_upper.py", *words, "--pcap", path, input=data).out == data.upper()
-    assert not tshark(path, "-Y", "tcp.checksum.status == 0 or tcp.analysis.lost_segment")
-    assert max(int(row[0]) for row in fields(path, "ip.len")) == 65535
-    assert followed(path) == (data, data.upper())
+    seen = Dissected(path)
+    assert not seen.values("tcp.analysis.lost_segment")
+    assert "0" not in seen.values("tcp.checksum.status")
+    assert max(map(int, seen.values("ip.len"))) == 65535
+    assert seen.streams[0] == (data, data.upper())
 
 
 @needs_tshark
@@ -89,9 +105,10 @@ def test_a_reset_is_captured_as_one(spawn, run, tmp_path):
     assert run("tcp_upper.py", *words, "--pcap", here).code == 18
     server.stop()
     for path in there, here:
-        assert followed(path)[1] == b"HEL"
-        (sender,) = fields(path, "tcp.srcport", only="tcp.flags.reset == 1")
-        assert sender == [str(server.port)]
+        seen = Dissected(path)
+        assert seen.streams[0][1] == b"HEL"
+        (reset,) = [packet for packet in seen.packets if "R" in packet["tcp.flags.str"]]
+        assert reset["tcp.srcport"] == str(server.port)
 
 
 @needs_tshark
@@ -104,11 +121,11 @@ def test_datagrams_are_captured_as_they_were(spawn, run, tmp_path, host):
     assert done.code == 0
     server.stop()
     for path in there, here:
-        assert not tshark(path, "-Y", "_ws.expert.severity >= 0x600000 or udp.checksum.status == 0")
-        rows = fields(path, "ip.src", "ip.dst", "udp.length")
-        assert {row[0] for row in rows} | {row[1] for row in rows} == {"127.0.0.1"}
-        assert [int(row[2]) - 8 for row in rows[:2]] == [1, 1]
-        assert rows[-1][2] == str(60001 + 8)
+        seen = Dissected(path)
+        seen.assert_clean()
+        assert {*seen.values("ip.src"), *seen.values("ip.dst")} == {"127.0.0.1"}
+        lengths = [int(length) - 8 for length in seen.values("udp.length")]
+        assert lengths[:2] == [1, 1] and lengths[-1] == 60001
 
 
 @needs_tshark
@@ -122,12 +139,10 @@ def test_requests_over_http_are_found_by_the_dissector(spawn, run, tmp_path):
     assert (done.code, len(done.out)) == (0, 200_000)
     server.stop()
     for path in there, here:
-        assert_clean_capture(path)
-        as_http = ("-d", f"tcp.port=={server.port},http", "-Y", "http")
-        table = tshark(
-            path, *as_http, "-T", "fields", "-e", "http.request.uri", "-e", "http.response.code"
-        )
-        assert "/a.txt" in table and "200" in table
+        seen = Dissected(path, "-d", f"tcp.port=={server.port},http")
+        seen.assert_clean()
+        assert seen.values("http.request.uri")[0] == "/a.txt"
+        assert seen.values("http.response.code")[0] == "200"
 
 
 @needs_tshark
@@ -142,9 +157,11 @@ def test_the_tcp_pair_is_captured_and_what_tls_hides_is_said(spawn, run, tmp_pat
     assert (done.code, done.out) == (0, b"hello\n")
     server.stop()
     for path in there, here:
-        assert_clean_capture(path)
-        assert b"get a.txt" in followed(path)[0] and b"data 6\nhello\n" in followed(path)[1]
-        assert b"What TLS encrypts is stored as it was inside" in path.read_bytes()[:1000]
+        seen = Dissected(path)
+        seen.assert_clean()
+        asked, said = seen.streams[0]
+        assert b"get a.txt" in asked and b"data 6\nhello\n" in said
+        assert "What TLS encrypts is stored as it was inside" in seen.head
 
 
 @needs_tshark
@@ -155,9 +172,10 @@ def test_a_process_for_each_client_writes_to_the_same_capture(spawn, run, tmp_pa
     for text in "one", "two":
         assert run("tcp_upper.py", "client", "--port", server.port, text).code == 0
     server.stop()
-    assert_clean_capture(path)
-    assert [followed(path, stream)[1] for stream in (0, 1)] == [b"ONE\n", b"TWO\n"]
-    assert len(fields(path, "tcp.flags.str", only="tcp.flags.fin == 1")) == 4
+    seen = Dissected(path)
+    seen.assert_clean()
+    assert [said for _, said in seen.streams] == [b"ONE\n", b"TWO\n"]
+    assert sum("F" in flags for flags in seen.values("tcp.flags.str")) == 4
 
 
 @needs_tshark
@@ -167,9 +185,8 @@ def test_passwords_are_in_a_capture_but_not_in_the_trace_beside_it(spawn, run, t
     words = "list", f"http://127.0.0.1:{server.port}/", "--user", "me:open sesame"
     done = run("httpclient.py", *words, "--pcap", path, "--trace-hex")
     assert done.code == 0 and "connect 127.0.0.1" in done.err and "* recv" not in done.err
-    as_http = "-d", f"tcp.port=={server.port},http"
-    heads = tshark(path, *as_http, "-T", "fields", "-e", "http.authorization")
-    assert re.search("^(Basic|Digest) .", heads, re.M), heads
+    heads = Dissected(path, "-d", f"tcp.port=={server.port},http").values("http.authorization")
+    assert heads and re.match("(Basic|Digest) .", heads[-1]), heads
 
 
 @needs_tshark
@@ -178,7 +195,7 @@ def test_the_commands_of_a_shell_are_one_capture(spawn, run, tmp_path):
     server = spawn("server.py", tmp_path)
     done = run("client.py", "--port", server.port, "--pcap", path, input=b"list\nhelp\nlist\n")
     assert done.code == 0
-    assert followed(path)[0].count(b"list") == 2
+    assert Dissected(path).streams[0][0].count(b"list") == 2
 
 
 @needs_tshark

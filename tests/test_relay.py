@@ -19,7 +19,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, Listener, Process, Terminal, until
+from conftest import DEADLINE, ROOT, Listener, Process, Terminal, free_port, until
 
 sys.path.insert(0, str(ROOT))
 import client as script
@@ -1222,15 +1222,41 @@ def test_a_sender_whose_server_is_gone_says_so_and_promises_nothing(server, peer
     (here / "x").write_bytes(BIG)
     bob = peer("receive nick=bob")
     sending = Process(
-        ROOT / "client.py", "--port", server.port, "send", "x", "--to", "bob", cwd=here
-    )
+        ROOT / "client.py", "--port", server.port, "--retries", "0", "send", "x", "--to", "bob",
+        cwd=here,
+    )  # fmt: skip
     assert bob.line().startswith("put x")
     server.kill()
     assert (
         sending.wait() == 18
-        and "would come to them twice" in sending.err
+        and "have already comes to them twice" in sending.err
         and "kept" not in sending.err
     )
+
+
+def test_a_send_goes_on_with_its_receivers_when_the_server_was_started_again(spawn, here):
+    def start(*words):
+        return Process(ROOT / "client.py", "--port", server.port, *words, cwd=here)
+
+    (here / "t").mkdir()
+    (here / "t/0").write_bytes(BIG)
+    (here / "t/1").write_text("one")
+    server = spawn("server.py", here, port=free_port())
+    boxes = [start("--nick", nick, "receive", "-o", nick) for nick in ("bob", "eve")]
+    for box in boxes:
+        box.wait_for("waiting for files")
+    sending = start("send", "t", "--limit-rate", "20M", "--to", "bob", "--to", "eve")
+    until(lambda: list(here.glob("bob/t/.six*")), "the part")
+    server.kill()
+    spawn("server.py", here, port=server.port)
+    assert sending.wait() == 0 and "attempt 1 of 16" in sending.err, sending.err
+    assert "not back yet" in sending.err or "attempt 2" not in sending.err, sending.err
+    for nick, box in zip(("bob", "eve"), boxes):
+        assert {path.name: path.read_bytes() for path in (here / nick / "t").iterdir()} == {
+            "0": BIG,
+            "1": b"one",
+        }, nick
+        box.kill()
 
 
 def test_ctrl_c_or_a_signal_ends_a_receiver_and_leaves_no_part(peer, here, receiving):

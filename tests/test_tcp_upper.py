@@ -240,10 +240,8 @@ def test_in_process_mode_the_end_of_a_child_that_is_no_client_means_nothing(spaw
     code = "import os, runpy, sys; os.fork() or (os.read(0, 1), os._exit(0)); sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
     server = spawn("-c", code, ROOT / SCRIPT, "server", "--mode", "process", stdin=subprocess.PIPE)
     server.process.stdin.close()  # and that child ends
-    until(
-        lambda: not Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split(),
-        "the child to be gone",
-    )
+    (child,) = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    until(lambda: " Z " in Path(f"/proc/{child}/stat").read_text(), "the child to be gone")
     with server.connect() as sock:
         sock.sendall(b"x")
         assert sock.recv(1) == b"X"
