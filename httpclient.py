@@ -144,9 +144,9 @@ XATTR = "user.six.etag"
 # seconds between notes of a download over several connections: at first, and at most
 SAVE_EVERY = 0.05, 1.0
 PART_AGE = 7 * 24 * 3600.0  # seconds that a part may wait to be continued
-FIRST_PAUSE = 0.1  # seconds before a retry; each one without progress doubles it
+FIRST_PAUSE = 0.1  # seconds before a retry; each one without progress triples it
 LONGEST_PAUSE = 10.0
-RETRIES = 18  # without progress; with those pauses, two minutes
+RETRIES = 16  # without progress; with those pauses, two minutes
 FEW_TRIES = 3  # where a server was never reached, or answers that it has trouble
 LONGEST_WAIT = 120.0  # seconds that a server may ask to wait
 DRAWN_EVERY = 0.1  # seconds between two drawings of the progress line
@@ -461,7 +461,7 @@ class Client:
             ) from None
         except Failure as failure:
             lines = lines_of(failure)
-            if failure.code == 6 and not origin.proxy:
+            if failure.code == 6 and not origin.proxy and not self.args.family:
                 # perhaps it is a path, without the slash at its beginning
                 path = f"/{url.host}{url.path.rstrip('/')}"
                 lines[2] = f"check it; {path} is a path on {self.args.host}:{self.args.port}"
@@ -526,7 +526,7 @@ class Client:
                 limit = self.args.retries if lasting else min(self.args.retries, FEW_TRIES)
                 pause = failure.after
                 if pause is None:
-                    pause = min(FIRST_PAUSE * 2**tries, LONGEST_PAUSE)
+                    pause = min(FIRST_PAUSE * 3**tries, LONGEST_PAUSE)
                 if tries > limit or not limit or pause > LONGEST_WAIT:
                     raise failure.given_up(most) from None
                 self.args.progress.wait(lines_of(failure)[0], pause)
@@ -2027,7 +2027,7 @@ def send(upload: "Upload") -> None:
     else:
         client.retry(url, upload.attempt, lambda: upload.offset)
     seconds = time.monotonic() - began
-    report(args, url, upload.verdict, upload.path, upload.sent, seconds)
+    report(args, url, upload.verdict, upload.path, upload.sent - upload.kept, seconds)
 
 
 class Upload:
@@ -2049,6 +2049,8 @@ class Upload:
         name = part_name(url)[: -len("part")] + "json"
         self.note = os.path.join(os.path.dirname(path), name)
         self.resource = self.recall()  # where it can be continued
+        self.kept = 0  # bytes that an earlier run has sent
+        self.continues = self.resource is not None  # what an earlier run began
 
     def recall(self) -> Optional[URL]:
         """Where an earlier run of the same upload stopped, if the file is still the same.
@@ -2124,6 +2126,7 @@ class Upload:
         condition, self.condition = self.condition, {}
         if self.body.changed():  # the server has the beginning of another file
             self.body, self.resource, self.fields = BodySource(self.path), None, {}
+            self.continues = False
         if not (self.resource and self.is_known(self.resource)):
             self.resource = self.create(condition)
         if not self.resource:
@@ -2248,6 +2251,8 @@ class Upload:
             return False
         self.offset, whole = int(text), head.get("upload-complete") == "?1"
         self.complete = whole and self.offset == size
+        if self.continues:
+            self.kept, self.continues = self.offset, False
         return self.complete or not whole
 
     def append(self, resource: URL) -> None:
@@ -4380,7 +4385,7 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
         "--retries",
         type=tries,
         metavar="N",
-        help="tries without progress (default 18: for two minutes)",
+        help="tries without progress (default 16: for two minutes)",
     )
     flag("--no-resume", dest="resume", action="store_false", help="start over, whatever is here")
     flag("--quiet", action="store_true", help="no progress, no reports")
