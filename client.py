@@ -4601,9 +4601,9 @@ class Failure(Exception):
 
 
 def speak_utf8() -> None:
-    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    """A pipe of Windows, and NUL, have a code page that lacks most letters."""
     for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
-        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 

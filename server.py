@@ -3628,8 +3628,11 @@ CANNOT_LISTEN = {
 
 def cannot_listen(problem: OSError, target: "Address") -> "Failure":
     host, port = target[:2]
-    texts = CANNOT_LISTEN.get(problem.errno or 0)
-    if texts is None or (problem.errno == errno.EACCES and port > 1023):
+    reason = problem.errno or 0
+    if os.name == "nt" and reason == errno.EACCES:  # another program keeps it for itself
+        reason = errno.EADDRINUSE
+    texts = CANNOT_LISTEN.get(reason)
+    if texts is None or (reason == errno.EACCES and port > 1023):
         error = f"cannot listen on {address(target)} ({problem.strerror})"
         return Failure(45, error, "the system refuses it", "--host 127.0.0.1 --port 0")
     own = ", ".join(["127.0.0.1", *own_addresses()])
@@ -3676,9 +3679,9 @@ class Failure(Exception):
 
 
 def speak_utf8() -> None:
-    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    """A pipe of Windows, and NUL, have a code page that lacks most letters."""
     for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
-        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 

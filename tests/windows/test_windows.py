@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import tarfile
 import zipfile
 
@@ -414,6 +415,14 @@ def test_nul_is_no_console(windows, tcp, tmp_path):
         out, err = process.communicate(timeout=50)
         assert process.returncode == 0 and b"nput lowercase" not in err, err
         assert b"help lists" not in err and out == b"", (out, err)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_manual_goes_into_nul(windows, script):
+    """isatty() is true of it, and its code page has few letters."""
+    process = windows.popen(script, "--help", stdout=subprocess.DEVNULL)
+    _, err = process.communicate(timeout=50)
+    assert (process.returncode, err) == (0, b"")
 
 
 # --- lines of errors ---
