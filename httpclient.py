@@ -2477,8 +2477,12 @@ class Tree:
         args, progress, name = self.args, self.args.progress, entry.name
         path += name + "/" * entry.folder
         what, why = "link or special", ""
-        if not check_name(name, hidden=True):
-            why = "an unfinished transfer" if is_part(name) else "no name for a file or folder"
+        if is_part(name):
+            if not name.endswith("part"):
+                return True  # the note beside it is not worth a line
+            what, why = "unfinished", "an unfinished transfer"
+        elif not check_name(name, hidden=True):
+            why = "no name for a file or folder"
         elif entry.special:
             why = "a link or a special file"
         elif is_excluded(args.exclude, path):

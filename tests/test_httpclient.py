@@ -2022,7 +2022,7 @@ def test_an_upload_asks_again_when_an_answer_is_lost(run, canned, tmp_path, ther
 
 
 def test_an_upload_says_why_something_stays_here(run, canned, tmp_path):
-    for name in f".six-{1:032}.part", ".git":
+    for name in f".six-{1:032}.part", f".six-{2:032}.json", ".git":
         (tmp_path / name).write_text("x")
     for flags, said in ([], "takes such names"), (["--hidden"], "unfinished"):
         server = canned(
@@ -2037,6 +2037,8 @@ def test_an_upload_says_why_something_stays_here(run, canned, tmp_path):
             "1.part: an unfinished transfer\n" in err
             and said in err
             and (".git: " in err) == (not flags)
+            and "2.json" not in err
+            and "1 unfinished" in err
         ), err
 
 
