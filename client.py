@@ -50,35 +50,40 @@ Links inside a folder are skipped and named, names that start with a dot unless 
 #
 # Begin at do_list(), the smallest command, then Link.ask(), which sends its request; then Batch.
 #
-#   one question       do_list(), do_stat(), do_help(), do_who(), answer_lines()
+#   one question       do_list(), do_stat(), do_help(), do_who(), hear_lines(), ask()
 #   many files         File, Batch, Batch.exchange(), Batch.go_on(), Changes, expand()
 #   put                Puts, Puts.converse(), Puts.put_file(), Puts.send_file()
 #   get                Gets, Gets.converse(), Gets.get_file(), Gets.receive()
 #   other clients      Sends, Inbox, Chat, then the table of the commands
-#   the connection     Wire, Link, Link.log_in(), Link.ask(), connected(), reconnected()
+#   the connection     Wire, Link, Link.log_in(), Link.ask(), connected(), persist()
 #   what stands below  refusal(), Folder, Part, tell(), Progress, shell()
 #   shared fences      client_tls(), Capture, Traced, open_connection(), Failure, Parser
-#   the command line   build_parser(), run_command(), main()
+#   the command line   build_parser(), run_words(), run_command(), main()
 #
 # Each File has a conversation, a generator: it sends a request, and `yield` waits for the answer.
 # So the order of its code is the order of the wire. A File waits in Batch.files; its conversation
-# waits in Batch.waiting. If the connection is lost, each begins again with the File it yielded.
+# waits in Batch.waiting. If the connection is lost, each begins again with the File it yielded:
+# persist() repeats what is asked, and nothing else does.
 # Only a chat has a second thread: it alone uses the connection, the main one waits for typing.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
 
 if __name__ == "__main__":
-    # A file that arrives must never be imported, whatever its name. Python looks first into the
-    # folder of this script, and PYTHONPATH may add the current one: both leave the path before
-    # anything else is imported. (For the same reason nothing here is imported from __future__.)
+    # A file that arrives must never be imported, whatever its name. Python looks for modules first
+    # in the folder of this script, and PYTHONPATH may add the current folder: take both out of the
+    # list before anything else is imported. (So there is no import from __future__ either.)
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
     import os
 
-    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
-    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
-        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+    own = os.path.dirname(os.path.realpath(__file__))
+    library = os.path.dirname(os.__file__)
+    for folder in sys.path[:]:
+        path = folder or "."
+        if folder == library or not os.path.exists(path):
+            continue
+        if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
 # --- end imports ---
 
@@ -96,6 +101,7 @@ import os
 import posixpath
 import re
 import select
+import selectors
 import shlex
 import site
 import socket
@@ -103,9 +109,9 @@ import stat
 import struct
 import time
 import unicodedata
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
 
 if TYPE_CHECKING:
     import ssl
@@ -160,36 +166,36 @@ LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a
 def do_list(args: argparse.Namespace) -> int:
     """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
     code, table = 0, is_terminal(1)
-    folder = [remote_name(args, args.folder)] if args.folder else [args.cwd] * bool(args.cwd)
-    if folder and is_pattern(args, folder[0]):
-        entries = matching(args, folder[0], args.r)
+    folder = remote_name(args, args.folder) if args.folder else args.cwd or ""
+    if is_pattern(args, folder):
+        entries = matching(args, folder, args.r)
     else:
-        entries = lines_of(args, "list", *folder, deep="yes" if args.r else None)
+        entries = iter(list_folder(args, folder, args.r))
     for entry in entries:
+        name = entry.words[0]
         if entry.keys.get("reason") == "not-a-file":
-            say(in_rows(f"skipped {printable(entry.words[0])}: {SKIPPED['link or special']}", 2))
+            say_in_rows(f"skipped {printable(name)}: {SKIPPED['link or special']}")
             continue
-        if entry.verb == "note":
+        if entry.verb == "note":  # what the server cannot list
             code = 9
-            say_failure(refusal(entry, "list", entry.words[0]))
+            say_failure(refusal(entry, "list", name))
             continue
-        name = entry.words[0].removeprefix(f"{args.cwd}/") + "/" * (entry.verb == "dir")
         if args.json:
             numbers: dict[str, Any] = {
                 key: entry.number(key) for key in ("size", "mtime_ns") if key in entry.keys
             }
-            tell_json({"type": entry.verb, "name": entry.words[0], **numbers})
-        elif table:
-            size = readable_size(entry.number("size")) if entry.verb == "file" else ""
-            tell(f"{size:>9}  {date_of(entry.number('mtime_ns'))[:-3]}  {name}")
-        else:
-            tell(name)
+            tell_json({"type": entry.verb, "name": name, **numbers})
+            continue
+        name = name.removeprefix(f"{args.cwd}/") + "/" * (entry.verb == "dir")
+        size = readable_size(entry.number("size")) if entry.verb == "file" else ""
+        date = date_of(entry.number("mtime_ns")).rpartition(":")[0]  # without the seconds
+        tell(f"{size:>9}  {date}  {name}" if table else name)
     return code
 
 
 def do_stat(args: argparse.Namespace) -> int:
     name = remote_name(args, args.name)
-    answer = require_ok(connected(args).ask("stat", name), "stat", name)
+    answer = require_ok(ask(args, "stat", name), "stat", name)
     if args.json:
         tell_json({**answer.keys, "verb": "stat", "name": name, "result": "ok"})
         return 0
@@ -205,57 +211,72 @@ def do_stat(args: argparse.Namespace) -> int:
 
 def do_help(args: argparse.Namespace) -> int:
     """The server's own words: what it understands."""
-    for found in lines_of(args, "help"):
+    for found in ask_lines(args, "help"):
         tell(found.words[0])
     return 0
 
 
 def do_who(args: argparse.Namespace) -> int:
-    for found in lines_of(args, "who"):
+    for found in ask_lines(args, "who"):
         nick, mode, you = (found.keys.get(key, "") for key in ("nick", "mode", "you"))
         if args.json:
             tell_json({"address": found.words[0], "nick": nick, "mode": mode, "you": bool(you)})
         else:
-            tell(
-                printable(
-                    "  ".join(filter(None, (found.words[0], nick, mode, "(you)" * bool(you))))
-                )
-            )
+            facts = found.words[0], nick, mode, you and "(you)"
+            tell(printable("  ".join(filter(None, facts))))
     return 0
 
 
-def answer_lines(link: "Link", answer: "Line", *words: str) -> Iterator["Line"]:
+class Listing:
+    """The lines of an answer, however many: first in memory, then in a nameless file."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+        self.rest: Any = None
+
+    def add(self, entry: "Line") -> None:
+        if len(self.lines) < LISTED:
+            return self.lines.append(entry)
+        if self.rest is None:
+            import tempfile  # not at the top: it is slow to load
+
+            self.rest = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as this object)
+        self.rest.write(line(entry.verb, *entry.words, **entry.keys))
+
+    def __iter__(self) -> Iterator["Line"]:
+        yield from self.lines
+        if self.rest is not None:
+            self.rest.seek(0)
+            yield from (parse(raw[:-1]) for raw in self.rest)
+
+
+def hear_lines(link: "Link", answer: "Line", *words: str) -> Listing:
     """The lines of an answer that has several, from its first to before its `ok`."""
+    found = Listing()
     while answer.verb not in ("ok", "err"):
-        yield answer
-        answer = link.hear()
+        found.add(answer)
+        answer = link.answer()
     require_ok(answer, words[0], " ".join(words[1:]))
+    return found
 
 
-def lines_of(args: argparse.Namespace, *words: str, **keys: object) -> Iterator["Line"]:
-    """The lines of an answer, as they come.
+def ask_lines(args: argparse.Namespace, *words: str, **keys: object) -> Listing:
+    """One question with an answer of several lines. Nothing is shown before all are here."""
 
-    If the connection is lost, the question is asked again, and what was seen is passed over."""
-    seen: list[str] = []
-    count = 0
-    while True:
-        try:
-            link = connected(args)
-            found = answer_lines(link, link.ask(*words, **keys), *words)
-            if count and [each.words for each in itertools.islice(found, count)][-1:] != [seen]:
-                raise shown_in_part(count, Lost("what there is has changed meanwhile"))
-            for entry in found:
-                seen, count, args.tries = entry.words, count + 1, 0
-                yield entry
-            return
-        except Lost as lost:
-            if not reconnected(args, lost):
-                raise (shown_in_part(count, lost) if count else lost) from None
+    def attempt() -> Listing:
+        link = connected(args)
+        return hear_lines(link, link.ask(*words, **keys), *words)
+
+    return persist(args, attempt)
 
 
-def shown_in_part(count: int, lost: "Lost") -> "Failure":
-    what = f"connection lost after {plural(count, 'line')}: what was shown is not all"
-    return lost_failure(lost, 18, what, "run the same command again")
+def ask(args: argparse.Namespace, *words: str, **keys: object) -> "Line":
+    return persist(args, lambda: connected(args).ask(*words, **keys))
+
+
+def list_folder(args: argparse.Namespace, folder: str, deep: bool) -> Listing:
+    """What is in a folder there; "" is the shared one. Deep: and in all folders below."""
+    return ask_lines(args, "list", *filter(None, [folder]), deep="yes" if deep else None)
 
 
 # --- many files: a conversation for each, and what became of it ---
@@ -297,16 +318,17 @@ class Batch:
 
     verb = ""
     again = "the same command again resumes"
+    repeated = "resumes"  # what is told of a command to repeat when the connection was lost
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.use_link(connected(args))
         self.progress = Progress(args)
         self.files: list[Iterator[File]] = []  # still to begin, the last first
         self.waiting: deque[tuple[File, Conversation]] = deque()  # in the order of their requests
-        self.code = self.moved = self.bytes = self.same = self.deleted = self.failed = 0
-        self.skipped = dict.fromkeys(SKIPPED, 0)
+        self.code = self.bytes = 0
+        self.counts: Counter[str] = Counter()  # what became of how many
         self.furthest = (0, 0)  # files, and bytes, at the last loss of the connection
+        self.lost_at = ""  # where that was
 
     def use_link(self, link: "Link") -> None:
         self.link = link
@@ -327,21 +349,26 @@ class Batch:
     def run(self, files: Iterator[File]) -> int:
         try:
             self.exchange_all(files)
-            if self.args.delete and self.failed:
+            if self.args.delete and self.counts["failed"]:
                 say("nothing was deleted, because something failed")
             elif self.args.delete:
-                self.exchange_all(self.surplus())
+                self.remove_surplus()
         except BaseException as end:
             self.progress.clear()
             if isinstance(end, KeyboardInterrupt):
-                reached = readable_size(self.progress.done + self.progress.current)
-                end.args = (
-                    f"stopped after {plural(self.moved, 'file')} and {reached}; {self.again}",
-                )
+                reached = plural(self.counts["ok"], "file") + " and "
+                reached += readable_size(self.progress.done + self.progress.current)
+                end.args = (f"stopped after {reached}; {self.again}",)
             self.hang_up()
             raise
         self.summary()
         return self.code
+
+    def remove_surplus(self) -> None:
+        try:
+            self.exchange_all(self.surplus())
+        except Failure as failure:
+            self.fail(File("--delete"), failure)
 
     def surplus(self) -> Iterator[File]:
         """What --delete removes there."""
@@ -349,27 +376,32 @@ class Batch:
 
     def exchange_all(self, files: Iterator[File]) -> None:
         self.files.append(files)
-        if self.args.link is not self.link:  # to find these needed a new connection
-            self.use_link(connected(self.args))
-        while True:
-            try:
-                return self.exchange()
-            except Lost as lost:
-                self.recover(lost)
+        try:
+            persist(self.args, self.exchange)
+        except Lost as lost:
+            if not self.args.reached:
+                raise
+            again = f"{self.args.typed}   ({self.repeated})"
+            if_gone = f"if no server is there: {server_command(self.args)}"
+            raise self.lost_failure(lost, f"{again}; {if_gone}") from None
 
     def exchange(self) -> None:
         """Begin as many conversations as may wait, and give each answer to the one it is for."""
-        while True:
-            if not self.link.full() and (file := self.next_file()):
-                self.go_on(file, self.converse(file), None)
-            elif self.waiting:
-                answer = self.link.answer()
-                self.go_on(*self.waiting.popleft(), answer)
-            else:
-                return
+        self.use_link(connected(self.args))
+        try:
+            while (file := self.next_file()) or self.waiting:
+                if file:
+                    self.go_on(file, self.converse(file), None)
+                else:
+                    answer = self.link.answer()
+                    self.go_on(*self.waiting.popleft(), answer)
+        except Lost as lost:
+            self.begin_again(lost)
+            raise
 
     def next_file(self) -> Optional[File]:
-        while self.files:
+        """None, too, as long as many requests are unanswered."""
+        while self.files and not self.link.full():
             if file := next(self.files[-1], None):
                 return file
             self.files.pop()
@@ -387,35 +419,49 @@ class Batch:
         except (OSError, Refused) as error:
             self.fail(file, self.as_failure(file, error))
         except Lost:
-            self.waiting.appendleft((file, conversation))  # recover() begins it again
+            self.waiting.appendleft((file, conversation))  # begin_again() does that
             raise
+
+    def settle(self, file: File, result: str, **facts: object) -> None:
+        """What became of a file: the last line counts it, and a program is told."""
+        self.counts[result] += 1
+        if self.args.json:
+            tell_json({"verb": self.verb, "name": file.name, "result": result, **facts})
+
+    def say(self, text: str) -> None:
+        self.progress.clear()
+        say_in_rows(text)
 
     def fail(self, file: File, failure: "Failure") -> None:
         self.code = self.code or failure.code
-        self.failed += 1
         self.progress.clear()
         say_failure(failure)
-        self.report(file, "failed", error=str(failure).splitlines()[0][7:])
+        what = str(failure).splitlines()[0].removeprefix("error: ")
+        self.settle(file, "failed", error=what)
 
-    def done(self, file: File, size: int, sha256: str, offset: int = 0) -> None:
-        self.moved += 1
+    def done(self, file: File, size: int, sha256: str, offset: int = 0, **facts: object) -> None:
         self.bytes += size - offset
-        self.count_file(size)
-        self.report(file, "ok", size=size, sha256=sha256)
+        self.progress.count_file(size)
+        self.settle(file, "ok", size=size, sha256=sha256, **facts)
 
     def skip_same(self, file: File, size: int) -> None:
-        self.same += 1
         self.progress.resumed += size
-        self.count_file(size)
-        self.report(file, "same", size=size)
+        self.progress.count_file(size)
+        self.settle(file, "same", size=size)
+
+    def plan(self, what: str, file: File, size: int = 0) -> None:
+        """With --dry-run this is all that is done."""
+        self.bytes += size
+        self.settle(file, what, dry_run=True)
+        if not self.args.json:
+            tell(f"{what} {file.name}")
 
     def skip(self, kind: str, path: str) -> None:
         """Leave out what is in a tree. The last line counts it."""
-        self.skipped[kind] += 1
-        told = SKIPPED[kind] and (self.skipped[kind] == 1 or kind != "hidden")
+        self.counts[kind] += 1
+        told = SKIPPED[kind] and (self.counts[kind] == 1 or kind != "hidden")
         if told and not self.args.quiet:
-            self.progress.clear()
-            say(in_rows(f"skipped {printable(path)}: {SKIPPED[kind]}", 2))
+            self.say(f"skipped {printable(path)}: {SKIPPED[kind]}")
 
     def leaves_out(self, path: str, below: str) -> bool:
         """Whether a path is left out, below the folder that was named. A folder's ends in "/"."""
@@ -431,17 +477,6 @@ class Batch:
             return "hidden"
         return "excluded" if is_excluded(self.args.exclude, below) else ""
 
-    def plan(self, what: str, file: File, size: int = 0) -> None:
-        """With --dry-run this is all that is done."""
-        if what == "delete":
-            self.deleted += 1
-        else:
-            self.moved += 1
-            self.bytes += size
-        self.report(file, what, dry_run=True)
-        if not self.args.json:
-            tell(f"{what} {file.name}")
-
     def change(self, file: File, verb: str, *more: str, **keys: object) -> Conversation:
         """One request that changes something there."""
         if self.args.dry_run:
@@ -453,8 +488,28 @@ class Batch:
             return  # what is in it was left alone
         if not (file.asked and reason == DONE.get(verb)):
             require_ok(answer, verb, file.name)
-        self.deleted += verb == "delete"
-        self.report(file, "deleted" if file.doomed else "ok")
+        self.settle(file, "deleted" if file.doomed else "ok")
+
+    def is_alike(
+        self,
+        ours: os.stat_result,
+        theirs: "Line",
+        opened: Callable[[], tuple[int, os.stat_result]],
+    ) -> bool:
+        """Whether both are the same: by SHA-256 where the server told it, or by size and time."""
+        size = theirs.number("size")
+        if "sha256" not in theirs.keys:
+            return same(ours.st_size, ours.st_mtime_ns, size, theirs.number("mtime_ns"))
+        if ours.st_size != size:
+            return False
+        fd, _ = opened()
+        try:
+            return digest(fd, size, hashlib.sha256(), self.show_checked) == theirs.keys["sha256"]
+        finally:
+            os.close(fd)
+
+    def show_checked(self, count: int) -> None:
+        self.progress.update(count, "checked")
 
     def choose_doomed(
         self, name: str, content: Iterator[str], is_kept: Callable[[str], bool]
@@ -463,23 +518,12 @@ class Batch:
         found = [below for below in content if not self.kept_out(below)]
         doomed = [below for below in found if not is_kept(below.rstrip("/"))]
         if len(doomed) * 2 > len(found) and not (self.args.force or self.args.dry_run):
-            raise Failure(
-                23 if self.verb == "get" else 25,
-                f"--delete would remove {len(doomed):,} of the {len(found):,} files and folders in "
-                f"{printable(name)}",
-                "that is more than half: perhaps another folder is meant",
-                "--dry-run shows them, --force removes them",
-            )
+            what = f"--delete would remove {len(doomed):,} of the {len(found):,} files and folders"
+            what += f" in {printable(name)}"
+            why = "that is more than half: perhaps another folder is meant"
+            hint = "--dry-run shows them, --force removes them"
+            raise Failure(23 if self.verb == "get" else 25, what, why, hint)
         return doomed
-
-    def count_file(self, size: int) -> None:
-        self.progress.files += 1
-        self.progress.done += size
-        self.progress.update(0)
-
-    def report(self, file: File, result: str, **more: object) -> None:
-        if self.args.json:
-            tell_json({"verb": self.verb, "name": file.name, "result": result, **more})
 
     def hang_up(self) -> list[File]:
         """Close the connection. The files whose conversations that ends are to begin again."""
@@ -491,25 +535,20 @@ class Batch:
         close_link(self.args)
         return files
 
-    def recover(self, lost: "Lost") -> None:
-        """A new connection, or the Failure that tells how far it came."""
+    def begin_again(self, lost: "Lost") -> None:
+        """The connection is lost: what waited for an answer is to begin again, where it can."""
         reached = self.progress.files, self.progress.done + self.progress.current
         if reached > self.furthest:
             self.furthest, self.args.tries = reached, 0
-        current, self.progress.current = self.progress.current, 0
         files = self.hang_up()
-        once = next(filter(None, map(self.only_once, files)), "")
+        self.lost_at = self.where(files[0], self.progress.current) if files else ""
+        self.progress.current = 0
         self.progress.clear()
-        if not once and (link := reconnected(self.args, lost)):
-            return self.use_link(link)
-        where = self.where(files[0], current) if files else ""
-        raise lost_failure(
-            lost,
-            18,
-            f"connection lost{where}",
-            once
-            or f"{self.args.typed}   (resumes); if no server is there: {server_command(self.args)}",
-        )
+        for hint in filter(None, map(self.only_once, files)):
+            raise self.lost_failure(lost, hint)
+
+    def lost_failure(self, lost: "Lost", hint: str) -> "Failure":
+        return lost_failure(lost, 18, f"connection lost{self.lost_at}", hint)
 
     def where(self, file: File, current: int) -> str:
         """How far the first file came that has no answer."""
@@ -523,37 +562,40 @@ class Batch:
 
     def summary(self) -> None:
         self.progress.clear()
-        elapsed = time.monotonic() - self.progress.began
-        rate = readable_size(self.bytes / max(elapsed, 0.001))
-        text = f"{plural(self.moved, 'file')}, {readable_size(self.bytes)}"
-        if self.args.dry_run:
-            text = (
-                f"{self.verb} --dry-run: would {'fetch' if self.verb == 'get' else 'send'} {text}"
-            )
-        else:
-            text = f"{self.verb}: {text} in {elapsed:.2f} s ({rate}/s)"
-        text += f"; {self.same:,} already there" if self.same else ""
-        left_out = [f"{count:,} {kind}" for kind, count in self.skipped.items() if count]
-        text += f"; skipped {', '.join(left_out)}" if left_out else ""
-        text += f"; deleted {self.deleted:,}" if self.deleted else ""
-        text += f"; {self.failed:,} failed" if self.failed else ""
+        elapsed, counts = time.monotonic() - self.progress.began, self.counts
+        skipped = {kind: counts[kind] for kind in SKIPPED if counts[kind]}
+        facts: dict[str, Any] = {
+            "verb": self.verb,
+            "files": counts["ok"] + counts["new"] + counts["replace"],
+            "bytes": self.bytes,
+            "seconds": round(elapsed, 3),
+            "same": counts["same"],
+            "skipped": sum(skipped.values()),
+            "deleted": counts["deleted"] + counts["delete"],
+            "failed": counts["failed"],
+        }
         if self.args.json:
-            tell_json(
-                {
-                    "verb": self.verb,
-                    "files": self.moved,
-                    "bytes": self.bytes,
-                    "seconds": round(elapsed, 3),
-                    "same": self.same,
-                    "skipped": sum(self.skipped.values()),
-                    "deleted": self.deleted,
-                    "failed": self.failed,
-                }
-            )
-        elif not self.args.quiet and (
-            self.moved or self.same or self.deleted or left_out or self.failed > 1
-        ):
-            say(text)
+            return tell_json(facts)
+        text = f"{plural(facts['files'], 'file')}, {readable_size(self.bytes)}"
+        if self.args.dry_run:
+            would = "fetch" if self.verb == "get" else "send"
+            text = f"{self.verb} --dry-run: would {would} {text}"
+        elif facts["files"]:
+            rate = readable_size(self.bytes / max(elapsed, 0.001))
+            text = f"{self.verb}: {text} in {elapsed:.2f} s ({rate}/s)"
+        else:
+            text = f"{self.verb}: 0 files"
+        left_out = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
+        more = {
+            f"{counts['same']:,} already there": counts["same"],
+            f"skipped {left_out}": skipped,
+            f"deleted {facts['deleted']:,}": facts["deleted"],
+            # of one thing alone all is told already
+            f"{counts['failed']:,} failed": counts["failed"] and sum(counts.values()) > 1,
+        }
+        notable = [clause for clause, count in more.items() if count]
+        if not self.args.quiet and (notable or facts["files"] or self.args.delete):
+            say("; ".join([text, *notable]))
 
 
 class Changes(Batch):
@@ -568,14 +610,12 @@ class Changes(Batch):
             return (yield from self.change(file, self.verb, *self.more, **self.keys))
         self.link.request("list", file.name, deep="yes")
         answer = yield file
-        if answer.keys.get("reason") == "not-a-folder":
-            return self.files.append(iter([file._replace(listed=answer)]))
         found = [file._replace(listed=answer)]
-        for entry in answer_lines(self.link, answer, self.verb, file.name):
-            if entry.verb != "note":  # a link, which is not ours to delete
-                found.append(File(entry.words[0], listed=entry))
-        found.reverse()  # a folder comes after what is in it
-        self.files.append(iter(found))
+        if answer.keys.get("reason") != "not-a-folder":
+            for entry in hear_lines(self.link, answer, self.verb, file.name):
+                if entry.verb != "note":  # a link, which is not ours to delete
+                    found.append(File(entry.words[0], listed=entry))
+        self.files.append(reversed(found))  # a folder comes after what is in it
 
     def only_once(self, file: File) -> str:
         return "" if self.verb in DONE else "list shows what is there now"
@@ -619,7 +659,7 @@ def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[File]:
 
 def is_pattern(args: argparse.Namespace, name: str) -> bool:
     """Whether a name has to be matched: it is not that of a file whose name holds a star."""
-    return bool(re.search(r"[*?[]", name)) and connected(args).ask("stat", name).verb != "ok"
+    return bool(re.search(r"[*?[]", name)) and ask(args, "stat", name).verb != "ok"
 
 
 def matching(args: argparse.Namespace, pattern: str, below: bool = False) -> Iterator["Line"]:
@@ -629,37 +669,11 @@ def matching(args: argparse.Namespace, pattern: str, below: bool = False) -> Ite
     import fnmatch  # not at the top: few need it
 
     folder, _, wanted = pattern.rpartition("/")
-    deep = "yes" if below else None
-    for entry in lines_of(args, "list", *[folder] * bool(folder), deep=deep):
+    for entry in list_folder(args, folder, below):
         above, _, leaf = entry.words[0].rpartition("/")
         unasked = leaf.startswith(".") and not (args.hidden or wanted.startswith("."))
         if (above == folder or below) and fnmatch.fnmatchcase(leaf, wanted) and not unasked:
             yield entry
-
-
-class Listing:
-    """The lines of a listing, however many: first in memory, then in a nameless file."""
-
-    def __init__(self) -> None:
-        self.lines: deque[Line] = deque()
-        self.rest: Any = None
-
-    def add(self, entry: "Line") -> None:
-        if len(self.lines) < LISTED:
-            return self.lines.append(entry)
-        if self.rest is None:
-            import tempfile  # not at the top: it is slow to load
-
-            self.rest = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as this object)
-        self.rest.write(line(entry.verb, *entry.words, **entry.keys))
-
-    def __iter__(self) -> Iterator["Line"]:
-        while self.lines:
-            yield self.lines.popleft()
-        if self.rest is not None:
-            self.rest.seek(0)
-            yield from (parse(raw[:-1]) for raw in self.rest)
-            self.rest.close()
 
 
 # --- put: files go out ---
@@ -715,53 +729,40 @@ class Puts(Batch):
 
     def put_file(self, file: File, status: os.stat_result) -> Conversation:
         """What the server has of that name decides whether the bytes are sent."""
-        again, part, over = file._replace(status=status, fresh=False), 0, False
+        ready, part, over = file._replace(status=status, fresh=False), 0, False
         if not file.fresh:
-            self.ask_about(file.name, status)
-            there = yield again
+            self.ask_about(file, status)
+            there = yield ready
             if there.keys.get("reason") not in ABSENT_THERE:
                 if self.is_same(file, status, there):
+                    if file.asked:  # this run sent it, and the answer was lost
+                        return self.done(file, status.st_size, there.keys.get("sha256", ""))
                     return self.skip_same(file, status.st_size)
                 self.check_force(file, status, there)
                 over = True
             part = there.number("part")
         if self.args.dry_run:
             return self.plan("replace" if over else "new", file, status.st_size)
-        yield from self.send_file(again, part, over)
+        yield from self.send_file(ready, part, over)
 
-    def ask_about(self, name: str, status: os.stat_result) -> None:
+    def ask_about(self, file: File, status: os.stat_result) -> None:
         """What does the server have of that name, and of an earlier attempt to send this file?"""
-        content = self.args.compare == "content"
         resumable = status.st_size >= RESUMABLE and self.args.resume
         keys = {"size": status.st_size, "mtime_ns": status.st_mtime_ns} if resumable else {}
-        self.link.request("stat", name, **keys, digest="yes" if content else None)
+        content = file.asked or self.args.compare == "content"
+        self.link.request("stat", file.name, **keys, digest="yes" if content else None)
 
     def send_file(self, file: File, part: int, over: bool) -> Conversation:
-        """The bytes. If there are many, or a part was left before, the server is heard first.
-
-        It refuses what it has no room for, or says where to begin."""
-        with self.opened(file) as (fd, status):
-            size, sha, given_up = status.st_size, hashlib.sha256(), ""
-            begun = part if part <= size else 0
-            asks = self.verb == "put" and (begun or size >= LARGE)
-            mine = digest(fd, begun, sha, self.show_checked) if asks else None
-            self.announce(
-                file,
-                "put",
-                size=size,
-                mtime_ns=status.st_mtime_ns,
-                over="yes" if over else None,
-                exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None,
-                offset=begun if asks else None,
-                sha256=mine,
-            )
-            offset = self.link.accepted_offset() if asks else 0
-            if offset is not None:  # None: it refuses
-                sha = sha if offset else hashlib.sha256()
-                os.lseek(fd, offset, os.SEEK_SET)
-                self.progress.resumed += offset
-                given_up = send_body(self.link, fd, status, sha, self.may_go_on)
-        answer = yield file
+        """The bytes, and whether they arrived."""
+        fd, status = self.opened(file)
+        try:
+            offset, sha256, given_up = self.send_bytes(file, fd, status, part, over)
+        finally:
+            os.close(fd)
+        answer = yield file._replace(asked=True)
+        if answer.keys.get("reason") == "exists" and not file.asked:
+            # another client was quicker: look whether it was with the same
+            return self.files.append(iter([file._replace(asked=True, fresh=False)]))
         if given_up == "changed":
             raise Failure(
                 18,
@@ -769,10 +770,38 @@ class Puts(Batch):
                 "the server has not kept it",
                 "run the same command again when nothing writes to it",
             )
-        self.accept(file, answer, size, sha.hexdigest(), offset or 0)
+        self.accept(file, answer, status.st_size, sha256, offset)
 
-    def show_checked(self, count: int) -> None:
-        self.progress.update(count, "checked")
+    def send_bytes(
+        self, file: File, fd: int, status: os.stat_result, part: int, over: bool
+    ) -> tuple[int, str, str]:
+        """Where they began, the digest of all, and why they were given up.
+
+        If there are many, or a part was left before, the server is heard first: it refuses what it
+        has no room for, or says where to begin."""
+        size, sha = status.st_size, hashlib.sha256()
+        begun = part if part <= size else 0
+        asks = self.verb == "put" and (begun or size >= LARGE)
+        mine = digest(fd, begun, sha, self.show_checked) if asks else None
+        self.announce(
+            file,
+            "put",
+            size=size,
+            mtime_ns=status.st_mtime_ns,
+            over="yes" if over else None,
+            exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None,
+            offset=begun if asks else None,
+            sha256=mine,
+        )
+        offset = self.link.accepted_offset() if asks else 0
+        if offset is None:
+            return 0, "", "refused"
+        if offset != begun:
+            sha = hashlib.sha256()
+            os.lseek(fd, 0, os.SEEK_SET)
+        self.progress.resumed += offset
+        given_up = send_body(self.link, fd, status, sha, self.may_go_on)
+        return offset, sha.hexdigest(), given_up
 
     def may_go_on(self, count: int) -> bool:
         """Between chunks: or has the server refused it already?"""
@@ -788,24 +817,18 @@ class Puts(Batch):
                 "its digest is not that of what was sent",
                 "run the same command with --force",
             )
-        self.done(file, size, sha256, offset)
-        if answer.keys.get("as", file.name) != file.name and not self.args.quiet:
-            self.progress.clear()
-            say(in_rows(f"{printable(file.name)} is stored as {printable(answer.keys['as'])}", 2))
+        given = answer.keys.get("as", file.name)
+        other = {"as": given} if given != file.name else {}
+        self.done(file, size, sha256, offset, **other)
+        if other and not self.args.quiet:
+            self.say(f"{printable(file.name)} is stored as {printable(given)}")
 
     def is_same(self, file: File, status: os.stat_result, there: "Line") -> bool:
         if there.verb == "err":
             raise refusal(there, "put", file.name)
-        if there.keys.get("type") != "file":
-            return False
-        size = there.number("size")
-        if self.args.compare != "content":
-            return same(status.st_size, status.st_mtime_ns, size, there.number("mtime_ns"))
-        if status.st_size != size:
-            return False
-        with self.opened(file) as (fd, _):
-            found = digest(fd, size, hashlib.sha256(), self.show_checked)
-        return found == there.keys.get("sha256")
+        return there.keys.get("type") == "file" and self.is_alike(
+            status, there, functools.partial(self.opened, file)
+        )
 
     def check_force(self, file: File, status: os.stat_result, there: "Line") -> None:
         """Only --force replaces a file, and nothing replaces a folder."""
@@ -828,8 +851,7 @@ class Puts(Batch):
     def put_folder(self, file: File) -> Conversation:
         """Make the folder there, then queue what is in it. A new one is empty."""
         if (yield from self.keeps_copy(file)):
-            self.progress.clear()
-            return say(f"skipped {printable(file.path)}: there the server keeps what is sent")
+            return self.say(f"skipped {printable(file.path)}: there the server keeps what is sent")
         fresh = file.fresh
         if not (fresh and self.args.dry_run):
             fresh = yield from self.make_folder(file)
@@ -853,9 +875,9 @@ class Puts(Batch):
         """What the folders there have, and those here have not."""
         found: list[File] = []
         for source in self.sources():
-            new = self.args.dry_run and connected(self.args).ask("stat", source.name).verb != "ok"
+            new = self.args.dry_run and ask(self.args, "stat", source.name).verb != "ok"
             if os.path.isdir(source.path) and not new:
-                entries = lines_of(self.args, "list", source.name, deep="yes")
+                entries = list_folder(self.args, source.name, True)
                 names = (
                     entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
                     for entry in entries
@@ -943,8 +965,7 @@ class Puts(Batch):
         A link may have taken the place of a folder meanwhile."""
         return Folder(top).descend([*filter(None, path[len(top) :].split(os.sep))])
 
-    @contextlib.contextmanager
-    def opened(self, file: File) -> Iterator[tuple[int, os.stat_result]]:
+    def opened(self, file: File) -> tuple[int, os.stat_result]:
         """A regular file, open for reading; a FIFO would block for ever.
 
         Only a link that was named itself is followed."""
@@ -954,13 +975,11 @@ class Puts(Batch):
             if file.top
             else os.open(file.path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
         )
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, "not a regular file")
-            yield fd, status
-        finally:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
             os.close(fd)
+            raise OSError(errno.EINVAL, "not a regular file")
+        return fd, status
 
     def put_input(self, file: File) -> Conversation:
         """Standard input has no known length: it needs no stat, and has no second attempt."""
@@ -1008,27 +1027,12 @@ class Puts(Batch):
 
     def as_failure(self, file: File, error: Union[OSError, "Refused"]) -> "Failure":
         assert isinstance(error, OSError)
-        near = ""
+        near, (folder, leaf) = "", os.path.split(file.path)
         with contextlib.suppress(OSError):
-            import difflib
-
-            near = next(
-                iter(
-                    difflib.get_close_matches(
-                        os.path.basename(file.path),
-                        os.listdir(os.path.dirname(file.path) or "."),
-                        1,
-                    )
-                ),
-                "",
-            )
-        return Failure(
-            26,
-            f"cannot read {printable(file.path)}: "
-            f"{(error.strerror or '').lower()} (in {printable(os.getcwd())})",
-            "it was not sent",
-            f"did you mean {printable(near)}?" if near else "check the name",
-        )
+            near = did_you_mean(leaf, os.listdir(folder or "."))
+        what = f"cannot read {printable(file.path)}: {(error.strerror or '').lower()}"
+        what += f" (in {printable(os.getcwd())})"
+        return Failure(26, what, "it was not sent", near or "check the name")
 
 
 def do_put(args: argparse.Namespace) -> int:
@@ -1133,10 +1137,9 @@ class Gets(Batch):
     def get_folder(self, file: File) -> Conversation:
         """The listing of a folder, whole: bodies can follow only after it."""
         self.link.request("list", file.name, deep="yes")
-        answer, entries = (yield file), Listing()
+        entries = hear_lines(self.link, (yield file), "get", file.name)
         known = self.known[file.path] = set()
-        for entry in answer_lines(self.link, answer, "get", file.name):
-            entries.add(entry)
+        for entry in entries:
             if entry.verb == "file":
                 self.progress.expect(entry.number("size"))
             if self.args.delete:
@@ -1188,34 +1191,32 @@ class Gets(Batch):
         return self.top.descend(above, make=True)
 
     def get_file(self, file: File, facts: "Line") -> Conversation:
-        """Its bytes, or those after what an earlier attempt left."""
-        part: Part | None = None
+        """What is here of that name decides whether the bytes are asked for."""
         size = facts.number("size")
         if self.args.dry_run and self.is_new(file):
             return self.plan("new", file, size)
         if self.stream is not None:
-            part = file.stream or Stream(self.stream)
-            file = file._replace(stream=part)
-        else:
-            folder, leaf = self.local(file.path)
-            if self.is_same(file, facts, folder, leaf):
-                return self.skip_same(file, size)
-            if self.args.dry_run:
-                return self.plan("replace", file, size)
-            folder.protect(leaf)
-            part = self.earlier_part(file, facts, folder, leaf)
-        received = part.received if part else 0
-        self.link.request(
-            "get",
-            file.name,
-            offset=received or None,
-            sha256=part.sha.hexdigest() if part and received else None,
-        )
+            stream = file.stream or Stream(self.stream)
+            return (yield from self.fetch(file._replace(stream=stream), stream))
+        folder, leaf = self.local(file.path)
+        if self.is_same(file, facts, folder, leaf):
+            return self.skip_same(file, size)
+        if self.args.dry_run:
+            return self.plan("replace", file, size)
+        folder.protect(leaf)
+        part = Part(folder, leaf, size, facts.number("mtime_ns"), facts.is_set("exec"))
+        if self.args.resume and part.length():
+            self.check_earlier(file, part, size)
+        yield from self.fetch(file, part)
+
+    def fetch(self, file: File, part: "Part") -> Conversation:
+        """Its bytes, or those after what an earlier attempt left."""
+        mine = part.sha.hexdigest() if part.received else None
+        self.link.request("get", file.name, offset=part.received or None, sha256=mine)
         try:
             answer = require_ok((yield file), "get", file.name)
         except BaseException:
-            if part:
-                part.keep()
+            part.keep()
             raise
         self.receive(file, part, answer)
 
@@ -1240,8 +1241,7 @@ class Gets(Batch):
             folder, leaf = self.local(file.name)
             folder.protect(leaf, is_folder)
             folder.remove(leaf, is_folder)
-            self.deleted += 1
-            self.report(file, "deleted")
+            self.settle(file, "deleted")
 
     def content(self, folder: "Folder", below: str) -> Iterator[str]:
         """The files and folders in it, a folder after what is in it."""
@@ -1264,13 +1264,7 @@ class Gets(Batch):
                 "a folder, a link or a special file has that name here",
                 "-o DEST for another place",
             )
-        if "sha256" in facts.keys:
-            fd, there = folder.read(leaf)
-            with os.fdopen(fd, "rb"):
-                ours = digest(fd, size, hashlib.sha256(), lambda count: None)
-                alike = there.st_size == size and ours == facts.keys["sha256"]
-        else:
-            alike = same(size, facts.number("mtime_ns"), there.st_size, there.st_mtime_ns)
+        alike = self.is_alike(there, facts, functools.partial(folder.read, leaf))
         if not alike and not self.args.force:
             raise Failure(
                 23,
@@ -1281,24 +1275,17 @@ class Gets(Batch):
             )
         return alike
 
-    def earlier_part(
-        self, file: File, facts: "Line", folder: "Folder", leaf: str
-    ) -> Optional["Part"]:
-        """What an earlier attempt left, locked, with its digest for the server to compare."""
-        size, mtime_ns = facts.number("size"), facts.number("mtime_ns")
-        part = Part(folder, leaf, size, mtime_ns, facts.is_set("exec"))
-        if not self.args.resume or size < RESUMABLE or not part.length():
-            return None
+    def check_earlier(self, file: File, part: "Part", size: int) -> None:
+        """Lock what an earlier attempt left, and hash it: the server compares the digest."""
         self.claim(file, part)
         length = part.length()
         try:
             if length <= size:  # a longer one is of no use
-                digest(part.fd, length, part.sha, lambda n: self.progress.update(n, "checked"))
+                digest(part.fd, length, part.sha, self.show_checked)
                 part.received = length
         except BaseException:
             part.close()  # this program, a shell, may be the next to ask for it
             raise
-        return part
 
     def claim(self, file: File, part: "Part") -> None:
         if not part.claim():
@@ -1309,13 +1296,13 @@ class Gets(Batch):
                 "run the same command again when that one is done",
             )
 
-    def receive(self, file: File, part: Optional["Part"], answer: "Line") -> None:
+    def receive(self, file: File, part: "Part", answer: "Line") -> None:
         """The body that follows the answer."""
-        size, mtime_ns = answer.number("size"), answer.number("mtime_ns")
-        part = part or Part(*self.local(file.path), size, mtime_ns, answer.is_set("exec"))
-        part.mtime_ns = mtime_ns  # a file may have grown since its part was checked
+        size = answer.number("size")
+        # it may have changed since its part was checked
+        part.mtime_ns, part.executable = answer.number("mtime_ns"), answer.is_set("exec")
         try:
-            offset = self.write_body(file, part, size, answer.number("offset"))
+            offset = self.write_body(file, part, answer)
         except (Lost, KeyboardInterrupt):
             self.progress.current = part.received
             part.keep()
@@ -1330,8 +1317,9 @@ class Gets(Batch):
             raise
         self.done(file, size, part.sha.hexdigest(), offset)
 
-    def write_body(self, file: File, part: "Part", size: int, offset: int) -> int:
+    def write_body(self, file: File, part: "Part", answer: "Line") -> int:
         """Receive it into the part, which then gets its name. Returns where it began."""
+        size, offset = answer.number("size"), answer.number("offset")
         if part.fd < 0:
             self.claim(file, part)
         part.begin(offset)
@@ -1350,7 +1338,11 @@ class Gets(Batch):
                 why,
                 hint,
             ) from None
-        part.finish(self.args.force)
+        try:
+            part.finish(self.args.force)
+        except FileExistsError:  # another command was quicker
+            self.is_same(file, answer, part.folder, part.leaf)  # or a Failure
+            part.drop()
         return offset
 
     def cut_short(
@@ -1411,7 +1403,7 @@ def destination(path: str) -> "Folder":
     """The folder that something comes to, made when missing, without what nobody came back for."""
     try:
         os.makedirs(path, exist_ok=True)
-        folder = Folder(path)
+        folder = Folder(os.path.abspath(path))  # or each file would ask which folder is current
         for name in folder.entries():
             remove_if_old(folder, name)
     except OSError as error:
@@ -1447,6 +1439,7 @@ class Sends(Puts):
 
     verb = "send"
     again = "what has arrived whole stays there"
+    repeated = "what others have already comes to them twice"
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
@@ -1454,6 +1447,7 @@ class Sends(Puts):
         # receiver -> files and folders it was sent, files it has, their bytes
         self.results: dict[str, list[int]] = {}
         self.targets = ",".join(filter(None, args.to or []))
+        self.nicks: set[str] = set()  # of those receivers that have one
         if not self.targets and not args.all:
             raise Failure(
                 2,
@@ -1461,13 +1455,21 @@ class Sends(Puts):
                 "send goes to other clients",
                 "--to HOST:PORT or NICK, or --all; who lists them",
             )
-        if args.all:
-            waiting = (
-                found
-                for found in lines_of(args, "who")
-                if found.keys.get("mode") == "receive" and "you" not in found.keys
-            )
-            self.targets = ",".join(found.words[0] for found in waiting)
+
+    def use_link(self, link: "Link") -> None:
+        """Find the receivers. After a loss they have to come back as well, by their nicks."""
+        super().use_link(link)
+        receiving = {
+            found.words[0]: found.keys.get("nick", "")
+            for found in hear_lines(link, link.ask("who"), "who")
+            if found.keys.get("mode") == "receive" and "you" not in found.keys
+        }
+        if away := self.nicks.difference(receiving.values()):
+            raise Lost(f"{printable(', '.join(away))} is not back yet")
+        if self.args.all:
+            self.targets = ",".join(nick or place for place, nick in receiving.items())
+        if not self.targets and self.args.tries:
+            raise Lost("nobody is receiving yet")
         if not self.targets:
             raise Failure(
                 25,
@@ -1475,9 +1477,7 @@ class Sends(Puts):
                 "no other client waits for files",
                 "python3 client.py receive, there; --to HOST:PORT or NICK, here",
             )
-
-    def only_once(self, file: File) -> str:
-        return "send what is missing: what others have already would come to them twice"
+        self.nicks = set(self.targets.split(",")).intersection(receiving.values())
 
     def announce(self, file: File, verb: str, **keys: object) -> None:
         kind = "dir" if verb == "mkdir" else None
@@ -1494,8 +1494,8 @@ class Sends(Puts):
     def handle_note(self, note: "Line") -> None:
         if "waiting" in note.keys and not self.waits:
             self.waits = True
-            self.progress.clear()
-            say(f"waiting: {plural(note.number('waiting'), 'receiver')}, not all of them free yet")
+            count = plural(note.number("waiting"), "receiver")
+            self.say(f"waiting: {count}, not all of them free yet")
         super().handle_note(note)
 
     def accept(self, file: File, answer: "Line", size: int, sha256: str, offset: int = 0) -> None:
@@ -1505,7 +1505,7 @@ class Sends(Puts):
     def has_arrived(self, file: File, answer: "Line", size: int = 0, sha256: str = "") -> bool:
         """Who has it, who has not, and why. False if nobody has."""
         if self.nobody:
-            self.failed += 1
+            self.counts["failed"] += 1
             return False
         if not self.link.got:
             raise refusal(answer, "send", file.name)
@@ -1555,14 +1555,16 @@ class Inbox:
     """What others send. Requests come from the server, and we answer them as a server does."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.link = args, connected(args)
+        self.args = args
         # (sender, folder) -> what the folder is called here
         self.named: dict[tuple[str, str], str] = {}
         self.last_note = 0.0  # when the sender was last told how far it is
         self.admitted: dict[tuple[str, str], bool] = {}  # what was asked for: sender, name
         self.top = destination(args.output or ".")
+        self.folder = functools.lru_cache(NEAR)(functools.partial(self.top.descend, make=True))
 
     def run(self) -> int:
+        self.link = connected(self.args)
         answer = require_ok(self.link.ask("receive"), "let receive", "files")
         self.link.keep_alive()
         if not self.args.quiet:
@@ -1574,6 +1576,8 @@ class Inbox:
                 f"send PATH --to {known}"
             )
         while self.args.count:  # below zero, without --count, it comes to no end
+            if self.link.start == self.link.end:
+                self.folder.cache_clear()  # before the next comes, they may be gone
             self.handle_request(self.link.line(idle=True))
         self.leave()
         return 0
@@ -1606,8 +1610,7 @@ class Inbox:
             self.link.put(line("err", request.verb, name[:1000], reason=reason, why=why))
             because = f": {why}" if why else ""
             text = f"{self.sender(request)}: did not get {printable(name)} ({reason}{because})"
-            say(in_rows(text, 2))
-        self.link.flush()
+            say_in_rows(text)
 
     def admit(self, name: str, request: "Line") -> None:
         """Say who sends what before it is taken; --from and --ask can refuse it."""
@@ -1620,7 +1623,7 @@ class Inbox:
             size = f", {readable_size(request.number('size'))}" if "size" in request.keys else ""
             text = f"{self.sender(request)} sends {printable(key[1])}{size}"
             if not self.args.quiet and (self.args.ask or is_terminal(2)):
-                say(in_rows(text, 2))
+                say_in_rows(text)
             self.admitted[key] = not self.args.ask or self.is_taken()
             if len(self.admitted) > SENDERS:
                 del self.admitted[next(iter(self.admitted))]
@@ -1642,7 +1645,7 @@ class Inbox:
         """The folder that it goes to, made where it is missing, and its whole name here."""
         top, *rest = check_name(name, self.args.hidden)
         parts = [self.named.get((request.keys.get("from", ""), top), top), *rest]
-        folder = self.top.descend(parts[:-1], make=True)
+        folder = self.folder(tuple(parts[:-1]))
         folder.protect(parts[-1])
         return folder, parts
 
@@ -1685,7 +1688,7 @@ class Inbox:
         except Lost:
             progress.clear()
             came = f"{part.received:,} of {size or 0:,} bytes of {printable(name)}"
-            say(in_rows(f"connection lost at {came}: it has to be sent again", 2))
+            say_in_rows(f"connection lost at {came}: it has to be sent again")
             raise
         finally:
             progress.clear()
@@ -1694,7 +1697,8 @@ class Inbox:
         facts = {"size": part.received, "sha256": part.sha.hexdigest(), "verified": verified}
         other = given if given != name else None
         self.link.put(line("ok", "put", name, **facts, **{"as": other}))
-        self.link.flush()
+        if self.link.start == self.link.end:  # else the next file is here, and answers go together
+            self.link.flush()
         self.show(given, part, request)
 
     def finish(self, part: "Part") -> str:
@@ -1734,7 +1738,7 @@ def numbered_names(leaf: str) -> Iterator[str]:
 
 
 def do_receive(args: argparse.Namespace) -> int:
-    return Inbox(args).run()
+    return persist(args, Inbox(args).run)
 
 
 class Typist(enum.Enum):
@@ -1829,11 +1833,7 @@ class Chat:
             self.rejoins = True
             self.request(line("chat", rest))
         else:
-            import difflib
-
-            close = difflib.get_close_matches(command, CHAT_COMMANDS, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            self.show_line(f"* {hint}{CHAT_HELP}")
+            self.show_line(f"* {did_you_mean(command, CHAT_COMMANDS)}{CHAT_HELP}")
 
     def say(self, text: str) -> None:
         clean = "".join(" " if char < " " or char == "\x7f" else char for char in text)
@@ -1982,22 +1982,22 @@ def do_chat(args: argparse.Namespace) -> int:
 
 
 class Command(NamedTuple):
-    run: Callable[[argparse.Namespace], int]
-    text: str  # what -h says of it
+    run: Callable[[argparse.Namespace], Optional[int]]
+    text: str  # what -h and the shell's help say of it
     places: tuple[str, ...] = ()  # its arguments
 
 
 COMMANDS = {
-    "list": Command(do_list, "what is there", ("PATH?",)),
-    "get": Command(do_get, "fetch files, folders, or what a pattern matches", ("NAME+",)),
-    "put": Command(do_put, "send files, folders, or - for standard input", ("PATH+",)),
-    "delete": Command(do_delete, "delete files and empty folders", ("NAME+",)),
+    "list": Command(do_list, "what is there", ("[PATH]",)),
+    "get": Command(do_get, "fetch files, folders, or what a pattern matches", ("NAME...",)),
+    "put": Command(do_put, "send files, folders, or - for standard input", ("PATH...",)),
+    "delete": Command(do_delete, "delete files and empty folders", ("NAME...",)),
     "rename": Command(do_rename, "give it another name, or another folder", ("OLD", "NEW")),
     "mkdir": Command(do_mkdir, "make a folder", ("FOLDER",)),
     "stat": Command(do_stat, "size and time of a file", ("NAME",)),
     "help": Command(do_help, "what the server understands"),
     "who": Command(do_who, "who is connected"),
-    "send": Command(do_put, "the same as put, to other clients", ("PATH+",)),
+    "send": Command(do_put, "the same as put, to other clients", ("PATH...",)),
     "receive": Command(do_receive, "wait for what others send"),
     "chat": Command(do_chat, "talk with those who are in it"),
 }
@@ -2007,15 +2007,21 @@ COMMANDS = {
 # bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and
 # keys
 MAX_LINE = 32768
-QUIET = 1 << 12  # bytes asked of one recv until more than that has come at once
+SMALL_BUFFER = 1 << 12  # bytes asked of one recv until more than that has come at once
 # the same after that: a whole `data` line with its body; each busy connection has its own
-BUFFER = (1 << 20) + QUIET
+BUFFER = (1 << 20) + SMALL_BUFFER
 RECORD = 1 << 14  # bytes of a TLS record at most
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
 BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-FREE = {"help", "say", "said", "tell", "told"}  # verbs whose line is text from the first space on
+TEXT_VERBS = {
+    "help",
+    "say",
+    "said",
+    "tell",
+    "told",
+}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
@@ -2025,7 +2031,11 @@ HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
 NONCE = re.compile("(?:[0-9a-f]{2}){16,64}")
-BODY = re.compile(rb"data ([0-9]{1,18})")  # the line that comes most often
+# how a body is announced; a key that nobody knows may follow
+DATA = re.compile(rb"data ([0-9]{1,18})(?: [^ =]+=[^ ]*)*", re.IGNORECASE)
+# select() knows no descriptor above 1023, and epoll needs one of its own
+SELECTOR = getattr(selectors, "PollSelector", selectors.SelectSelector)
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 # a peer that vanished is noticed in two minutes
 # the first two are one, as Linux and as macOS call it
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
@@ -2072,9 +2082,6 @@ class Line(NamedTuple):
         return self.keys.get(key) == "yes"
 
 
-DATA = Line("data", [], {})
-
-
 def quote(text: str) -> str:
     """A name or value as a word: space, %, = and what is not printable UTF-8 become %XX."""
     if PLAIN.fullmatch(text):
@@ -2116,12 +2123,12 @@ def parse(raw: bytes) -> Line:
     """A line as it was received: the verb, the positional words, the key=value words."""
     text = raw.decode(*NAMES)
     if not text.isprintable() and CONTROL.search(raw):
-        raise Broken("this-is-tls" if raw.startswith(TLS) else "bad-line")
+        raise Broken("bad-line")
     start, *rest = text.split(" ")
     if not start:  # a space at the beginning: an answer would repeat no verb, and be no line itself
         raise Broken("bad-line")
     found = Line(start.lower(), [], {})
-    if found.verb in FREE:
+    if found.verb in TEXT_VERBS:
         return found._replace(words=[" ".join(rest)] if rest else [])
     for word in rest:
         key, equals, value = word.partition("=")
@@ -2188,8 +2195,10 @@ class Wire:
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self.sock, self.timeout = sock, timeout
-        sock.settimeout(timeout)
-        self.buffer = bytearray(QUIET)
+        self.selector = SELECTOR()  # knows the socket by its number, which it keeps under TLS
+        self.selector.register(sock.fileno(), READ)
+        sock.setblocking(False)  # only wait() waits
+        self.buffer = bytearray(SMALL_BUFFER)
         self.view = memoryview(self.buffer)
         self.start = self.end = 0  # what was received and not yet used: buffer[start:end]
         self.remaining = 0  # bytes of the announced body that are still to be used
@@ -2204,12 +2213,33 @@ class Wire:
             if hasattr(socket, option):
                 self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
+    def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> int:
+        """Send or receive what is possible now: how many bytes.
+
+        A failure of the connection is Lost: an OSError of a disk must stay different."""
+        try:
+            count = call(view)
+        except OSError as error:
+            if type(error).__name__ in NOTHING_HAPPENED:
+                return 0
+            raise Lost(error.strerror or "closed") from None
+        if not count:
+            raise Ended("the other side closed the connection")
+        self.last_heard = time.monotonic()
+        return count
+
+    def wait(self, patience: Optional[float], event: int = READ) -> None:
+        """Wait until the connection can be read or written. All waiting for the peer is here."""
+        self.selector.modify(self.sock.fileno(), event)
+        if not self.selector.select(patience):
+            raise Silent(f"silent for {self.timeout:g} s")
+
     # sending
     def put(self, data: bytes) -> None:
         """Queue bytes. Small ones are sent together, before this side waits; large ones at once."""
         if len(data) >= BATCH:
             self.flush()
-            return self.attempt(self.push, memoryview(data))
+            return self.push(memoryview(data))
         self.out += data
         if len(self.out) >= BATCH:
             self.flush()
@@ -2220,83 +2250,57 @@ class Wire:
     def flush(self) -> None:
         if self.out:
             view, self.out = memoryview(self.out), bytearray()
-            self.attempt(self.push, view)
+            self.push(view)
 
-    def push(self, view: memoryview) -> int:
-        """Send all, however slowly the peer reads. (sendall() has one timeout for everything.)"""
+    def push(self, view: memoryview) -> None:
+        """Send all, however slowly the peer reads."""
         while view:
-            view = view[self.sock.send(self.sendable(view)) :]
-        return 1
-
-    def sendable(self, view: memoryview) -> memoryview:
-        """What one send() may get: TLS takes all or nothing, so a slow reader would seem stuck."""
-        return view[:BATCH] if hasattr(self.sock, "pending") else view
-
-    def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> None:
-        """Turn a failure of a socket call into Lost: an OSError of a disk must stay different."""
-        try:
-            count = call(view)
-        except OSError as error:
-            if isinstance(error, socket.timeout):
-                raise Silent(f"silent for {self.timeout:g} s") from None
-            raise Lost(error.strerror or "closed") from None
-        if not count:
-            raise Ended("the other side closed the connection")
-        self.last_heard = time.monotonic()
+            count = self.attempt(self.sock.send, view)
+            view = view[count:]
+            if not count:
+                self.wait(self.timeout, WRITE)
 
     # receiving
+    def has_unread(self) -> bool:
+        return self.start < self.end
+
     def receive(self, patience: Optional[float]) -> None:
         """Wait for more bytes. First send what is queued, or both sides could wait for ever."""
         self.flush()
         self.fill(patience)
 
     def fill(self, patience: Optional[float]) -> None:
-        rest = self.view[self.start : self.end]
-        if len(self.buffer) == QUIET and (
-            max(self.end, self.remaining) >= QUIET or hasattr(self.sock, "pending")
+        rest, tls = self.view[self.start : self.end], hasattr(self.sock, "pending")
+        # TLS hands out whole records: what does not fit it holds back, and select() does not see it
+        if len(self.buffer) == SMALL_BUFFER and (
+            tls or max(self.end, self.remaining) >= SMALL_BUFFER
         ):
-            # under TLS from the start: with room for a whole record it holds nothing back that
-            # select() would not see
             self.buffer = bytearray(BUFFER)
             self.view = memoryview(self.buffer)
         self.view[: len(rest)] = rest
         self.start, self.end = 0, len(rest)
-        if patience != self.timeout:
-            self.sock.settimeout(patience)
         # no further than to the end of the body, so that the next one is received in one piece
-        # (but whole records of TLS: what it holds back select() would not see)
-        within = self.remaining > self.end and not hasattr(self.sock, "pending")
-        ends = self.remaining if within else len(self.view)
-        self.attempt(self.receive_into, self.view[self.end : ends])
-        if patience != self.timeout:
-            self.sock.settimeout(self.timeout)
-
-    def receive_into(self, view: memoryview) -> int:
-        count = self.sock.recv_into(view)
-        if self.remaining and hasattr(self.sock, "pending"):
-            count += self.more_records(view[count:])
+        ends = self.remaining if self.remaining > self.end and not tls else len(self.view)
+        while not (count := self.attempt(self.sock.recv_into, self.view[self.end : ends])):
+            self.wait(patience)
         self.end += count
-        return count
-
-    def more_records(self, view: memoryview) -> int:
-        """TLS returns one record (16 KiB) at a time: inside a body read all that have arrived."""
-        count, patience = 0, self.sock.gettimeout()
-        self.sock.settimeout(0)
-        # nothing more has come, or an error that the next call will tell
-        with contextlib.suppress(OSError):
-            while len(view) - count >= RECORD and (more := self.sock.recv_into(view[count:])):
-                count += more
-        self.sock.settimeout(patience)
-        return count
+        # a body goes on with what else has come; an error or the end is for the next call
+        with contextlib.suppress(Lost):
+            while self.end < self.remaining and ends - self.end >= RECORD and count:
+                count = self.attempt(self.sock.recv_into, self.view[self.end : ends])
+                self.end += count
 
     def line(self, idle: bool = False) -> Line:
-        """The next line. With idle, the wait for its first byte has no deadline."""
+        """The next line, under one deadline. With idle, there is none before its first byte."""
         while self.remaining:  # a body that nobody wants is read and dropped
             self.take_body()
+        deadline = None
         while not self.early:
             stop = self.line_end()
             if stop < 0:
-                self.wait_for_line(idle)
+                if deadline is None and (self.has_unread() or not idle):
+                    deadline = time.monotonic() + self.timeout
+                self.receive_more_of_a_line(deadline)
                 continue
             raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
             self.start = stop + 1
@@ -2304,44 +2308,37 @@ class Wire:
                 return self.understand(raw)
         return self.early.popleft()
 
-    def wait_for_line(self, idle: bool) -> None:
-        """Wait until the next line is whole, under one deadline."""
-        deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
-        while self.line_end() < 0 and not self.early:
-            if self.buffer.startswith(TLS, self.start, self.end):
-                raise Broken("this-is-tls")
-            try:
-                self.receive(None if deadline is None else max(0.001, deadline - time.monotonic()))
-            except Ended:
-                if self.start < self.end:
-                    raise Lost("the other side closed the connection inside a line") from None
-                raise
-            deadline = deadline or time.monotonic() + self.timeout
+    def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
+        try:
+            self.receive(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except Ended:
+            if self.has_unread():
+                raise Lost("the other side closed the connection inside a line") from None
+            raise
 
     def line_end(self) -> int:
         """Where the next line ends in the buffer, or -1."""
+        if self.buffer.startswith(TLS, self.start, self.end):
+            raise Broken("this-is-tls")
         stop = self.buffer.find(b"\n", self.start, self.end)
         if (stop if stop >= 0 else self.end) - self.start >= MAX_LINE:
             raise Broken("line-too-long")
         return stop
 
     def understand(self, raw: bytes) -> Line:
-        if body := BODY.fullmatch(raw):
+        if body := DATA.fullmatch(raw):
             self.remaining = int(body[1])
-            return DATA
+            return Line("data", [], {})
         if b"HTTP/" in raw and HTTP.match(raw):
             raise Broken("this-is-http")
         found = parse(raw)
         if found.verb == "data":
-            size = re.fullmatch("[0-9]{1,18}", " ".join(found.words))
-            if not size:
-                raise Broken("bad-number")
-            self.remaining = int(size[0])
+            raise Broken("bad-number")
         return found
 
     def take_body(self) -> memoryview:
         """The next bytes of the announced body, valid until the next call."""
-        if self.start == self.end:
+        if not self.has_unread():
             self.receive(self.timeout)
         view = self.view[self.start : min(self.end, self.start + self.remaining)]
         self.start += len(view)
@@ -2362,7 +2359,7 @@ class Link(Wire):
         if self.pace:  # what the kernel holds back has not been taken by us
             window = max(LEAST_WINDOW, min(args.limit_rate, BUFFER))
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
-        self.endpoint, self.flags = endpoint(args), link_flags(args)
+        self.endpoint = endpoint(args)
         # what was asked and not answered yet: the words that the answer repeats, the line's length
         self.asked: deque[tuple[tuple[str, ...], int]] = deque()
         self.unanswered = 0  # bytes of these lines
@@ -2461,28 +2458,32 @@ class Link(Wire):
                 "check the address; nothing was sent",
             )
 
-    def push(self, view: memoryview) -> int:
-        """As in Wire; but a server that sends while it does not read waits for others."""
-        while view:
-            try:
-                count = self.sock.send(
-                    self.sendable(view[: self.pace.piece] if self.pace else view)
-                )
-                view = view[count:]
-                if self.pace:
-                    self.pace.wait(count)
-            except OSError as error:
-                if not isinstance(error, socket.timeout) or not self.notes():
-                    raise
-        return 1
-
-    def receive_into(self, view: memoryview) -> int:
-        await_data(self.sock)
+    def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> int:
+        """As in Wire, but no quicker than --limit-rate."""
         if not self.pace:
-            return super().receive_into(view)
-        count = super().receive_into(view[: self.pace.piece])
+            return super().attempt(call, view)
+        count = super().attempt(call, view[: self.pace.piece])
         self.pace.wait(count)
         return count
+
+    def wait(self, patience: Optional[float], event: int = READ) -> None:
+        """As in Wire; but a server that sends while it does not read waits for others."""
+        if event == READ and patience is not None and self.timeout > NOTICE_AFTER < patience:
+            if select.select([self.sock], [], [], NOTICE_AFTER)[0]:
+                return
+            patience -= NOTICE_AFTER
+            say(f"waiting for an answer from {self.endpoint} (Ctrl-C stops)")
+        if event == READ and os.name == "nt":
+            self.sock.settimeout(patience)
+            with contextlib.suppress(socket.timeout):
+                await_data(self.sock)
+            self.sock.setblocking(False)
+            patience = 0
+        try:
+            super().wait(patience, event)
+        except Silent:
+            if event == READ or not self.notes():
+                raise
 
     def notes(self) -> int:
         """Take the lines that have come; how many."""
@@ -2494,17 +2495,6 @@ class Link(Wire):
             self.listen()
             count += 1
         return count
-
-    def receive(self, patience: Optional[float]) -> None:
-        self.flush()
-        if patience is None:  # between two files that others send there is nothing to notice
-            return super().receive(patience)
-        quiet = min(NOTICE_AFTER, patience)
-        if not select.select([self.sock], [], [], quiet)[0]:
-            patience = max(0.001, patience - quiet)
-            if self.timeout > NOTICE_AFTER:
-                say(f"waiting for an answer from {self.endpoint} (Ctrl-C stops)")
-        super().receive(patience)
 
     def request(self, *words: str, **keys: object) -> None:
         text = line(*words, **keys)
@@ -2518,15 +2508,15 @@ class Link(Wire):
         return len(self.asked) >= UNANSWERED or self.unanswered > UNANSWERED_BYTES
 
     def answer(self) -> Line:
-        """The answer to the oldest request that has none yet."""
+        """The next line that answers the oldest request: the only one, or one of several."""
         while not self.arrived:
             self.listen()
         found, self.got = self.arrived.popleft()
-        words, length = self.asked.popleft()
-        self.unanswered -= length
-        ends = found.verb in ("ok", "err") and found.words != ["-"]
-        if ends and not all(map(str.startswith, words, found.words)):
-            raise Broken(f"{' '.join(found.words)} where {' '.join(words)} was asked")
+        if found.verb in ("ok", "err"):
+            words, length = self.asked.popleft()
+            self.unanswered -= length
+            if found.words != ["-"] and not all(map(str.startswith, words, found.words)):
+                raise Broken(f"{' '.join(found.words)} where {' '.join(words)} was asked")
         return found
 
     def accepted_offset(self) -> Optional[int]:
@@ -2537,12 +2527,6 @@ class Link(Wire):
                 return note.number("offset")
         return None
 
-    def hear(self) -> Line:
-        """The next line that is an answer."""
-        while not self.arrived:
-            self.listen()
-        return self.arrived.popleft()[0]
-
     def listen(self) -> Optional[Line]:
         """Read a line. An answer is kept; a note goes to handle_note(), and is returned."""
         found = self.line()
@@ -2551,7 +2535,8 @@ class Link(Wire):
         if found.verb not in ("ok", "err") and not found.words:
             raise Broken("bad-line")
         if found.verb == "got":
-            if len(self.arrived) >= len(self.asked):
+            place = len(self.arrived)
+            if place >= len(self.asked) or self.asked[place][0][0] != "send":
                 raise Broken("got without a send")
             self.said.append(found)
         elif found.verb == "note" and "reason" not in found.keys:
@@ -2568,9 +2553,9 @@ class Link(Wire):
         return len(self.arrived) >= len(self.asked)
 
     def ask(self, *words: str, **keys: object) -> Line:
-        """One request, and its answer."""
-        self.put(line(*words, **keys))
-        return self.hear()
+        """One request, and its answer, or the first line of it."""
+        self.request(*words, **keys)
+        return self.answer()
 
 
 def dial(args: argparse.Namespace) -> socket.socket:
@@ -2619,46 +2604,47 @@ def connected(args: argparse.Namespace) -> Link:
     """The connection of this command.
 
     The shell keeps one from command to command, unless the server closed it or the flags differ."""
-    same_goal = args.link and args.link.flags == link_flags(args)
-    if args.link and not (same_goal and not select.select([args.link.sock], [], [], 0)[0]):
-        close_link(args)
-    if args.link:
-        found: Link = args.link
-        return found
-    try:
-        return connect(args)
-    except Failure as failure:
-        # a server that was there before may be on its way back
-        again = same_goal and failure.code in ABSENT
-        link = reconnected(args, Lost("the server closed it")) if again else None
-        if not link:
-            raise
+    flags = link_flags(args)
+    link: Optional[Link] = args.link
+    if link and args.reached == flags and not select.select([link.sock], [], [], 0)[0]:
         return link
-
-
-def connect(args: argparse.Namespace) -> Link:
-    link = args.link = Link(args)
+    close_link(args)
+    try:
+        link = args.link = Link(args)
+    except Failure as failure:
+        # a server that was there before may be on its way back; but one that is there and refuses
+        # would do so again, or lock us out
+        if failure.code in ABSENT and args.reached == flags:
+            raise Lost("no server answers") from None
+        raise
+    args.reached = flags
     if args.nick:
         require_ok(link.ask("ping", nick=args.nick), "accept the nick", args.nick)
     return link
 
 
-def reconnected(args: argparse.Namespace, lost: Lost) -> Optional[Link]:
-    """A new connection instead of a lost one, or None after two minutes of growing pauses."""
-    close_link(args)
-    while args.tries < args.retries:
+Result = TypeVar("Result")
+
+
+def persist(args: argparse.Namespace, work: Callable[[], Result]) -> Result:
+    """Do it. If the connection is lost, do it again on a new one: two minutes of growing pauses.
+
+    Only this function repeats anything; work() itself knows what it has done already."""
+    while True:
+        try:
+            done = work()
+        except Lost as lost:
+            close_link(args)
+            if args.tries >= args.retries or not args.reached:
+                raise
+            problem = lost
+        else:
+            args.tries = 0
+            return done
         seconds = min(BACK_OFF * 2**args.tries, LONGEST_PAUSE)
         args.tries += 1
-        say(f"connection lost ({lost}); attempt {args.tries} of {args.retries} in {seconds:g} s")
+        say(f"connection lost ({problem}); attempt {args.tries} of {args.retries} in {seconds:g} s")
         time.sleep(seconds)
-        try:
-            return connect(args)
-        except (Failure, Lost) as problem:
-            # a server that is there and refuses would do so again, or lock us out
-            if isinstance(problem, Failure) and problem.code not in ABSENT:
-                raise
-        close_link(args)  # it may have been lost with a question open
-    return None
 
 
 def lost_failure(lost: Lost, code: int, what: str, hint: str) -> "Failure":
@@ -2704,7 +2690,7 @@ WHYS = {
     ),
     "not-empty": (
         "the folder is not empty, or holds names that are not shown",
-        "delete what is in it first",
+        "delete -r deletes what is in it too",
     ),
     "not-permitted": (
         "the server's user may not do that there",
@@ -2830,9 +2816,8 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
         if reason in ("no-such-file", "no-such-folder")
         else 9
     )
-    return Failure(
-        code, f"server refused to {verb} {printable(name)} ({printable(reason)})", why, hint
-    )
+    what = f"server refused to {verb} {printable(name)}".rstrip()
+    return Failure(code, f"{what} ({printable(reason)})", why, hint)
 
 
 def peer_name(endpoint: str, nick: Optional[str]) -> str:
@@ -2892,6 +2877,13 @@ def clock(seconds: float) -> str:
 
 def plural(count: int, word: str) -> str:
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    import difflib  # not at the top: only a misspelt word needs it
+
+    close = difflib.get_close_matches(word, known, 1)
+    return f"did you mean {printable(close[0])}? " if close else ""
 
 
 # --- folders: the same in server.py, client.py (tests/test_twins.py) ---
@@ -3119,21 +3111,23 @@ class Folder:
         self.remove(old)
 
     @contextlib.contextmanager
-    def locked(self, *others: "Folder") -> Iterator[None]:
+    def locked(self, other: "Optional[Folder]" = None) -> Iterator[None]:
         """Nobody else gives or takes names in these folders meanwhile, in any process.
 
         Otherwise a rename() could remove a file that was put between its link() and its remove().
         Where folders have no locks, this excludes only the threads of this process."""
-        folders = {each.identity(""): each.fd for each in (self, *others)}
-        # in the same order by all, or two who rename here and there could hinder each other
-        fds = [fd for _, fd in sorted(folders.items()) if fd is not None]
+        fds = [self.fd] if self.fd is not None else []
+        if other and other.fd is not None and other.identity("") != self.identity(""):
+            fds.append(other.fd)
         for pause in PAUSES:
-            with NAMING, contextlib.ExitStack() as held:
-                for fd in fds:
-                    held.callback(lock_file, fd, free=True)
-                if all(map(lock_file, fds)):
-                    yield
-                    return
+            with NAMING:
+                try:
+                    if all(map(lock_file, fds)):
+                        yield
+                        return
+                finally:
+                    for fd in fds:
+                        lock_file(fd, free=True)
             time.sleep(pause)
         raise os_error(errno.EBUSY)
 
@@ -3219,12 +3213,10 @@ class Part:
     ) -> None:
         self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
-        self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
-        self.name = (
-            lasting_name(leaf, size, mtime_ns)
-            if self.keyed
-            else f"{RANDOM}{next(UNIQUE):024x}.part"
-        )
+        self.resumable = mtime_ns is not None and (size or 0) >= RESUMABLE
+        self.name = f"{RANDOM}{next(UNIQUE):024x}.part"
+        if self.resumable:
+            self.name = lasting_name(leaf, size, mtime_ns)
 
     def identity(self) -> tuple[object, ...]:
         return self.folder.identity(self.name)
@@ -3232,7 +3224,7 @@ class Part:
     def claim(self) -> bool:
         """Open and lock it, new or as an earlier attempt left it. False: another one writes it."""
         mode = 0o777 if self.executable else 0o666  # less the umask
-        if not self.keyed:  # nobody else has that name
+        if not self.resumable:  # nobody else has that name
             self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
             return lock_file(self.fd)
         while True:
@@ -3252,14 +3244,14 @@ class Part:
 
     def length(self) -> int:
         """Bytes that are there, also before claim() from an earlier attempt."""
-        found = self.folder.stat(self.name) if self.keyed or self.fd >= 0 else None
+        found = self.folder.stat(self.name) if self.resumable or self.fd >= 0 else None
         return found.st_size if found else 0
 
     def begin(self, offset: int) -> None:
         """Write from the offset on, if the digest is that of the bytes before; else from 0."""
         if offset != self.received:
             self.sha, self.received = hashlib.sha256(), 0
-        if self.keyed:
+        if self.resumable:
             os.ftruncate(self.fd, self.received)
             os.lseek(self.fd, self.received, os.SEEK_SET)
 
@@ -3316,7 +3308,7 @@ class Part:
 
     def keep(self) -> bool:
         """After an interruption: leave it for a later attempt, if there can be one."""
-        if self.fd >= 0 and self.keyed and self.received:
+        if self.fd >= 0 and self.resumable and self.received:
             self.close()
             return True
         self.drop()
@@ -3456,7 +3448,11 @@ def tell_json(facts: dict[str, Any]) -> None:
 def say_failure(failure: Exception) -> None:
     """Say what failed: with names and reasons of others, but with a hint that is all ours."""
     for text in str(failure).splitlines():
-        say(text if text.startswith("try:") else in_rows(text, 2))
+        (say if text.startswith("try:") else say_in_rows)(text)
+
+
+def say_in_rows(text: str) -> None:
+    say(in_rows(text, 2))
 
 
 def in_rows(text: str, fd: int) -> str:
@@ -3509,6 +3505,12 @@ class Progress:
         self.total += size
         self.all_files += 1
 
+    def count_file(self, size: int) -> None:
+        """One file has come to its end."""
+        self.files += 1
+        self.done += size
+        self.update(0)
+
     def update(self, current: int, verb: str = "") -> None:
         """So much of the current file is there."""
         self.current = current
@@ -3549,7 +3551,7 @@ class Stream(Part):
     A terminal gets it as text, with escapes for all else."""
 
     def __init__(self, fd: int) -> None:
-        self.fd, self.keyed, self.name = fd, False, ""
+        self.fd, self.resumable, self.name = fd, False, ""
         self.sha, self.received = hashlib.sha256(), 0
         self.decoder = (
             codecs.getincrementaldecoder("utf-8")("backslashreplace") if is_terminal(fd) else None
@@ -3594,32 +3596,6 @@ class Stream(Part):
 
 
 # --- the shell ---
-WORDS = {
-    "upload": "put",
-    "download": "get",
-    **dict.fromkeys(("ls", "dir"), "list"),
-    "rm": "delete",
-    "mv": "rename",
-    **dict.fromkeys(("logout", "stop", "quit", "exit"), "bye"),
-}  # what the labs and other shells say for ours
-
-
-SHELL_HELP = """\
-    list [FOLDER] [-r]        what is there; -r in all folders below too
-    get NAME... [-o DEST]     fetch files or folders (download)
-    put PATH... [--as NAME] [--into FOLDER]    send files or folders to the server (upload)
-    who                       the other clients
-    send PATH... --to HOST:PORT    to another client (upload IP PORT PATH); or --to NICK, or --all
-    receive [-o DIR] [--count N]   wait for what others send; Ctrl-C stops
-    chat                      talk with those who are in it
-    delete NAME...            rename OLD NEW    mkdir NAME    stat NAME
-    help                      these lines
-    cd [FOLDER], pwd          the folder there that names begin in; lcd [DIR] for the one here
-    !COMMAND                  a command of this machine
-    bye                       the end (logout, stop, quit, Ctrl-D)
-put and get replace a different file only with --force. Names with spaces stand in quotes."""
-
-
 def shell(args: argparse.Namespace) -> int:
     """Commands from a prompt or a pipe, one a line. If one fails, the next runs all the same."""
     terminal, code, args.cwd = is_terminal(0), 0, ""
@@ -3629,14 +3605,9 @@ def shell(args: argparse.Namespace) -> int:
         say(f"connected to {endpoint(args)}; help lists the commands")
     while True:
         try:
-            words = next_command(args)
-            if words[:1] == ["bye"]:
-                break
-            failed = run_line(args, words) if words else 0
+            text = next_line(f"sixsockets {args.cwd}> " if args.cwd else PROMPT)
+            failed = min(1, os.system(text[1:])) if text.startswith("!") else run_line(args, text)
             code = code or failed
-        except Failure as failure:
-            say(str(failure))
-            code = code or failure.code
         except KeyboardInterrupt as end:
             if not terminal or isinstance(end, Killed):
                 raise
@@ -3648,12 +3619,13 @@ def shell(args: argparse.Namespace) -> int:
     return 0 if terminal else code
 
 
-def next_command(args: argparse.Namespace) -> list[str]:
-    text = next_line(f"sixsockets {args.cwd}> " if args.cwd else PROMPT)
-    if text.startswith("!"):
-        return ["!", text[1:]]
-    words = split(text)
-    return asked_upload() if [word.lower() for word in words] == ["upload"] else known_words(words)
+def run_line(args: argparse.Namespace, text: str) -> int:
+    """One line of the shell: the same words as on the command line."""
+    own = argparse.Namespace(**vars(args))
+    try:
+        return run_command(own, text)
+    finally:
+        args.link, args.reached, args.cwd = own.link, own.reached, own.cwd
 
 
 def next_line(prompt: str) -> str:
@@ -3668,8 +3640,9 @@ def next_line(prompt: str) -> str:
 
 
 def split(text: str) -> list[str]:
+    """The words of a line. What some commands cannot do without is asked for."""
     try:
-        return shlex.split(text)
+        words = shlex.split(text)
     except ValueError as error:
         raise Failure(
             2,
@@ -3677,50 +3650,12 @@ def split(text: str) -> list[str]:
             "a quote opens and does not close",
             "put 'a b.txt'",
         ) from None
-
-
-def run_line(args: argparse.Namespace, words: list[str]) -> int:
-    """One line of the shell: the same words as on the command line, and those of the labs."""
-    verb = words[0]
-    if verb in OWN_COMMANDS:
-        return run_own(args, *words[:2])
-    if verb not in COMMANDS:
-        import difflib  # not at the top: only a misspelt word needs it
-
-        close = difflib.get_close_matches(verb, [*COMMANDS, *WORDS, *OWN_COMMANDS], 1)
-        hint = f"did you mean {close[0]}? help lists all" if close else "help"
-        what = f"unknown command {printable(words[0])}"
-        raise Failure(2, what, "the shell has no such word", hint)
-    if verb in ("put", "get", "delete") and len(words) == 1:
-        words = [verb, next_line("which file? ")]
-    if "\0" in "".join(words):
-        raise Failure(
-            2,
-            "cannot read that line (it holds a NUL)",
-            "no file has such a name",
-            "type the line again without it",
-        )
-    parser = build_parser([verb])
-    parser.set_defaults(**{name: getattr(args, name) for name in DEFAULTS})
-    try:
-        parsed = parser.parse_args([verb, *words[1:]])
-    except SystemExit as end:
-        return int(end.code or 0)
-    parsed.typed = typed(words)
-    try:
-        return run_command(parsed)
-    finally:
-        args.link = parsed.link
-
-
-def run_own(args: argparse.Namespace, verb: str, *words: str) -> int:
-    args.tries = 0
-    try:
-        return OWN_COMMANDS[verb](args, *words) or 0
-    except (Lost, Broken) as problem:
-        close_link(args)
-        what = f"connection to {endpoint(args)} lost"
-        raise Failure(56, what, printable(str(problem)), "type the line again") from None
+    alone = words[0].lower() if len(words) == 1 else ""
+    if alone == "upload":
+        return asked_upload()
+    if WORDS.get(alone, alone) in ("put", "get", "delete"):
+        words.append(next_line("which file? "))
+    return words
 
 
 def asked_upload() -> list[str]:
@@ -3733,49 +3668,67 @@ def asked_upload() -> list[str]:
     return ["send", path, *receivers] if to else ["put", path]
 
 
-def known_words(words: list[str]) -> list[str]:
+def known_words(words: Sequence[str]) -> list[str]:
     """Our words for those of the labs; `upload IP PORT PATH` sends to that client."""
-    if not words:
-        return words
     verb, *rest = words
-    verb = WORDS.get(verb.lower(), verb.lower())
+    verb = verb.lower()
     to_client = len(rest) > 2 and rest[1].isdigit() and not os.path.exists(rest[0])
-    if words[0].lower() == "upload" and to_client:
+    if verb == "upload" and to_client:
         return ["send", *rest[2:], "--to", address((rest[0].strip("[]"), rest[1]))]
-    return [verb, *rest]
+    return [WORDS.get(verb, verb), *rest]
 
 
-def change_folder(args: argparse.Namespace, name: str = "/") -> None:
+def change_folder(args: argparse.Namespace) -> None:
     """cd: names there begin in that folder from now on."""
-    folder = remote_name(args, name)
+    folder = remote_name(args, args.folder or "/")
     if folder:
-        answer = require_ok(connected(args).ask("stat", folder), "list", folder)
+        answer = require_ok(ask(args, "stat", folder), "list", folder)
         if answer.keys.get("type") != "dir":
-            raise Failure(2, f"{printable(name)} is not a folder", "it is a file there", "list")
+            raise Failure(2, f"{printable(folder)} is not a folder", "it is a file there", "list")
     args.cwd = folder
 
 
-def change_local_folder(args: argparse.Namespace, name: str = "~") -> None:
+def change_local_folder(args: argparse.Namespace) -> None:
+    path = args.folder or "~"
     try:
-        os.chdir(os.path.expanduser(name))
+        os.chdir(os.path.expanduser(path))
     except OSError as error:
-        what = f"cannot change to {printable(name)} ({error.strerror})"
+        what = f"cannot change to {printable(path)} ({error.strerror})"
         raise Failure(26, what, "this is about the folder here", "!ls; cd changes there") from None
     tell(os.getcwd())
 
 
-def show_shell_help(args: argparse.Namespace, *words: str) -> None:
-    for text in SHELL_HELP.splitlines():
-        tell(text)
+def show_shell_help(args: argparse.Namespace) -> None:
+    for text in [command_lines({**COMMANDS, **SHELL_COMMANDS}), SHELL_HELP]:
+        for row in text.splitlines():
+            tell(row)
 
 
-OWN_COMMANDS: dict[str, Callable[..., Optional[int]]] = {
-    "help": show_shell_help,
-    "cd": change_folder,
-    "pwd": lambda args, *words: tell(f"/{args.cwd}"),
-    "lcd": change_local_folder,
-    "!": lambda args, command: min(1, os.system(command)),
+def leave(args: argparse.Namespace) -> None:
+    raise EOFError
+
+
+SHELL_COMMANDS = {
+    "help": Command(show_shell_help, "these lines"),
+    "cd": Command(change_folder, "the folder there that names begin in", ("[FOLDER]",)),
+    "pwd": Command(lambda args: tell(f"/{args.cwd}"), "which one that is"),
+    "lcd": Command(change_local_folder, "the same for the folder here", ("[FOLDER]",)),
+    "bye": Command(leave, "the end (logout, stop, quit, Ctrl-D)"),
 }  # what the shell alone has
+SHELL_HELP = """\
+  !COMMAND            a command of this machine
+COMMAND -h lists what else it takes. upload, download, ls, dir, rm and mv mean put, get, list,
+delete and rename; upload IP PORT PATH sends to that client. Names with spaces stand in quotes."""
+
+
+WORDS = {
+    "upload": "put",
+    "download": "get",
+    **dict.fromkeys(("ls", "dir"), "list"),
+    "rm": "delete",
+    "mv": "rename",
+    **dict.fromkeys(("logout", "stop", "quit", "exit"), "bye"),
+}  # what the labs and other shells say for ours
 
 
 def prepare_completion() -> None:
@@ -3789,7 +3742,7 @@ def prepare_completion() -> None:
             if readline.get_begidx() == 0:
                 found = [
                     word + " "
-                    for word in sorted({*COMMANDS, *WORDS, *OWN_COMMANDS, "bye"})
+                    for word in sorted({*COMMANDS, *WORDS, *SHELL_COMMANDS})
                     if word.startswith(text)
                 ]
             else:
@@ -3883,8 +3836,6 @@ def encrypt(
     """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
 
     Unchecked, the caller needs another proof. An OSError: it was lost during the handshake."""
-    import ssl
-
     context = client_tls(args, checked)
     if protocols:
         context.set_alpn_protocols(list(protocols))
@@ -3895,18 +3846,7 @@ def encrypt(
         check_pin(args, host, found)
     except BaseException as error:
         secured.close()
-        if isinstance(error, ssl.SSLCertVerificationError):
-            found = certificate_of(dial, host, args)
-            signed = "nobody known here has signed its certificate for that name"
-            raise Failure(
-                60,
-                f"{host} is not trusted ({error.verify_message})",
-                f"{signed}; its SHA-256 is {found}",
-                "--cacert FILE, or --pin SHA256 as the server printed it",
-            ) from None
-        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-            raise tls_failure(host, str(error.reason)) from None
-        raise
+        raise tls_failure(error, dial, host, args) from None
     if args.insecure and not args.pin and checked:
         unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
         say_once(f"not checked, for --insecure: {unknown}")
@@ -3923,7 +3863,24 @@ def check_pin(args: argparse.Namespace, host: str, found: str) -> None:
         )
 
 
-def tls_failure(host: str, reason: str) -> "Failure":
+def tls_failure(
+    error: BaseException, dial: Callable[[], socket.socket], host: str, args: argparse.Namespace
+) -> BaseException:
+    """What to raise for an error during the handshake: itself, if it is none of TLS."""
+    import ssl
+
+    if isinstance(error, ssl.SSLCertVerificationError):
+        found = certificate_of(dial, host, args)
+        signed = "nobody known here has signed its certificate for that name"
+        return Failure(
+            60,
+            f"{host} is not trusted ({error.verify_message})",
+            f"{signed}; its SHA-256 is {found}",
+            "--cacert FILE, or --pin SHA256 as the server printed it",
+        )
+    if isinstance(error, ssl.SSLEOFError) or not isinstance(error, ssl.SSLError):
+        return error
+    reason = str(error.reason)
     for endings, code, what, why, hint in TLS_TROUBLE:
         if reason.endswith(endings):
             return Failure(code, f"{host} {what}", why, hint)
@@ -4150,29 +4107,18 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(map(path_key, files)), tuple(map(folder_key, folders))
 
 
-@functools.lru_cache(maxsize=1)
-def folders_above() -> frozenset[str]:
-    """The folders that Python imports from, and all that they are in."""
-    return frozenset(
-        place[: end + 1]
-        for place in program_places()[1]
-        for end, letter in enumerate(place)
-        if letter == os.sep
-    )
-
-
 def is_program(path: str) -> bool:
     """Whether a file of this name would be part of a program of ours at its next start."""
     key = path_key(path)
     files, folders = program_places()
     # Below a file too: Python runs a folder that is called like a script, if it has a __main__.py.
     # A file above a folder too: Python imports from a folder in a zip file.
-    if key.startswith(files) or key in folders_above():
+    if key.startswith(files) or any(place.startswith(key) for place in folders):
         return True
     if key.startswith(folders) and key[: -len(os.sep)].endswith(CODE):
         return True
     with contextlib.suppress(OSError):
-        return os.path.exists(path) and os.path.samefile(path, __file__)  # a hard link
+        return os.path.samefile(path, __file__)  # a hard link
     return False
 
 
@@ -4334,11 +4280,14 @@ class Capture:
 
     def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
         """From the first end to the second. The checksum stands between the header and the rest."""
-        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
-        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
-        hosts = b"".join(socket.inet_pton(family, name) for name in names)
-        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        hosts = ports = b""
+        for end in ends:
+            # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            hosts += socket.inet_pton(family, host)
+            ports += struct.pack("!H", end[1])
+        header = ports + header
         size = len(header) + 2 + len(rest)
         header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
         start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
@@ -4381,7 +4330,6 @@ class Traced(socket.socket):
     number = sent = received = 0
     touched = 0.0  # when the last call ended
     lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
-    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         if not self.prints:
@@ -4389,7 +4337,7 @@ class Traced(socket.socket):
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
-        if self.dump and data:
+        if self.dump:
             text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
@@ -4407,17 +4355,6 @@ class Traced(socket.socket):
             self.touched = time.perf_counter()
             self.lasted = 1000 * (self.touched - began)
 
-    def connect(self, target: Any) -> None:
-        what = f"connect {address(target)}"
-        self.attempt("*", what, super().connect, target)
-        here = address(self.getsockname())
-        self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
-
-    def close(self) -> None:
-        if self.fileno() >= 0:
-            self.show("*", f"close (sent {self.sent}, received {self.received})")
-        super().close()
-
 
 # --- end trace ---
 
@@ -4431,9 +4368,9 @@ US, PEER = 1, -1  # the order of what belongs to both sides
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
-    handshake, ended = "handshake", "peer sent FIN (end of stream)"
-    ends: Sequence[Any] = ()  # of a connection in the capture: our address, the peer's
-    finished: frozenset[int] = frozenset()  # whose FIN the capture has
+    ended = "peer sent FIN (end of stream)"
+    ends: Sequence[Any]  # of a connection in the capture: our address, the peer's
+    talking: frozenset[int] = frozenset()  # the sides that may still send, as the capture knows
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
@@ -4444,33 +4381,37 @@ class TracedStream(Traced):
         return conn, peer
 
     def connect(self, target: Any) -> None:
-        super().connect(target)
+        what = f"connect {address(target)}"
+        self.attempt("*", what, super().connect, target)
+        here = address(self.getsockname())
+        self.show("*", f"{what} ok from {here} (handshake {self.lasted:.2f} ms)")
         self.begin(target, US)
 
     def begin(self, peer: Any, asks: int) -> None:
         """The handshake, for the capture alone."""
         if self.capture:
             self.ends = self.getsockname(), peer
+            self.talking = frozenset((US, PEER))
             self.store(asks, SYN)
             self.store(-asks, SYN_ACK)
             self.store(asks, ACK)
 
     def store(self, side: int, flags: int, data: bytes = b"") -> None:
         """What one side sends, in packets for the capture, before it is counted."""
-        if not self.capture or not self.ends or (flags == FIN and side in self.finished):
+        if not self.capture or not self.talking or (flags == FIN and side not in self.talking):
             return
         mine, other = (self.sent + 1, self.received + 1)[::side]
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
         other *= flags != SYN  # the first packet acknowledges nothing
         for start in range(0, len(data) or 1, SEGMENT):
-            numbers = (mine + start) % (1 << 32), other % (1 << 32)
-            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
+            header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
             self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
-            self.finished |= {side}
+            self.talking -= {side}
         if flags == RST:
-            self.ends = ()
+            self.talking = frozenset()
 
     def attempt(self, *call: Any) -> Any:
         try:
@@ -4503,20 +4444,23 @@ class TracedStream(Traced):
         if how == socket.SHUT_RD:
             side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
-            self.finished |= {PEER}
-        self.attempt("*", "shutdown", super().shutdown, how)
+            self.talking -= {PEER}
+        super().shutdown(how)
         self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:
             self.store(US, FIN)
 
     def close(self) -> None:
-        if self.ends and self.fileno() >= 0:
+        if self.fileno() < 0:
+            return
+        if self.talking:
             # RST if close() shall send one (SO_LINGER), or if something came that nobody read
             reset = self.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8).strip(b"\0")
             self.settimeout(0)
             with contextlib.suppress(OSError):
                 reset += socket.socket.recv(self, 1, socket.MSG_PEEK)
             self.store(US, RST if reset else FIN)
+        self.show("*", f"close (sent {self.sent}, received {self.received})")
         super().close()
 
 
@@ -4669,9 +4613,9 @@ class Failure(Exception):
 
 
 def speak_utf8() -> None:
-    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    """A pipe of Windows, and NUL, have a code page that lacks most letters."""
     for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
-        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
@@ -4695,11 +4639,10 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     name = host.encode() if host.isascii() else host
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
-        found = socket.getaddrinfo(name, port, type=kind)
-        return [(family, target) for family, _, _, _, target in found]
+        return [(each[0], each[4]) for each in socket.getaddrinfo(name, port, type=kind)]
     raise Failure(
         6,
-        f'cannot find host "{ascii(host)[1:-1]}"',
+        f'cannot find host "{printable(host)}"',
         "it is neither an address nor a name that this machine can look up",
         "check the spelling, or use the address",
     )
@@ -4821,118 +4764,43 @@ def server_command(args: argparse.Namespace) -> str:
     return f"{SERVER}{endpoint_flags(args)}{' --tls' * wants_tls(args)}"
 
 
-DEFAULTS: dict[str, Any] = {
-    "host": None,
-    "port": None,
-    "password": None,
-    "ask_password": False,
-    "tls": False,
-    "cacert": None,
-    "pin": None,
-    "insecure": False,
-    "timeout": 30.0,
-    "retries": RETRIES,
-    "nick": None,
-    "force": False,
-    "resume": True,
-    "compare": "time",
-    "quiet": False,
-    "json": False,
-    "trace": False,
-    "trace_hex": False,
-    "pcap": None,
-    "folder": "",
-    "r": False,
-    "output": None,
-    "name": None,
-    "into": None,
-    "to": None,
-    "all": False,
-    "count": -1,
-    "senders": None,
-    "ask": False,
-    "hidden": False,
-    "exclude": None,
-    "dry_run": False,
-    "delete": False,
-    "limit_rate": 0,
-    "cwd": None,
-    "link": None,
-}  # in one place: flags stand before a command or after it, and the shell hands its own to each
-
-
 def common_flags(parser: argparse.ArgumentParser) -> None:
+    """Before a command or after it: what stands before is the default of what stands after."""
     group = parser.add_argument_group("options of every command")
     flag = group.add_argument
     flag("--host", help="the server (default: SIXSOCKETS_HOST, else 127.0.0.1)")
     flag("--port", type=between(1, 65535), help="its port (default 9000)")
     trust_flags(group)
-    flag(
-        "--timeout",
-        type=between(0.01, 1e6, float),
-        metavar="S",
-        help="silence allowed inside an answer (default 30)",
-    )
-    flag(
-        "--retries",
-        type=between(0, 1000),
-        metavar="N",
-        help=f"attempts after a lost connection (default {RETRIES}: two minutes)",
-    )
+    seconds, times = between(0.01, 1e6, float), between(0, 1000)
+    text = "silence allowed inside an answer (default 30)"
+    flag("--timeout", type=seconds, default=30.0, metavar="S", help=text)
+    text = f"attempts after a lost connection (default {RETRIES}: two minutes)"
+    flag("--retries", type=times, default=RETRIES, metavar="N", help=text)
     flag("--nick", metavar="NAME", help="what others know this client by")
     flag("--force", action="store_true", help="replace what is different")
-    flag(
-        "--no-resume",
-        dest="resume",
-        action="store_false",
-        help="start over instead of going on where it was cut off",
-    )
-    flag(
-        "--compare",
-        choices=("time", "content"),
-        help="what makes two files the same: size and time (default), or SHA-256",
-    )
+    text = "start over instead of going on where it was cut off"
+    flag("--no-resume", dest="resume", action="store_false", help=text)
+    text = "what makes two files the same: size and time (default), or SHA-256"
+    flag("--compare", choices=("time", "content"), default="time", help=text)
     flag("--quiet", action="store_true", help="no progress, no last line")
     flag("--json", action="store_true", help="results on stdout, one JSON object a line")
     flag("--trace", action="store_true", help="print a line for each socket call")
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
-    flag(
-        "--pcap",
-        type=Capture,
-        metavar="FILE",
-        help="store all that is sent, passwords too, for Wireshark",
-    )
+    text = "store all that is sent, passwords too, for Wireshark"
+    flag("--pcap", type=Capture, metavar="FILE", help=text)
 
 
 # an argument: its name for us, how many of it, and what -h says of it
 ARGUMENTS = {
     "NAME": ("name", None, "a file or folder there"),
-    "NAME+": ("names", "+", "files, folders or patterns there"),
-    "PATH+": ("paths", "+", "files and folders here, or - for standard input"),
-    "PATH?": ("folder", "?", "a folder or a pattern there (default: all that is shared)"),
+    "NAME...": ("names", "+", "files, folders or patterns there"),
+    "PATH...": ("paths", "+", "files and folders here, or - for standard input"),
+    "[PATH]": ("folder", "?", "a folder or a pattern there (default: all that is shared)"),
     "OLD": ("old", None, "its name there"),
     "NEW": ("new", None, "the new name, or a folder there"),
     "FOLDER": ("folder", None, "the name of the new folder"),
+    "[FOLDER]": ("folder", "?", "a folder (default: the first one)"),
 }
-
-
-def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser for these words. Only their command gets its flags: twelve would slow the start."""
-    parser = Parser(prog="client.py")
-    parser.set_defaults(**DEFAULTS)
-    version = f"%(prog)s {VERSION}, protocol {PROTOCOL}"
-    parser.add_argument("--version", action="version", version=version)
-    common_flags(parser)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", prog="client.py")
-    for name, command in COMMANDS.items():
-        made = commands.add_parser(name, argument_default=argparse.SUPPRESS, help=command.text)
-        if name in words:
-            common_flags(made)
-            for place in command.places:
-                key, many, text = ARGUMENTS[place]
-                made.add_argument(key, nargs=many, metavar=place.rstrip("+?"), help=text)
-            own_flags(name, made.add_argument)
-    return parser
 
 
 def own_flags(command: str, flag: Callable[..., object]) -> None:
@@ -4956,46 +4824,107 @@ def own_flags(command: str, flag: Callable[..., object]) -> None:
         flag("--all", action="store_true", help="everybody who is receiving")
     if command == "receive":
         who = "take files from these alone: nicks or addresses"
-        flag("--count", type=between(1, 1e9), metavar="N", help="end after so many files")
+        flag(
+            "--count", type=between(1, 1e9), default=-1, metavar="N", help="end after so many files"
+        )
         flag("--from", dest="senders", nargs="+", metavar="NICK|ADDRESS", help=who)
         flag("--ask", action="store_true", help="ask before taking what somebody sends")
 
 
-# flags without a value
-SWITCHES = {f"--{name}" for name in ("ask-password", "tls", "insecure", "force", "no-resume")}
-SWITCHES |= {"--quiet", "--json", "--trace", "--trace-hex"}
+# of commands without such flags
+WITHOUT: dict[str, Any] = {
+    "r": False,
+    "into": None,
+    "hidden": False,
+    "exclude": None,
+    "dry_run": False,
+    "delete": False,
+    "limit_rate": 0,
+    "command": "",
+    "cwd": None,  # in the shell the folder that names begin in; "" is the shared one
+    "link": None,
+    "reached": None,  # the flags of the last connection: the server was there
+    "tries": 0,  # new connections since something went well
+}
 
 
-def command_place(words: Sequence[str]) -> int:
-    """Where the command stands, in whatever case: behind no flag that takes a value."""
-    known = {*COMMANDS, *WORDS, "bye"}
-    for place, (before, word) in enumerate(zip(["", *words], words)):
-        value = before.startswith("-") and "=" not in before and before not in SWITCHES
-        if word.lower() in known and not value:
-            return place
-    return len(words)
+def build_parser() -> argparse.ArgumentParser:
+    """For what stands before the command; command_parser() is for the rest."""
+    usage = "client.py [OPTION ...] [COMMAND ...]"
+    parser = Parser(prog="client.py", usage=usage, epilog=command_lines(COMMANDS))
+    parser.formatter_class = functools.partial(
+        argparse.RawDescriptionHelpFormatter, max_help_position=32, width=100
+    )
+    parser.set_defaults(**WITHOUT)
+    version, text = (
+        f"%(prog)s {VERSION}, protocol {PROTOCOL}",
+        "default: a shell with these commands",
+    )
+    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND", help=text)
+    common_flags(parser)
+    return parser
 
 
-def run_with_retries(args: argparse.Namespace) -> int:
-    """Run a command, and again if the connection is lost before it had any effect.
-
-    A chat is not repeated: it has had one."""
-    args.tries = 0  # new connections since something went well
-    while True:
-        try:
-            return COMMANDS[args.command].run(args)
-        except Lost as lost:
-            if args.command == "chat" or not reconnected(args, lost):
-                raise
+def command_lines(commands: Mapping[str, Command]) -> str:
+    return "\n".join(
+        f"  {' '.join([name, *command.places]):18}  {command.text}"
+        for name, command in commands.items()
+    )
 
 
-def run_command(args: argparse.Namespace) -> int:
-    """Run a command; the exit code. After a failure its connection is closed."""
+def command_parser(name: str, command: Command) -> argparse.ArgumentParser:
+    parser = Parser(prog=f"client.py {name}")
+    for place in command.places:
+        key, many, text = ARGUMENTS[place]
+        parser.add_argument(key, nargs=many, metavar=place.strip("[.]"), help=text)
+    own_flags(name, parser.add_argument)
+    common_flags(parser)
+    return parser
+
+
+def run_words(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """A command as on the command line; the shell has some more."""
+    verb, *rest = known_words(words)
+    known = COMMANDS if args.cwd is None else {**COMMANDS, **SHELL_COMMANDS}
+    if verb == "bye":
+        leave(args)
+    if verb not in known:
+        where = "python3 client.py -h" if args.cwd is None else "help"
+        hint = f"{did_you_mean(verb, [*known, *WORDS])}{where} lists all"
+        raise Failure(2, f"unknown command {printable(verb)}", "there is no such word", hint)
+    if "\0" in "".join(rest):
+        raise Failure(
+            2,
+            "cannot read that line (it holds a NUL)",
+            "no file has such a name",
+            "type the line again without it",
+        )
+    args.command = verb
+    command_parser(verb, known[verb]).parse_args(rest, args)
+    prepare(args)
+    return known[verb].run(args) or 0
+
+
+def prepare(args: argparse.Namespace) -> None:
+    settle_endpoint(args)
+    if args.ask_password and args.password is None:
+        args.password = ask_password(endpoint(args))
+
+
+def run_command(args: argparse.Namespace, given: Union[str, Sequence[str]]) -> int:
+    """Run a command or the shell; the exit code. After a failure the connection is closed."""
+    args.tries = 0
     try:
-        settle_endpoint(args)
-        if args.ask_password and args.password is None:
-            args.password = ask_password(endpoint(args))
-        return run_with_retries(args) if args.command else shell(args)
+        words = split(given) if isinstance(given, str) else given
+        if isinstance(given, str):
+            args.typed = typed(words)
+        if words:
+            return run_words(args, words)
+        prepare(args)
+        return shell(args)
+    except SystemExit as end:  # what argparse thinks of the words
+        return int(end.code or 0)
     except (Failure, Lost, Broken, OSError) as error:
         problem = error
     except KeyboardInterrupt as end:
@@ -5003,6 +4932,7 @@ def run_command(args: argparse.Namespace) -> int:
         end.args = end.args or ("\nstopped",)
         raise
     close_link(args)
+    args.reached = None
     if isinstance(problem.__cause__, BrokenPipeError) and args.command in ("list", "who", "help"):
         return 0  # who reads the answer has seen enough, as head does
     failure = explained(args, problem)
@@ -5063,20 +4993,16 @@ def catch_signals() -> None:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     speak_utf8()
-    words = list(sys.argv[1:] if argv is None else argv)
-    typed_words = typed(["python3", "client.py", *words])
-    place = command_place(words)
-    words[place:] = known_words(words[place:])
-    if words[place:] == ["bye"]:
-        return 0  # each command ends its own connection
-    args = build_parser(words).parse_args(words)
-    args.typed = typed_words
+    args = build_parser().parse_args(argv)
+    args.typed = typed(["python3", "client.py", *(sys.argv[1:] if argv is None else argv)])
     catch_signals()
     with contextlib.suppress(AttributeError):  # None: it was closed
         # as in file names: what is typed or piped need not be text
         sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     try:
-        return run_command(args)
+        return run_command(args, args.words)
+    except EOFError:  # bye
+        return 0
     except KeyboardInterrupt as end:
         say(str(end))
         return 130

@@ -99,16 +99,20 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 import sys
 
 if __name__ == "__main__":
-    # A file that arrives must never be imported, whatever its name. Python looks first into the
-    # folder of this script, and PYTHONPATH may add the current one: both leave the path before
-    # anything else is imported. (For the same reason nothing here is imported from __future__.)
+    # A file that arrives must never be imported, whatever its name. Python looks for modules first
+    # in the folder of this script, and PYTHONPATH may add the current folder: take both out of the
+    # list before anything else is imported. (So there is no import from __future__ either.)
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
     import os
 
-    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
-    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
-        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+    own = os.path.dirname(os.path.realpath(__file__))
+    library = os.path.dirname(os.__file__)
+    for folder in sys.path[:]:
+        path = folder or "."
+        if folder == library or not os.path.exists(path):
+            continue
+        if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
 # --- end imports ---
 
@@ -382,10 +386,6 @@ class Request:
     def field(self, name: str) -> str:
         return self.fields.get(name, "")
 
-    def accepts(self, kind: str) -> bool:
-        """Whether the client names this media type, as a browser does with text/html."""
-        return kind in self.field("accept")
-
     def below(self, folder: str) -> "Request":
         """The same request for a name in this folder, whatever is there."""
         moved = copy.copy(self)
@@ -648,6 +648,12 @@ def listing_type(accept: str) -> str:
     )
     best = max(("application/json", "text/plain"), key=lambda kind: wanted.get(kind, 0.0))
     return best if wanted.get(best, 0.0) > page else "text/html"
+
+
+def wants_page(request: "Request") -> bool:
+    """Whether a browser asks: who would rather have JSON or text gets text."""
+    accept = request.fields.get("accept", "")
+    return "text/html" in accept and listing_type(accept) == "text/html"
 
 
 @functools.lru_cache(maxsize=1024)
@@ -1662,8 +1668,8 @@ class Connection:
         # a bug of this server too: the client must get an answer
         except Exception as problem:  # noqa: BLE001
             refused = as_refusal(problem)
-            wants_page = refused.text and request.accepts("text/html")
-            return error_page(request, refused) if wants_page else refusal_answer(refused)
+            as_page = refused.text and wants_page(request)
+            return error_page(request, refused) if as_page else refusal_answer(refused)
 
     def head(self, request: Optional[Request], answer: Answer) -> bytes:
         """The status line and header fields."""
@@ -3196,7 +3202,7 @@ def stored_answer(
 ) -> Answer:
     """The 201 for what is stored; in a drop box, a page gets it as JSON."""
     fields = {**place_fields(conn, stored[0]), **fields}
-    if conn.args.drop_box and request.accepts("application/json"):
+    if conn.args.drop_box and "application/json" in request.field("accept"):
         body = json.dumps({"name": utf8_name("/".join(stored[0][1:]))}) + "\n"
         return Answer(201, {**fields, "Content-Type": "application/json"}, body.encode())
     paths = [path for names in stored for path in place_fields(conn, names).values()]
@@ -3285,7 +3291,7 @@ def post_form(conn: Connection, request: Request) -> Answer:
             stored.append(names)
     if not stored:
         raise Refusal(400, "the form holds no file")
-    if request.accepts("text/html"):
+    if wants_page(request):
         # the browser shows the folder again
         folder = request.names[1:] if conn.args.drop_box else request.names
         return text_answer(303, "stored", {"Location": url_path(folder, slash=True)})
@@ -3552,7 +3558,7 @@ def hand_in(conn: Connection, request: Request) -> Answer:
     own = upload and request.names and (not login_name(conn) or request.names[0] == folder)
     if own and request.method in ("HEAD", "PATCH", "DELETE"):
         return METHODS[request.method](conn, request)
-    if request.method == "GET" and request.accepts("text/html"):
+    if request.method == "GET" and wants_page(request):
         fields = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
         crumbs = (os.path.basename(conn.shared.path) or "files", *request.names)
         page = drop_page(crumbs, login_name(conn)).encode()
@@ -5396,29 +5402,18 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(map(path_key, files)), tuple(map(folder_key, folders))
 
 
-@functools.lru_cache(maxsize=1)
-def folders_above() -> frozenset[str]:
-    """The folders that Python imports from, and all that they are in."""
-    return frozenset(
-        place[: end + 1]
-        for place in program_places()[1]
-        for end, letter in enumerate(place)
-        if letter == os.sep
-    )
-
-
 def is_program(path: str) -> bool:
     """Whether a file of this name would be part of a program of ours at its next start."""
     key = path_key(path)
     files, folders = program_places()
     # Below a file too: Python runs a folder that is called like a script, if it has a __main__.py.
     # A file above a folder too: Python imports from a folder in a zip file.
-    if key.startswith(files) or key in folders_above():
+    if key.startswith(files) or any(place.startswith(key) for place in folders):
         return True
     if key.startswith(folders) and key[: -len(os.sep)].endswith(CODE):
         return True
     with contextlib.suppress(OSError):
-        return os.path.exists(path) and os.path.samefile(path, __file__)  # a hard link
+        return os.path.samefile(path, __file__)  # a hard link
     return False
 
 
@@ -5580,11 +5575,14 @@ class Capture:
 
     def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
         """From the first end to the second. The checksum stands between the header and the rest."""
-        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
-        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
-        hosts = b"".join(socket.inet_pton(family, name) for name in names)
-        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        hosts = ports = b""
+        for end in ends:
+            # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            hosts += socket.inet_pton(family, host)
+            ports += struct.pack("!H", end[1])
+        header = ports + header
         size = len(header) + 2 + len(rest)
         header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
         start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
@@ -5627,7 +5625,6 @@ class Traced(socket.socket):
     number = sent = received = 0
     touched = 0.0  # when the last call ended
     lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
-    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         if not self.prints:
@@ -5635,7 +5632,7 @@ class Traced(socket.socket):
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
-        if self.dump and data:
+        if self.dump:
             text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
@@ -5653,17 +5650,6 @@ class Traced(socket.socket):
             self.touched = time.perf_counter()
             self.lasted = 1000 * (self.touched - began)
 
-    def connect(self, target: Any) -> None:
-        what = f"connect {address(target)}"
-        self.attempt("*", what, super().connect, target)
-        here = address(self.getsockname())
-        self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
-
-    def close(self) -> None:
-        if self.fileno() >= 0:
-            self.show("*", f"close (sent {self.sent}, received {self.received})")
-        super().close()
-
 
 # --- end trace ---
 
@@ -5677,9 +5663,9 @@ US, PEER = 1, -1  # the order of what belongs to both sides
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
-    handshake, ended = "handshake", "peer sent FIN (end of stream)"
-    ends: Sequence[Any] = ()  # of a connection in the capture: our address, the peer's
-    finished: frozenset[int] = frozenset()  # whose FIN the capture has
+    ended = "peer sent FIN (end of stream)"
+    ends: Sequence[Any]  # of a connection in the capture: our address, the peer's
+    talking: frozenset[int] = frozenset()  # the sides that may still send, as the capture knows
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
@@ -5690,33 +5676,37 @@ class TracedStream(Traced):
         return conn, peer
 
     def connect(self, target: Any) -> None:
-        super().connect(target)
+        what = f"connect {address(target)}"
+        self.attempt("*", what, super().connect, target)
+        here = address(self.getsockname())
+        self.show("*", f"{what} ok from {here} (handshake {self.lasted:.2f} ms)")
         self.begin(target, US)
 
     def begin(self, peer: Any, asks: int) -> None:
         """The handshake, for the capture alone."""
         if self.capture:
             self.ends = self.getsockname(), peer
+            self.talking = frozenset((US, PEER))
             self.store(asks, SYN)
             self.store(-asks, SYN_ACK)
             self.store(asks, ACK)
 
     def store(self, side: int, flags: int, data: bytes = b"") -> None:
         """What one side sends, in packets for the capture, before it is counted."""
-        if not self.capture or not self.ends or (flags == FIN and side in self.finished):
+        if not self.capture or not self.talking or (flags == FIN and side not in self.talking):
             return
         mine, other = (self.sent + 1, self.received + 1)[::side]
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
         other *= flags != SYN  # the first packet acknowledges nothing
         for start in range(0, len(data) or 1, SEGMENT):
-            numbers = (mine + start) % (1 << 32), other % (1 << 32)
-            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
+            header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
             self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
-            self.finished |= {side}
+            self.talking -= {side}
         if flags == RST:
-            self.ends = ()
+            self.talking = frozenset()
 
     def attempt(self, *call: Any) -> Any:
         try:
@@ -5749,20 +5739,23 @@ class TracedStream(Traced):
         if how == socket.SHUT_RD:
             side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
-            self.finished |= {PEER}
-        self.attempt("*", "shutdown", super().shutdown, how)
+            self.talking -= {PEER}
+        super().shutdown(how)
         self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:
             self.store(US, FIN)
 
     def close(self) -> None:
-        if self.ends and self.fileno() >= 0:
+        if self.fileno() < 0:
+            return
+        if self.talking:
             # RST if close() shall send one (SO_LINGER), or if something came that nobody read
             reset = self.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8).strip(b"\0")
             self.settimeout(0)
             with contextlib.suppress(OSError):
                 reset += socket.socket.recv(self, 1, socket.MSG_PEEK)
             self.store(US, RST if reset else FIN)
+        self.show("*", f"close (sent {self.sent}, received {self.received})")
         super().close()
 
 
@@ -5900,51 +5893,41 @@ def bind(
     except OSError as error:
         if sock:
             sock.close()
-        raise cannot_listen(error, family, kind, target) from None
+        raise cannot_listen(error, target) from None
 
 
-def cannot_listen(problem: OSError, family: int, kind: int, target: "Address") -> "Failure":
+# by errno: what is wrong, why, what to try
+CANNOT_LISTEN = {
+    errno.EADDRINUSE: (
+        "port {port} is already in use",
+        "another program is using it",
+        "--port 0 takes any free one; ss -ltnup shows which program has it",
+    ),
+    errno.EADDRNOTAVAIL: (
+        "{host} is not an address of this machine",
+        "its own are {own}",
+        "--host 0.0.0.0 listens on all of them",
+    ),
+    errno.EACCES: (
+        "port {port} needs administrator rights",
+        "ports below 1024 are kept for the system's services",
+        "--port {spare}",
+    ),
+}
+
+
+def cannot_listen(problem: OSError, target: "Address") -> "Failure":
     host, port = target[:2]
-    if problem.errno == errno.EADDRINUSE:
-        return Failure(
-            45,
-            f"port {port} is already in use",
-            who_has_port(family, kind, target),
-            "--port 0 takes any free one; ss -ltnup shows which program has it",
-        )
-    if problem.errno == errno.EADDRNOTAVAIL:
-        return Failure(
-            45,
-            f"{host} is not an address of this machine",
-            "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
-            "--host 0.0.0.0 listens on all of them",
-        )
-    if problem.errno == errno.EACCES and port < 1024:
-        return Failure(
-            45,
-            f"port {port} needs administrator rights",
-            "ports below 1024 are kept for the system's services",
-            f"--port {8000 + port}",
-        )
-    return Failure(
-        45,
-        f"cannot listen on {address(target)} ({problem.strerror})",
-        "the system refuses it",
-        "--host 127.0.0.1 --port 0",
-    )
-
-
-def who_has_port(family: int, kind: int, target: "Address") -> str:
-    """A second bind tells: SO_REUSEADDR ignores connections in TIME_WAIT, but not a server."""
-    with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
-        if kind == socket.SOCK_STREAM and os.name == "posix":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(target)
-            return (
-                "no server has it: connections that ended here a moment ago "
-                "are in TIME_WAIT, for a minute or so"
-            )
-    return "another program is using it"
+    reason = problem.errno or 0
+    if os.name == "nt" and reason == errno.EACCES:  # another program keeps it for itself
+        reason = errno.EADDRINUSE
+    texts = CANNOT_LISTEN.get(reason)
+    if texts is None or (reason == errno.EACCES and port > 1023):
+        error = f"cannot listen on {address(target)} ({problem.strerror})"
+        return Failure(45, error, "the system refuses it", "--host 127.0.0.1 --port 0")
+    own = ", ".join(["127.0.0.1", *own_addresses()])
+    known = {"host": host, "port": port, "spare": 8000 + port, "own": own}
+    return Failure(45, *(text.format(**known) for text in texts))
 
 
 # --- end listening ---
@@ -5986,9 +5969,9 @@ class Failure(Exception):
 
 
 def speak_utf8() -> None:
-    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    """A pipe of Windows, and NUL, have a code page that lacks most letters."""
     for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
-        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
@@ -6012,11 +5995,10 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     name = host.encode() if host.isascii() else host
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
-        found = socket.getaddrinfo(name, port, type=kind)
-        return [(family, target) for family, _, _, _, target in found]
+        return [(each[0], each[4]) for each in socket.getaddrinfo(name, port, type=kind)]
     raise Failure(
         6,
-        f'cannot find host "{ascii(host)[1:-1]}"',
+        f'cannot find host "{printable(host)}"',
         "it is neither an address nor a name that this machine can look up",
         "check the spelling, or use the address",
     )
