@@ -2456,9 +2456,9 @@ class Server:
         if answer.status == 304 and answer.fields.get("Cache-Control") == "no-store":
             return  # an open page asks every few seconds whether its folder has changed
         if not self.args.quiet:
-            line = f'"{request.line}" {answer.status}' if request else f'"-" {answer.status}'
+            line = request.line if request else "-"
             noted = f' "{printable(note)}"' if note else ""
-            text = f"{line} {sent or '-'}{noted}"
+            text = f'"{line}" {answer.status} {sent or "-"}{noted}'
             if self.args.json:
                 self.log(conn.peer, text)
             else:
@@ -2538,8 +2538,8 @@ class Server:
             say(f"lines of the log that are lost: {self.lost}")
         if asked:
             say(
-                f"stopped: {self.count} request{'s' * (self.count != 1)} answered, "
-                f"{len(dropped)} transfer{'s' * (len(dropped) != 1)} cut off"
+                f"stopped: {plural(self.count, 'request')} answered, "
+                f"{plural(len(dropped), 'transfer')} cut off"
             )
         if self.args.once and not self.satisfied and not asked:
             raise Failure(
@@ -3652,9 +3652,8 @@ METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
 
 def chosen(query: str) -> frozenset[str]:
     """What ?zip=A/B and ?tar=A/B name: only these of the folder are wanted. None named is all."""
-    listed = query.partition("=")[2].encode("latin-1")
-    names = (urllib.parse.unquote_to_bytes(part) for part in listed.split(b"/"))
-    return frozenset(os.fsdecode(name) for name in names if name)
+    names, _, _ = parse_path("/" + query.partition("=")[2])
+    return frozenset(names) - {""}
 
 
 def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
@@ -3772,13 +3771,18 @@ def tar_pieces(entries: Iterable[Entry], start: int, end: int, tag: str) -> Iter
 
 def tar_entry(entry: Entry, head: bytes) -> Iterator[Piece]:
     yield head
+    yield from content(entry)
+    yield bytes(-entry.size % 512)
+
+
+def content(entry: Entry) -> Iterator[Span]:
+    """A file as one piece, open until the next one is asked for; nothing for an empty one."""
     if entry.size:
         descriptor = entry.open()
         try:
             yield Span(descriptor, 0, entry.size)
         finally:
             os.close(descriptor)
-        yield bytes(-entry.size % 512)
 
 
 def cut(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
@@ -3871,7 +3875,7 @@ def zip_pieces(entries: Iterable[Entry]) -> Iterator[Piece]:
         for entry in entries:
             crc, count = 0, count + 1
             yield zip_local(entry)
-            for chunk in file_chunks(entry):
+            for chunk in itertools.chain.from_iterable(map(in_memory, content(entry))):
                 crc = zlib.crc32(chunk, crc)
                 yield chunk
             yield zip_after(entry, crc)
@@ -3881,21 +3885,6 @@ def zip_pieces(entries: Iterable[Entry]) -> Iterator[Piece]:
         central.seek(0)
         yield from iter(lambda: central.read(PIECE), b"")
     yield zip_end(count, size, at)
-
-
-def file_chunks(entry: Entry) -> Iterator[bytes]:
-    if entry.is_folder:
-        return
-    descriptor, left = entry.open(), entry.size
-    try:
-        while left:
-            chunk = os.read(descriptor, min(PIECE, left))
-            if not chunk:
-                raise Gone(f"{printable(entry.name)} shrank by {left} bytes")
-            left -= len(chunk)
-            yield chunk
-    finally:
-        os.close(descriptor)
 
 
 # --- the page: a folder for people, and for programs ---
