@@ -1568,7 +1568,7 @@ class Connection:
     def ready(self) -> None:
         """Something has come, or there is room for the rest of an answer."""
         if self.state is State.ANSWERING:
-            return self.advance() if not self.rest or self.send_rest() else None
+            return self.advance() if not self.is_sending() or self.send_rest() else None
         try:
             if self.state is State.HANDSHAKE and not self.handshake():
                 return None
@@ -1795,6 +1795,9 @@ class Connection:
         self.span = Span(file, start + count, end) if start + count < end else None
         return count
 
+    def is_sending(self) -> bool:
+        return bool(self.rest or self.span or self.pieces)
+
     def next_piece(self) -> bool:
         piece = next(self.pieces, None) if self.pieces else None
         if piece is None:
@@ -1806,7 +1809,7 @@ class Connection:
         return piece is not None
 
     def give_up(self, why: str) -> bool:
-        if self.rest or self.span or self.pieces:
+        if self.is_sending():
             request, answer = self.unsent
             size = "?" if answer.length is None else answer.length
             cut = f"ended at {max(0, self.sent)} of {size} bytes: {why}"
