@@ -2615,7 +2615,9 @@ def serve(args: argparse.Namespace) -> int:
     if door.tls:
         door.tls.set_alpn_protocols(["http/1.1"])
     sock = bind(socket_class(args), family, target, 1024)
-    # each connection inherits these: send even a short answer at once
+    # Each connection inherits these: send even a short answer at once. TCP_DEFER_ACCEPT is not one
+    # of them: it would save a turn of the loop, but a client that has said nothing yet would not
+    # be told that the server is full or has ended.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in KEEPALIVE.items():
