@@ -484,9 +484,11 @@ def stream(echo: Echo) -> None:
         with contextlib.suppress(OSError):
             echo.sock.shutdown(socket.SHUT_WR)
 
-    threading.Thread(target=send_input, daemon=True).start()
+    sender = threading.Thread(target=send_input, daemon=True)
+    sender.start()
     while chunk := receive(echo):
         write_out(chunk)
+    sender.join()  # it has sent FIN, but perhaps not yet shown it
     if problems:
         raise problems[0]
 
