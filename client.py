@@ -580,18 +580,21 @@ class Batch:
         if self.args.dry_run:
             would = "fetch" if self.verb == "get" else "send"
             text = f"{self.verb} --dry-run: would {would} {text}"
-        else:
+        elif facts["files"]:
             rate = readable_size(self.bytes / max(elapsed, 0.001))
             text = f"{self.verb}: {text} in {elapsed:.2f} s ({rate}/s)"
+        else:
+            text = f"{self.verb}: 0 files"
         left_out = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
         more = {
             f"{counts['same']:,} already there": counts["same"],
             f"skipped {left_out}": skipped,
             f"deleted {facts['deleted']:,}": facts["deleted"],
-            f"{counts['failed']:,} failed": counts["failed"],
+            # of one thing alone all is told already
+            f"{counts['failed']:,} failed": counts["failed"] and sum(counts.values()) > 1,
         }
         notable = [clause for clause, count in more.items() if count]
-        if not self.args.quiet and (notable or facts["files"]):
+        if not self.args.quiet and (notable or facts["files"] or self.args.delete):
             say("; ".join([text, *notable]))
 
 
@@ -2687,7 +2690,7 @@ WHYS = {
     ),
     "not-empty": (
         "the folder is not empty, or holds names that are not shown",
-        "delete what is in it first",
+        "delete -r deletes what is in it too",
     ),
     "not-permitted": (
         "the server's user may not do that there",
@@ -3696,7 +3699,9 @@ def change_local_folder(args: argparse.Namespace) -> None:
 
 
 def show_shell_help(args: argparse.Namespace) -> None:
-    tell(f"{command_lines({**COMMANDS, **SHELL_COMMANDS})}\n{SHELL_HELP}")
+    for text in [command_lines({**COMMANDS, **SHELL_COMMANDS}), SHELL_HELP]:
+        for row in text.splitlines():
+            tell(row)
 
 
 def leave(args: argparse.Namespace) -> None:
@@ -3831,8 +3836,6 @@ def encrypt(
     """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
 
     Unchecked, the caller needs another proof. An OSError: it was lost during the handshake."""
-    import ssl
-
     context = client_tls(args, checked)
     if protocols:
         context.set_alpn_protocols(list(protocols))
@@ -3843,18 +3846,7 @@ def encrypt(
         check_pin(args, host, found)
     except BaseException as error:
         secured.close()
-        if isinstance(error, ssl.SSLCertVerificationError):
-            found = certificate_of(dial, host, args)
-            signed = "nobody known here has signed its certificate for that name"
-            raise Failure(
-                60,
-                f"{host} is not trusted ({error.verify_message})",
-                f"{signed}; its SHA-256 is {found}",
-                "--cacert FILE, or --pin SHA256 as the server printed it",
-            ) from None
-        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-            raise tls_failure(host, str(error.reason)) from None
-        raise
+        raise tls_failure(error, dial, host, args) from None
     if args.insecure and not args.pin and checked:
         unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
         say_once(f"not checked, for --insecure: {unknown}")
@@ -3871,7 +3863,24 @@ def check_pin(args: argparse.Namespace, host: str, found: str) -> None:
         )
 
 
-def tls_failure(host: str, reason: str) -> "Failure":
+def tls_failure(
+    error: BaseException, dial: Callable[[], socket.socket], host: str, args: argparse.Namespace
+) -> BaseException:
+    """What to raise for an error during the handshake: itself, if it is none of TLS."""
+    import ssl
+
+    if isinstance(error, ssl.SSLCertVerificationError):
+        found = certificate_of(dial, host, args)
+        signed = "nobody known here has signed its certificate for that name"
+        return Failure(
+            60,
+            f"{host} is not trusted ({error.verify_message})",
+            f"{signed}; its SHA-256 is {found}",
+            "--cacert FILE, or --pin SHA256 as the server printed it",
+        )
+    if isinstance(error, ssl.SSLEOFError) or not isinstance(error, ssl.SSLError):
+        return error
+    reason = str(error.reason)
     for endings, code, what, why, hint in TLS_TROUBLE:
         if reason.endswith(endings):
             return Failure(code, f"{host} {what}", why, hint)

