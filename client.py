@@ -3145,13 +3145,14 @@ def lock_file(fd: int, free: bool = False) -> bool:
     Without a lock only the writers in one server know of each other."""
     if sys.platform == "win32":
         return lock_byte(fd)
-    with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
+    try:
         import fcntl  # not at the top: Windows has none
 
-        try:
-            fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+        fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # Lustre, for one, may have none
+        pass
     return True
 
 
