@@ -77,7 +77,8 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
+    own = os.path.dirname(os.path.realpath(__file__))
+    library = os.path.dirname(os.__file__)
     for folder in sys.path[:]:
         path = folder or "."
         if folder == library or not os.path.exists(path):
@@ -579,18 +580,21 @@ class Batch:
         if self.args.dry_run:
             would = "fetch" if self.verb == "get" else "send"
             text = f"{self.verb} --dry-run: would {would} {text}"
-        else:
+        elif facts["files"]:
             rate = readable_size(self.bytes / max(elapsed, 0.001))
             text = f"{self.verb}: {text} in {elapsed:.2f} s ({rate}/s)"
+        else:
+            text = f"{self.verb}: 0 files"
         left_out = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
         more = {
             f"{counts['same']:,} already there": counts["same"],
             f"skipped {left_out}": skipped,
             f"deleted {facts['deleted']:,}": facts["deleted"],
-            f"{counts['failed']:,} failed": counts["failed"],
+            # of one thing alone all is told already
+            f"{counts['failed']:,} failed": counts["failed"] and sum(counts.values()) > 1,
         }
         notable = [clause for clause, count in more.items() if count]
-        if not self.args.quiet and (notable or facts["files"]):
+        if not self.args.quiet and (notable or facts["files"] or self.args.delete):
             say("; ".join([text, *notable]))
 
 
@@ -2686,7 +2690,7 @@ WHYS = {
     ),
     "not-empty": (
         "the folder is not empty, or holds names that are not shown",
-        "delete what is in it first",
+        "delete -r deletes what is in it too",
     ),
     "not-permitted": (
         "the server's user may not do that there",
@@ -3696,7 +3700,9 @@ def change_local_folder(args: argparse.Namespace) -> None:
 
 
 def show_shell_help(args: argparse.Namespace) -> None:
-    tell(f"{command_lines({**COMMANDS, **SHELL_COMMANDS})}\n{SHELL_HELP}")
+    for text in [command_lines({**COMMANDS, **SHELL_COMMANDS}), SHELL_HELP]:
+        for row in text.splitlines():
+            tell(row)
 
 
 def leave(args: argparse.Namespace) -> None:
@@ -3831,8 +3837,6 @@ def encrypt(
     """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
 
     Unchecked, the caller needs another proof. An OSError: it was lost during the handshake."""
-    import ssl
-
     context = client_tls(args, checked)
     if protocols:
         context.set_alpn_protocols(list(protocols))
@@ -3843,18 +3847,7 @@ def encrypt(
         check_pin(args, host, found)
     except BaseException as error:
         secured.close()
-        if isinstance(error, ssl.SSLCertVerificationError):
-            found = certificate_of(dial, host, args)
-            signed = "nobody known here has signed its certificate for that name"
-            raise Failure(
-                60,
-                f"{host} is not trusted ({error.verify_message})",
-                f"{signed}; its SHA-256 is {found}",
-                "--cacert FILE, or --pin SHA256 as the server printed it",
-            ) from None
-        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-            raise tls_failure(host, str(error.reason)) from None
-        raise
+        raise tls_failure(error, dial, host, args) from None
     if args.insecure and not args.pin and checked:
         unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
         say_once(f"not checked, for --insecure: {unknown}")
@@ -3871,7 +3864,24 @@ def check_pin(args: argparse.Namespace, host: str, found: str) -> None:
         )
 
 
-def tls_failure(host: str, reason: str) -> "Failure":
+def tls_failure(
+    error: BaseException, dial: Callable[[], socket.socket], host: str, args: argparse.Namespace
+) -> BaseException:
+    """What to raise for an error during the handshake: itself, if it is none of TLS."""
+    import ssl
+
+    if isinstance(error, ssl.SSLCertVerificationError):
+        found = certificate_of(dial, host, args)
+        signed = "nobody known here has signed its certificate for that name"
+        return Failure(
+            60,
+            f"{host} is not trusted ({error.verify_message})",
+            f"{signed}; its SHA-256 is {found}",
+            "--cacert FILE, or --pin SHA256 as the server printed it",
+        )
+    if isinstance(error, ssl.SSLEOFError) or not isinstance(error, ssl.SSLError):
+        return error
+    reason = str(error.reason)
     for endings, code, what, why, hint in TLS_TROUBLE:
         if reason.endswith(endings):
             return Failure(code, f"{host} {what}", why, hint)
@@ -4271,11 +4281,14 @@ class Capture:
 
     def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
         """From the first end to the second. The checksum stands between the header and the rest."""
-        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
-        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
-        hosts = b"".join(socket.inet_pton(family, name) for name in names)
-        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        hosts = ports = b""
+        for end in ends:
+            # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            hosts += socket.inet_pton(family, host)
+            ports += struct.pack("!H", end[1])
+        header = ports + header
         size = len(header) + 2 + len(rest)
         header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
         start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
@@ -4378,7 +4391,8 @@ class TracedStream(Traced):
     def begin(self, peer: Any, asks: int) -> None:
         """The handshake, for the capture alone."""
         if self.capture:
-            self.ends, self.talking = (self.getsockname(), peer), frozenset((US, PEER))
+            self.ends = self.getsockname(), peer
+            self.talking = frozenset((US, PEER))
             self.store(asks, SYN)
             self.store(-asks, SYN_ACK)
             self.store(asks, ACK)
@@ -4391,8 +4405,8 @@ class TracedStream(Traced):
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
         other *= flags != SYN  # the first packet acknowledges nothing
         for start in range(0, len(data) or 1, SEGMENT):
-            numbers = (mine + start) % (1 << 32), other % (1 << 32)
-            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
+            header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
             self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
@@ -4427,11 +4441,13 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
+        side = "sending = FIN"
         if how == socket.SHUT_RD:
+            side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
             self.talking -= {PEER}
         super().shutdown(how)
-        self.show("*", f"shutdown of {'receiving' if how == socket.SHUT_RD else 'sending = FIN'}")
+        self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:
             self.store(US, FIN)
 
@@ -4598,9 +4614,9 @@ class Failure(Exception):
 
 
 def speak_utf8() -> None:
-    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    """A pipe of Windows, and NUL, have a code page that lacks most letters."""
     for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
-        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 

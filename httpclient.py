@@ -46,7 +46,8 @@ a certificate that is not trusted.
 
 # The map
 #
-# Begin with Client.ask(), Client.request(), Client.converse(): a request and its reply.
+# Begin with Client.ask(), Client.request(), Client.converse(): a request and its reply. Before them
+# are URL and Head, the values that all parts of the program hand to each other.
 # The sections, in the order of the file:
 #   the conversation    URL, Head, Client, Client.ask(), Client.converse(), Client.retry(), check()
 #   the wire            Connection, Reply, BodySource
@@ -75,7 +76,8 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
+    own = os.path.dirname(os.path.realpath(__file__))
+    library = os.path.dirname(os.__file__)
     for folder in sys.path[:]:
         path = folder or "."
         if folder == library or not os.path.exists(path):
@@ -117,8 +119,7 @@ Data = Union[bytes, memoryview]
 VERSION = "1.0"
 T = TypeVar("T")
 PORTS = {"http": 80, "https": 443}
-# bytes of one recv() or write() at most: 256 KiB would take a fifth more time
-BUFFER = 1 << 20
+BUFFER = 1 << 21  # bytes of one recv() or write() at most: half of it would take a tenth more time
 # bytes of one send() under TLS, which must send all of them before the timeout
 TLS_SLICE = 1 << 16
 MAX_HEAD = 1 << 16  # bytes of a reply's head, or of a chunked body's trailers
@@ -144,9 +145,9 @@ XATTR = "user.six.etag"
 # seconds between notes of a download over several connections: at first, and at most
 SAVE_EVERY = 0.05, 1.0
 PART_AGE = 7 * 24 * 3600.0  # seconds that a part may wait to be continued
-FIRST_PAUSE = 0.1  # seconds before a retry; each one without progress doubles it
+FIRST_PAUSE = 0.1  # seconds before a retry; each one without progress triples it
 LONGEST_PAUSE = 10.0
-RETRIES = 18  # without progress; with those pauses, two minutes
+RETRIES = 16  # without progress; with those pauses, two minutes
 FEW_TRIES = 3  # where a server was never reached, or answers that it has trouble
 LONGEST_WAIT = 120.0  # seconds that a server may ask to wait
 DRAWN_EVERY = 0.1  # seconds between two drawings of the progress line
@@ -341,7 +342,7 @@ class Client:
             reply = self.converse(method, url, {**fields, **login}, body)
             head = reply.head
             # standard input, once read, cannot be sent twice
-            if not (body and body.sent) and self.is_asked_again(reply, body, same_origin):
+            if not (body and body.sent) and self.meets_demand(reply, body, same_origin):
                 continue
             location = head.get("location")
             if head.status not in REDIRECTS or not location:
@@ -361,11 +362,10 @@ class Client:
             "check the URL; -v shows each redirect",
         )
 
-    def is_asked_again(
-        self, reply: "Reply", body: Optional["BodySource"], same_origin: bool
-    ) -> bool:
-        """Whether to repeat the request: with a typed password, or without the Expect that the
-        server refused."""
+    def meets_demand(self, reply: "Reply", body: Optional["BodySource"], same_origin: bool) -> bool:
+        """Do what the reply demands: log in, or leave out the Expect that the server refused.
+
+        Returns whether to repeat the request."""
         if same_origin and self.can_log_in(reply):
             return True
         if reply.head.status != 417 or not body or not body.expects:
@@ -448,11 +448,11 @@ class Client:
         return self.connect(url)
 
     def connect(self, url: URL) -> "Connection":
-        origin, sock_to = self.origin(url), functools.partial(self.open_socket, url)
+        origin, dial = self.origin(url), functools.partial(self.open_socket, url)
         try:
             https = url.scheme == "https"
             name = url.host.partition("%")[0]
-            sock = encrypt(sock_to, name, self.args, ["http/1.1"]) if https else sock_to()
+            sock = encrypt(dial, name, self.args, ["http/1.1"]) if https else dial()
         except OSError as error:
             raise Transient(
                 28 if isinstance(error, socket.timeout) else 56,
@@ -462,7 +462,7 @@ class Client:
             ) from None
         except Failure as failure:
             lines = lines_of(failure)
-            if failure.code == 6 and not origin.proxy:
+            if failure.code == 6 and not origin.proxy and not self.args.family:
                 # perhaps it is a path, without the slash at its beginning
                 path = f"/{url.host}{url.path.rstrip('/')}"
                 lines[2] = f"check it; {path} is a path on {self.args.host}:{self.args.port}"
@@ -511,7 +511,8 @@ class Client:
             connection.close()
 
     def retry(self, url: URL, act: "Callable[[], T]", count: Callable[[], int] = int) -> "T":
-        """Repeat act() until it raises no Transient. count() tells how many bytes have passed.
+        """Repeat act() until it raises no Transient. count() tells how many bytes have passed; if
+        nobody counts them, int() is 0.
 
         A link that had worked is tried for two minutes after its last byte, or as often as
         --retries says. Other troubles are tried a few times."""
@@ -526,7 +527,7 @@ class Client:
                 limit = self.args.retries if lasting else min(self.args.retries, FEW_TRIES)
                 pause = failure.after
                 if pause is None:
-                    pause = min(FIRST_PAUSE * 2**tries, LONGEST_PAUSE)
+                    pause = min(FIRST_PAUSE * 3**tries, LONGEST_PAUSE)
                 if tries > limit or not limit or pause > LONGEST_WAIT:
                     raise failure.given_up(most) from None
                 self.args.progress.wait(lines_of(failure)[0], pause)
@@ -574,7 +575,8 @@ class Client:
         return self.request(method, url, {**fields, **self.origin(url).login_fields}, body)
 
     def asking(self, method: str, base: URL, fields: Fields) -> Callable[[URL], bytes]:
-        """What makes the requests for files of one server: they differ in their targets alone."""
+        """What makes the requests for files of one server: they differ in their targets alone, so
+        that the rest is built only once."""
         mark = to_bytes(f"{base.target} HTTP/")
         before, _, after = self.pipelined(method, base, fields).partition(mark)
         return lambda url: b"%b%b HTTP/%b" % (before, to_bytes(url.target), after)
@@ -767,7 +769,7 @@ class Connection:
             if not self.receive():
                 raise self.lost()
         except OSError as error:
-            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:
+            if type(error).__name__ not in NOTHING_HAPPENED:
                 raise unsent(self.peer, error) from None
             # else TLS has read a message of its own, such as a session ticket
         finally:
@@ -1164,10 +1166,10 @@ def get(client: Client) -> None:
             )
         make_folder(args, folder or ".")
 
-    def one(url: URL) -> None:
+    def fetch(url: URL) -> None:
         run_download(args, Download(client, url, folder, name, replace=False))
 
-    for_each(args, [target(text, args) for text in urls], one)
+    for_each(args, [target(text, args) for text in urls], fetch)
 
 
 def read_lines(path: str) -> list[str]:
@@ -1220,6 +1222,7 @@ class Download:
         self.verdict = ""  # "saved", or "same" if the file was here already
         self.reply: Reply | None = None  # what a pipeline has brought already
         self.head: Head | None = None
+        self.old: os.stat_result | None = None  # what has the name already
         self.source_url = url  # after redirects
         self.began = time.monotonic()
         self.received = 0
@@ -1274,7 +1277,7 @@ class Download:
 
         Raises Failure if another one must not be replaced."""
         self.learn(head)
-        found = stat_or_none(self.path)
+        found = self.old and stat_or_none(self.path)
         if found is None or self.stdout or self.chosen and not stat.S_ISREG(found.st_mode):
             return
         regular = stat.S_ISREG(found.st_mode)
@@ -1307,8 +1310,9 @@ class Download:
             say(f"{self.url} comes encoded, which was not asked for: kept as {ending}")
             if not self.stdout:
                 self.name, self.path = self.name + ending, self.path + ending
+        self.old = stat_or_none(self.path, follow=False)
         # few folders are near a program; a name that exists may be a link to one
-        if nears_program(self.folder) or os.path.lexists(self.path):
+        if nears_program(self.folder) or self.old:
             refuse_program(self.path)
 
     def receive(self, client: Client, output: Output, span: "Span", begin: bool = False) -> None:
@@ -1321,7 +1325,7 @@ class Download:
             fields["If-Range"] = source.validator if source else ""
         reply, self.reply = self.reply, None
         with reply or client.ask("GET", self.url, fields) as reply:
-            if self.is_wanted(reply, output, span, end):
+            if self.admits(reply, output, span, end):
                 self.store(reply, output, span)
 
     def store(self, reply: Reply, output: Output, span: "Span") -> None:
@@ -1361,10 +1365,10 @@ class Download:
         size = output.source.size if output.source else None
         self.args.progress.begin(self.name, output.count(), size)
 
-    def is_wanted(self, reply: Reply, output: Output, span: "Span", end: Optional[int]) -> bool:
+    def admits(self, reply: Reply, output: Output, span: "Span", end: Optional[int]) -> bool:
         """Whether the body of a reply belongs into the output.
 
-        If not, the file is here already, or must be asked for otherwise."""
+        If not, the verdict says why, or the next request will be another one."""
         head, source, found = reply.head, output.source, content_range(reply.head)
         self.source_url = reply.url
         if head.status == 416 and (source or end):
@@ -1431,7 +1435,8 @@ class Download:
                 )
         self.received = output.count() - output.kept
         if isinstance(output, Part):
-            output.rename(self.path, self.head, self.replace)
+            output.copy_facts(self.head, self.old)
+            output.rename(self.path, self.replace)
         self.verdict = "saved"
 
     def side_by_side(self, output: Output) -> None:
@@ -1738,10 +1743,9 @@ class Part(Spans):
         """The digest of the whole part, with the bytes of earlier runs."""
         return file_digest(self.path, name)
 
-    def rename(self, path: str, head: Optional[Head], replace: bool) -> None:
+    def rename(self, path: str, replace: bool) -> None:
         """Give it its final name. This is the last step."""
         try:
-            self.copy_facts(path, head)
             if os.name == "nt":
                 # Windows renames no open file; elsewhere the lock lasts until the part has its name
                 self.release()
@@ -1753,7 +1757,7 @@ class Part(Spans):
             raise unwritable(path, error, self.count()) from None
         self.forget()
 
-    def copy_facts(self, path: str, head: Optional[Head]) -> None:
+    def copy_facts(self, head: Optional[Head], old: Optional[os.stat_result]) -> None:
         """Set time, ETag and the right to execute as the server told them, and else the mode of the
         file that it replaces."""
         fields = head.fields if head else {}
@@ -1766,7 +1770,6 @@ class Part(Spans):
             if "etag" in fields:
                 value = etag_prefix(self.url, os.fstat(self.fd)) + to_bytes(fields["etag"])
                 os.setxattr(self.fd, XATTR, value)
-        old = stat_or_none(path, follow=False)
         runs = 0o111 if fields.get(EXECUTABLE.lower()) == "1" else 0
         # there may be no modes
         with contextlib.suppress(OSError):
@@ -2003,10 +2006,10 @@ def put(client: Client) -> None:
         body = BodySource(os.fsencode(args.text))
         return attempt(args, lambda: send(Upload(client, url, body, "the text")))
 
-    def one(path: str) -> None:
+    def send_path(path: str) -> None:
         send_file(client, path, url.child(os.path.basename(path)) if into else url)
 
-    for_each(args, paths, one)
+    for_each(args, paths, send_path)
 
 
 def send_file(client: Client, path: str, url: URL) -> None:
@@ -2025,7 +2028,7 @@ def send(upload: "Upload") -> None:
     else:
         client.retry(url, upload.attempt, lambda: upload.offset)
     seconds = time.monotonic() - began
-    report(args, url, upload.verdict, upload.path, upload.sent, seconds)
+    report(args, url, upload.verdict, upload.path, upload.sent - upload.kept, seconds)
 
 
 class Upload:
@@ -2047,6 +2050,8 @@ class Upload:
         name = part_name(url)[: -len("part")] + "json"
         self.note = os.path.join(os.path.dirname(path), name)
         self.resource = self.recall()  # where it can be continued
+        self.kept = 0  # bytes that an earlier run has sent
+        self.continues = self.resource is not None  # what an earlier run began
 
     def recall(self) -> Optional[URL]:
         """Where an earlier run of the same upload stopped, if the file is still the same.
@@ -2122,6 +2127,7 @@ class Upload:
         condition, self.condition = self.condition, {}
         if self.body.changed():  # the server has the beginning of another file
             self.body, self.resource, self.fields = BodySource(self.path), None, {}
+            self.continues = False
         if not (self.resource and self.is_known(self.resource)):
             self.resource = self.create(condition)
         if not self.resource:
@@ -2246,6 +2252,8 @@ class Upload:
             return False
         self.offset, whole = int(text), head.get("upload-complete") == "?1"
         self.complete = whole and self.offset == size
+        if self.continues:
+            self.kept, self.continues = self.offset, False
         return self.complete or not whole
 
     def append(self, resource: URL) -> None:
@@ -2329,11 +2337,11 @@ def quoted(name: str) -> str:
 def delete(client: Client) -> None:
     args = client.args
 
-    def one(url: URL) -> None:
+    def delete_url(url: URL) -> None:
         client.retry(url, lambda: request(client, "DELETE", url))
         report(args, url, "deleted")
 
-    for_each(args, [target(text, args) for text in args.url], one)
+    for_each(args, [target(text, args) for text in args.url], delete_url)
 
 
 def request(client: Client, method: str, url: URL, fields: Optional[Fields] = None) -> None:
@@ -2367,13 +2375,13 @@ def head(client: Client) -> None:
     args = client.args
     url = target(args.url, args)
     with client.ask("HEAD", url) as reply:
-        head = reply.head
+        found = reply.head
     if args.json:
-        fields = {name: json_text(value) for name, value in head.fields.items()}
-        emit_json(args, {"url": str(url), "status": head.status, "fields": fields})
+        fields = {name: json_text(value) for name, value in found.fields.items()}
+        emit_json(args, {"url": str(url), "status": found.status, "fields": fields})
     else:
-        emit(args, printable(head.text.rstrip("\n"), "\n\t"))
-    if head.status >= 400:
+        emit(args, printable(found.text.rstrip("\n"), "\n\t"))
+    if found.status >= 400:
         check(reply)
 
 
@@ -2470,8 +2478,12 @@ class Tree:
         args, progress, name = self.args, self.args.progress, entry.name
         path += name + "/" * entry.folder
         what, why = "link or special", ""
-        if not check_name(name, hidden=True):
-            why = "an unfinished transfer" if is_part(name) else "no name for a file or folder"
+        if is_part(name):
+            if not name.endswith("part"):
+                return True  # the note beside it is not worth a line
+            what, why = "unfinished", "an unfinished transfer"
+        elif not check_name(name, hidden=True):
+            why = "no name for a file or folder"
         elif entry.special:
             why = "a link or a special file"
         elif is_excluded(args.exclude, path):
@@ -2520,7 +2532,7 @@ class Tree:
             say("nothing was deleted, because something failed")
         elif extra and args.dry_run:
             for where, _ in extra:
-                foretell(args, "delete", where)
+                show_plan(args, "delete", where)
         if 2 * len(extra) > self.there and not args.force and not args.progress.code:
             raise Failure(
                 code,
@@ -2567,7 +2579,7 @@ def local_entry(entry: "os.DirEntry[str]") -> Entry:
     return Entry(entry.name, folder, found.st_size, mtime, special=special)
 
 
-def foretell(args: argparse.Namespace, what: str, place: Union[str, URL]) -> None:
+def show_plan(args: argparse.Namespace, what: str, place: Union[str, URL]) -> None:
     """For --dry-run: say what would be done."""
     name = place if isinstance(place, str) else unquoted(place.path)
     args.progress.count(what)
@@ -2647,7 +2659,7 @@ def copy_files(
     if args.dry_run:
         for url, file in jobs.items():
             place = url if tree.sending else os.path.join(here, file.name)
-            foretell(args, "replace" if url in known else "new", place)
+            show_plan(args, "replace" if url in known else "new", place)
     elif tree.sending:
         send_files(tree, here, jobs)
     else:
@@ -2678,7 +2690,7 @@ def find_same(tree: Tree, here: str, jobs: dict[URL, Entry], known: dict[URL, En
 
 
 def fetch_files(
-    tree: Tree, folder: str, base: URL, jobs: dict[URL, Entry], there: Container[str]
+    tree: Tree, folder: str, base: URL, jobs: dict[URL, Entry], there: Iterable[str]
 ) -> None:
     """Fetch files in a pipeline, and what that leaves one by one."""
     client, args = tree.client, tree.args
@@ -2686,7 +2698,8 @@ def fetch_files(
     def download(url: URL) -> Download:
         return Download(client, url, folder, jobs[url].name, replace=True)
 
-    urls = [url for url in jobs if part_name(url) not in there]  # a part is continued by Range
+    begun = set(filter(is_part, there))  # these are continued by Range
+    urls = [url for url in jobs if not begun or part_name(url) not in begun]
     for url, reply in client.pipeline("GET", urls, client.asking("GET", base, WANTED)):
         if reply.head.status == 200:
             attempt(args, functools.partial(run_download, args, download(url), reply))
@@ -3217,8 +3230,6 @@ def encrypt(
     """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
 
     Unchecked, the caller needs another proof. An OSError: it was lost during the handshake."""
-    import ssl
-
     context = client_tls(args, checked)
     if protocols:
         context.set_alpn_protocols(list(protocols))
@@ -3229,18 +3240,7 @@ def encrypt(
         check_pin(args, host, found)
     except BaseException as error:
         secured.close()
-        if isinstance(error, ssl.SSLCertVerificationError):
-            found = certificate_of(dial, host, args)
-            signed = "nobody known here has signed its certificate for that name"
-            raise Failure(
-                60,
-                f"{host} is not trusted ({error.verify_message})",
-                f"{signed}; its SHA-256 is {found}",
-                "--cacert FILE, or --pin SHA256 as the server printed it",
-            ) from None
-        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-            raise tls_failure(host, str(error.reason)) from None
-        raise
+        raise tls_failure(error, dial, host, args) from None
     if args.insecure and not args.pin and checked:
         unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
         say_once(f"not checked, for --insecure: {unknown}")
@@ -3257,7 +3257,24 @@ def check_pin(args: argparse.Namespace, host: str, found: str) -> None:
         )
 
 
-def tls_failure(host: str, reason: str) -> "Failure":
+def tls_failure(
+    error: BaseException, dial: Callable[[], socket.socket], host: str, args: argparse.Namespace
+) -> BaseException:
+    """What to raise for an error during the handshake: itself, if it is none of TLS."""
+    import ssl
+
+    if isinstance(error, ssl.SSLCertVerificationError):
+        found = certificate_of(dial, host, args)
+        signed = "nobody known here has signed its certificate for that name"
+        return Failure(
+            60,
+            f"{host} is not trusted ({error.verify_message})",
+            f"{signed}; its SHA-256 is {found}",
+            "--cacert FILE, or --pin SHA256 as the server printed it",
+        )
+    if isinstance(error, ssl.SSLEOFError) or not isinstance(error, ssl.SSLError):
+        return error
+    reason = str(error.reason)
     for endings, code, what, why, hint in TLS_TROUBLE:
         if reason.endswith(endings):
             return Failure(code, f"{host} {what}", why, hint)
@@ -3509,6 +3526,7 @@ def holds_program(path: str) -> bool:
 
 # --- end programs ---
 
+# kept, because each file of a folder asks for it
 nears_program = functools.lru_cache(maxsize=64)(holds_program)
 
 
@@ -3659,11 +3677,14 @@ class Capture:
 
     def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
         """From the first end to the second. The checksum stands between the header and the rest."""
-        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
-        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
-        hosts = b"".join(socket.inet_pton(family, name) for name in names)
-        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        hosts = ports = b""
+        for end in ends:
+            # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            hosts += socket.inet_pton(family, host)
+            ports += struct.pack("!H", end[1])
+        header = ports + header
         size = len(header) + 2 + len(rest)
         header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
         start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
@@ -3766,7 +3787,8 @@ class TracedStream(Traced):
     def begin(self, peer: Any, asks: int) -> None:
         """The handshake, for the capture alone."""
         if self.capture:
-            self.ends, self.talking = (self.getsockname(), peer), frozenset((US, PEER))
+            self.ends = self.getsockname(), peer
+            self.talking = frozenset((US, PEER))
             self.store(asks, SYN)
             self.store(-asks, SYN_ACK)
             self.store(asks, ACK)
@@ -3779,8 +3801,8 @@ class TracedStream(Traced):
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
         other *= flags != SYN  # the first packet acknowledges nothing
         for start in range(0, len(data) or 1, SEGMENT):
-            numbers = (mine + start) % (1 << 32), other % (1 << 32)
-            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
+            header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
             self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
@@ -3815,11 +3837,13 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
+        side = "sending = FIN"
         if how == socket.SHUT_RD:
+            side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
             self.talking -= {PEER}
         super().shutdown(how)
-        self.show("*", f"shutdown of {'receiving' if how == socket.SHUT_RD else 'sending = FIN'}")
+        self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:
             self.store(US, FIN)
 
@@ -3986,9 +4010,9 @@ class Failure(Exception):
 
 
 def speak_utf8() -> None:
-    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    """A pipe of Windows, and NUL, have a code page that lacks most letters."""
     for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
-        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
@@ -4372,7 +4396,7 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
         "--retries",
         type=tries,
         metavar="N",
-        help="tries without progress (default 18: for two minutes)",
+        help="tries without progress (default 16: for two minutes)",
     )
     flag("--no-resume", dest="resume", action="store_false", help="start over, whatever is here")
     flag("--quiet", action="store_true", help="no progress, no reports")
@@ -4389,30 +4413,21 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
 
 
 # argparse sets the others. A verb's flags are here because other verbs read them too.
-DEFAULTS = {
+UNSET = (
+    *("checksum", "data", "delete", "dry_run", "exclude", "family", "force", "hidden", "input"),
+    *("limit_rate", "newer", "output", "recursive", "text"),
+)
+DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(UNSET),
     "host": "127.0.0.1",
     "port": 8000,
-    "family": None,
     "timeout": 30.0,
     "retries": RETRIES,
+    "connections": 1,
     "header": [],
     "later_header": [],
-    "output": None,
-    "force": False,
-    "newer": False,
-    "connections": 1,
-    "checksum": None,
-    "hidden": False,
-    "exclude": None,
-    "dry_run": False,
-    "delete": False,
-    "limit_rate": 0,
-    "recursive": False,
-    "input": None,
-    "text": None,
     "url": [],
     "path": [],
-    "data": None,
     "form": [],
 }
 

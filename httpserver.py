@@ -105,7 +105,8 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
+    own = os.path.dirname(os.path.realpath(__file__))
+    library = os.path.dirname(os.__file__)
     for folder in sys.path[:]:
         path = folder or "."
         if folder == library or not os.path.exists(path):
@@ -315,8 +316,8 @@ class Refusal(Exception):
 class Complete(Refusal):
     """The upload has become a file: nothing can be appended. For HEAD that is no error."""
 
-    def __init__(self, path: str, size: int) -> None:
-        super().__init__(400, "the upload is complete", {"Location": path})
+    def __init__(self, fields: Fields, size: int) -> None:
+        super().__init__(400, "the upload is complete", fields)
         self.size = size
 
 
@@ -3061,14 +3062,11 @@ def wanted_mtime(request: Request, began: int) -> Optional[int]:
     text = request.fields.get("x-oc-mtime")
     if text is None:
         return None
-    found = re.fullmatch(r"(-?[0-9]{1,11})(?:\.([0-9]{1,9}))?", text)
-    if not found:
+    if not re.fullmatch(r"-?[0-9]{1,11}(\.[0-9]{1,9})?", text):
         raise Refusal(400, "X-OC-Mtime is not a time in seconds since 1970, of at most 11 digits")
-    seconds = int(found[1]) * 10**9
-    if not found[2]:
-        return seconds + began % 10**9
-    fraction = int(found[2].ljust(9, "0"))
-    return seconds - fraction if text[0] == "-" else seconds + fraction
+    import decimal  # not at the top: few uploads have a time
+
+    return int(decimal.Decimal(text).scaleb(9)) + (0 if "." in text else began % 10**9)
 
 
 def send_interim(conn: Connection, request: Request, fields: Fields) -> None:
@@ -3094,7 +3092,7 @@ def fill_part(
     finally:
         conn.part = None
     if complete:
-        return complete_upload(conn, part, plan)
+        return complete_upload(conn, request, part, plan)
     fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
     if request.method == "PATCH":
         return Answer(204, fields)
@@ -3138,7 +3136,7 @@ def reporting(conn: Connection, request: Request, part: "Part") -> Iterator[Data
             send_interim(conn, request, {"Upload-Offset": str(part.size)})
 
 
-def complete_upload(conn: Connection, part: "Part", plan: Plan) -> Answer:
+def complete_upload(conn: Connection, request: Request, part: "Part", plan: Plan) -> Answer:
     resumable = part.kept
     part.kept = False
     fields = {"Upload-Complete": "?1"} if resumable else {}
@@ -3161,8 +3159,26 @@ def complete_upload(conn: Connection, part: "Part", plan: Plan) -> Answer:
         fields["Repr-Digest"] = digest_field(actual)
     if replaced:
         return Answer(204, fields)
-    path = url_path([*plan.names[:-1], name])
-    return text_answer(201, f"stored as {path}", {"Location": path, **fields})
+    return stored_answer(conn, request, [(*plan.names[:-1], name)], fields)
+
+
+def place_fields(conn: Connection, names: Names) -> Fields:
+    """Where something is stored. Nobody can fetch it from a drop box: its name for the sender."""
+    if conn.args.drop_box:
+        return {"Stored-As": url_path(names[1:])[1:]}
+    return {"Location": url_path(names)}
+
+
+def stored_answer(
+    conn: Connection, request: Request, stored: Sequence[Names], fields: Fields, more: str = ""
+) -> Answer:
+    """The 201 for what is stored; in a drop box, a page gets it as JSON."""
+    fields = {**place_fields(conn, stored[0]), **fields}
+    if conn.args.drop_box and "application/json" in request.fields.get("accept", ""):
+        body = json.dumps({"name": utf8_name("/".join(stored[0][1:]))}) + "\n"
+        return Answer(201, {**fields, "Content-Type": "application/json"}, body.encode())
+    paths = [path for names in stored for path in place_fields(conn, names).values()]
+    return text_answer(201, f"stored as {' '.join(paths)}{more}", fields)
 
 
 def check_digest(conn: Connection, part: "Part", plan: Plan) -> Optional[bytes]:
@@ -3234,26 +3250,28 @@ def form_file_name(head: bytes) -> str:
 
 def post_form(conn: Connection, request: Request) -> Answer:
     """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
-    stored, count = [], 0
+    stored: list[Names] = []
+    count = 0
     for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
         name = form_file_name(head)
         if not name:
             deque(data, maxlen=0)
             continue
-        path, count = store_file(conn, request, data, name), count + 1
+        names, count = store_file(conn, request, data, name), count + 1
         # all names could be a thousand times what was sent: each begins with the folder's path
         if count <= MAX_LISTED:
-            stored.append(path)
+            stored.append(names)
     if not stored:
         raise Refusal(400, "the form holds no file")
     if "text/html" in request.fields.get("accept", ""):
         # the browser shows the folder again
-        return text_answer(303, "stored", {"Location": url_path(request.names, slash=True)})
+        folder = request.names[1:] if conn.args.drop_box else request.names
+        return text_answer(303, "stored", {"Location": url_path(folder, slash=True)})
     more = f" and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
-    return text_answer(201, f"stored as {' '.join(stored)}{more}", {"Location": stored[0]})
+    return stored_answer(conn, request, stored, {}, more)
 
 
-def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
+def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> Names:
     names: Names = (*request.names, *name.split("/"))
     plan = Plan(passing_files(conn, names) if conn.args.drop_box else names, "number")
     with (
@@ -3264,7 +3282,7 @@ def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: 
         write_body(conn, part, data)
         final, _, _ = part.finish_upload(conn, plan)
         log_hand_in(conn, plan, final, part.size, None)
-    return url_path([*plan.names[:-1], final])
+    return (*plan.names[:-1], final)
 
 
 def form_fields(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
@@ -3374,17 +3392,17 @@ def resumed(conn: Connection, request: Request) -> "Iterator[tuple[Part, Plan]]"
         try:
             part = Part(place, plan.upload)
         except FileNotFoundError:
-            raise finished_upload(place, plan) from None
+            raise finished_upload(conn, place, plan) from None
         with contextlib.closing(part):
             part.take_over(conn)
             there = part.own.stat()
             if not there or there.st_nlink > 1:
                 # meanwhile: what is open here is the finished file
-                raise finished_upload(place, plan)
+                raise finished_upload(conn, place, plan)
             yield part, plan
 
 
-def finished_upload(place: "Place", plan: Plan) -> Refusal:
+def finished_upload(conn: Connection, place: "Place", plan: Plan) -> Refusal:
     """The error for an upload without a part: not found, or complete.
 
     It is complete as long as the file that it became stands in its place."""
@@ -3393,7 +3411,7 @@ def finished_upload(place: "Place", plan: Plan) -> Refusal:
         info = place.beside(name).stat()
         same = info and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
         if info and same and stat.S_ISREG(info.st_mode) and plan.length in (None, info.st_size):
-            return Complete(url_path([*plan.names[:-1], name]), info.st_size)
+            return Complete(place_fields(conn, [*plan.names[:-1], name]), info.st_size)
     return Refusal(404, "there is no such upload")
 
 
@@ -3511,7 +3529,7 @@ def hand_in(conn: Connection, request: Request) -> Answer:
     # without a login, whoever knows the upload's URL is its sender: nobody can guess that
     own = upload and request.names and (not login_name(conn) or request.names[0] == folder)
     if own and request.method in ("HEAD", "PATCH", "DELETE"):
-        return handed_in(METHODS[request.method](conn, request), request.names[0], request)
+        return METHODS[request.method](conn, request)
     if request.method == "GET" and "text/html" in request.fields.get("accept", ""):
         fields = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
         crumbs = (os.path.basename(conn.server.shared.path) or "files", *request.names)
@@ -3519,7 +3537,7 @@ def hand_in(conn: Connection, request: Request) -> Answer:
         return Answer(200, fields | page_fields(), page)
     if upload or request.method not in ("PUT", "POST", "MKCOL"):
         raise Refusal(403, REFUSED)
-    return handed_in(add_to_box(conn, request.below(folder)), folder, request)
+    return add_to_box(conn, request.below(folder))
 
 
 def add_to_box(conn: Connection, request: Request) -> Answer:
@@ -3555,25 +3573,6 @@ def makes_way(conn: Connection, folders: Names) -> bool:
     ):
         return True
     return False
-
-
-def handed_in(answer: Answer, folder: str, request: Request) -> Answer:
-    """Tell names as the sender would write them, and nothing that could be fetched."""
-    path, own = answer.fields.get("Location", ""), url_path([folder]) + "/"
-    if not path.startswith(own) or "?upload=" in path:
-        return answer
-    stored = path[len(own) :]
-    if answer.status == 303:
-        return text_answer(303, "stored", {"Location": "/" + stored})
-    fields = {name: value for name, value in answer.fields.items() if name != "Location"}
-    fields["Stored-As"] = stored
-    if answer.status != 201:
-        return Answer(answer.status, fields)
-    if "application/json" in request.fields.get("accept", ""):
-        fields["Content-Type"] = "application/json"
-        name = utf8_name(os.fsdecode(urllib.parse.unquote_to_bytes(stored)))
-        return Answer(201, fields, json.dumps({"name": name}).encode() + b"\n")
-    return Answer(201, fields, answer.body.replace(b" " + own.encode(), b" "))
 
 
 def sender_folder(conn: Connection, request: Request) -> str:
@@ -5553,11 +5552,14 @@ class Capture:
 
     def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
         """From the first end to the second. The checksum stands between the header and the rest."""
-        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
-        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
-        hosts = b"".join(socket.inet_pton(family, name) for name in names)
-        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        hosts = ports = b""
+        for end in ends:
+            # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            hosts += socket.inet_pton(family, host)
+            ports += struct.pack("!H", end[1])
+        header = ports + header
         size = len(header) + 2 + len(rest)
         header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
         start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
@@ -5660,7 +5662,8 @@ class TracedStream(Traced):
     def begin(self, peer: Any, asks: int) -> None:
         """The handshake, for the capture alone."""
         if self.capture:
-            self.ends, self.talking = (self.getsockname(), peer), frozenset((US, PEER))
+            self.ends = self.getsockname(), peer
+            self.talking = frozenset((US, PEER))
             self.store(asks, SYN)
             self.store(-asks, SYN_ACK)
             self.store(asks, ACK)
@@ -5673,8 +5676,8 @@ class TracedStream(Traced):
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
         other *= flags != SYN  # the first packet acknowledges nothing
         for start in range(0, len(data) or 1, SEGMENT):
-            numbers = (mine + start) % (1 << 32), other % (1 << 32)
-            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
+            header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
             self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
@@ -5709,11 +5712,13 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
+        side = "sending = FIN"
         if how == socket.SHUT_RD:
+            side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
             self.talking -= {PEER}
         super().shutdown(how)
-        self.show("*", f"shutdown of {'receiving' if how == socket.SHUT_RD else 'sending = FIN'}")
+        self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:
             self.store(US, FIN)
 
@@ -5890,8 +5895,11 @@ CANNOT_LISTEN = {
 
 def cannot_listen(problem: OSError, target: "Address") -> "Failure":
     host, port = target[:2]
-    texts = CANNOT_LISTEN.get(problem.errno or 0)
-    if texts is None or (problem.errno == errno.EACCES and port > 1023):
+    reason = problem.errno or 0
+    if os.name == "nt" and reason == errno.EACCES:  # another program keeps it for itself
+        reason = errno.EADDRINUSE
+    texts = CANNOT_LISTEN.get(reason)
+    if texts is None or (reason == errno.EACCES and port > 1023):
         error = f"cannot listen on {address(target)} ({problem.strerror})"
         return Failure(45, error, "the system refuses it", "--host 127.0.0.1 --port 0")
     own = ", ".join(["127.0.0.1", *own_addresses()])
@@ -5938,9 +5946,9 @@ class Failure(Exception):
 
 
 def speak_utf8() -> None:
-    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    """A pipe of Windows, and NUL, have a code page that lacks most letters."""
     for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
-        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
@@ -6207,29 +6215,13 @@ def limit_flags(parser: argparse.ArgumentParser) -> None:
 
 def proxy_flags(parser: argparse.ArgumentParser) -> None:
     """What can be given several times."""
-    several: tuple[tuple[str, Callable[[str], object], str, str], ...] = (
-        (
-            "--allow-host",
-            str,
-            "NAME",
-            "a name under which clients may ask for this server; * is any",
-        ),
-        (
-            "--trust-proxy",
-            proxy_address,
-            "ADDRESS",
-            "its clients are those in its X-Forwarded-For or Forwarded",
-        ),
-        (
-            "--header",
-            header_line,
-            "'NAME: VALUE'",
-            "add this to every answer, in place of the server's own field",
-        ),
-    )
-    for flag, kind, unit, text in several:
-        add = parser.add_argument
-        add(flag, type=kind, action="append", default=[], metavar=unit, help=text)
+    add = functools.partial(parser.add_argument, action="append", default=[])
+    known = "a name under which clients may ask for this server; * is any"
+    add("--allow-host", metavar="NAME", help=known)
+    behind = "its clients are those in its X-Forwarded-For or Forwarded"
+    add("--trust-proxy", type=proxy_address, metavar="ADDRESS", help=behind)
+    added = "add this to every answer, in place of the server's own field"
+    add("--header", type=header_line, metavar="'NAME: VALUE'", help=added)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -1383,7 +1383,7 @@ def test_minus_4_and_minus_6_choose_the_family(run, files, tmp_path):
     port = files(BODY).port
     assert get(run, tmp_path, "-4", f"http://localhost:{port}/file.bin").code == 0
     done = get(run, tmp_path, "-6", f"http://127.0.0.1:{port}/other")
-    assert done.code == 6 and "-4 or -6" in done.err
+    assert done.code == 6 and "leave -4 or -6 out" in done.err
 
 
 def test_netrc(run, canned, tmp_path):
@@ -2022,7 +2022,7 @@ def test_an_upload_asks_again_when_an_answer_is_lost(run, canned, tmp_path, ther
 
 
 def test_an_upload_says_why_something_stays_here(run, canned, tmp_path):
-    for name in f".six-{1:032}.part", ".git":
+    for name in f".six-{1:032}.part", f".six-{2:032}.json", ".git":
         (tmp_path / name).write_text("x")
     for flags, said in ([], "takes such names"), (["--hidden"], "unfinished"):
         server = canned(
@@ -2037,6 +2037,8 @@ def test_an_upload_says_why_something_stays_here(run, canned, tmp_path):
             "1.part: an unfinished transfer\n" in err
             and said in err
             and (".git: " in err) == (not flags)
+            and "2.json" not in err
+            and "1 unfinished" in err
         ), err
 
 
@@ -2180,7 +2182,9 @@ def test_an_upload_is_resumed_by_the_same_command_again(run, listeners, tmp_path
     )
     assert run("httpclient.py", *command, "--retries", 0, cwd=tmp_path).code in (18, 52, 55)
     assert len(names(tmp_path)) == 2
-    assert run("httpclient.py", *command, cwd=tmp_path).code == 0
+    rest = len(BODY) * 10 - server.received
+    done = run("httpclient.py", *command, cwd=tmp_path)
+    assert done.code == 0 and f"sent big ({rest:,} bytes" in done.err
     assert (
         server.data == BODY * 10
         and server.received == len(server.data)
