@@ -2341,7 +2341,7 @@ class Bell:
     """Wakes the thread of a connection when others have left something for it."""
 
     def __init__(self, connection: int) -> None:
-        self.connection, self.rung, self.waiting = connection, False, False
+        self.connection, self.rung = connection, False
         self.reader, self.writer = socket.socketpair()
         self.writer.setblocking(False)
         self.selector = SELECTOR()
@@ -2349,33 +2349,30 @@ class Bell:
         self.selector.register(connection, READ)
 
     def ring(self) -> None:
-        """From any thread, after something was left. Only a thread that waits needs to be woken:
-        any other looks whether it was rung before it waits, and after that for what was left."""
-        self.rung = True
-        if self.waiting:
-            self.waiting = False
+        """From any thread, after something was left: who hears it once looks for all of that."""
+        if not self.rung:
+            self.rung = True
             with contextlib.suppress(OSError):
                 self.writer.send(b"\0")
 
     def wait(self, patience: float) -> bool:
         """Wait for the bell alone; False if it did not ring."""
-        self.waiting = True
         with contextlib.suppress(OSError):
-            self.reader.settimeout(0 if self.rung else patience)
+            self.reader.settimeout(patience)
             self.reader.recv(4096)
-        rung, self.rung, self.waiting = self.rung, False, False
-        return rung
+            self.rung = False
+            return True
+        return False
 
     def select(self, event: int, patience: Optional[float]) -> int:
         """Wait for the bell or the connection: which of READ and WRITE it can do."""
         self.selector.modify(self.connection, event)
-        able, self.waiting = 0, True
-        for key, found in self.selector.select(0 if self.rung else patience):
+        able = 0
+        for key, found in self.selector.select(patience):
             if key.fileobj is self.reader:
-                self.reader.recv(4096)
+                self.wait(0)
             else:
                 able = found
-        self.rung = self.waiting = False
         return able
 
     def close(self) -> None:
