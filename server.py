@@ -1881,9 +1881,8 @@ class Session(Wire):
         self.connected = self.started = self.last_note = time.monotonic()
         self.moved = self.requests = 0  # bytes of this request; requests until now
         self.between_requests, self.done = True, False
-        self.admitted = (
-            server.door.guard is None
-        )  # whether the client may do more than ask and log in
+        # whether the client may do more than ask and log in
+        self.admitted = server.door.guard is None
         self.nonce = os.urandom(16).hex()
         self.nick = self.mode = self.doing = ""  # mode: "receive" or "chat" while it waits in one
         self.reason = ""  # why another thread ended it
@@ -3197,6 +3196,8 @@ def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # a second handshake costs its server a lot, and would make a send wait for what is received
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
     made_of = socket_class(args)
     if issubclass(made_of, Traced):
         context.sslsocket_class = type("TracedTLS", (made_of, ssl.SSLSocket), {})
