@@ -72,16 +72,20 @@ Links inside a folder are skipped and named, names that start with a dot unless 
 import sys
 
 if __name__ == "__main__":
-    # A file that arrives must never be imported, whatever its name. Python looks first into the
-    # folder of this script, and PYTHONPATH may add the current one: both leave the path before
-    # anything else is imported. (For the same reason nothing here is imported from __future__.)
+    # A file that arrives must never be imported, whatever its name. Python looks for modules first
+    # in the folder of this script, and PYTHONPATH may add the current folder: take both out of the
+    # list before anything else is imported. (So there is no import from __future__ either.)
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
     import os
 
-    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
-    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
-        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+    own = os.path.dirname(os.path.realpath(__file__))
+    library = os.path.dirname(os.__file__)
+    for folder in sys.path[:]:
+        path = folder or "."
+        if folder == library or not os.path.exists(path):
+            continue
+        if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
 # --- end imports ---
 
@@ -99,6 +103,7 @@ import os
 import posixpath
 import re
 import select
+import selectors
 import shlex
 import site
 import socket
@@ -2019,15 +2024,21 @@ COMMANDS = {
 # bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and
 # keys
 MAX_LINE = 32768
-QUIET = 1 << 12  # bytes asked of one recv until more than that has come at once
+SMALL_BUFFER = 1 << 12  # bytes asked of one recv until more than that has come at once
 # the same after that: a whole `data` line with its body; each busy connection has its own
-BUFFER = (1 << 20) + QUIET
+BUFFER = (1 << 20) + SMALL_BUFFER
 RECORD = 1 << 14  # bytes of a TLS record at most
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
 BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-FREE = {"help", "say", "said", "tell", "told"}  # verbs whose line is text from the first space on
+TEXT_VERBS = {
+    "help",
+    "say",
+    "said",
+    "tell",
+    "told",
+}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
@@ -2037,7 +2048,11 @@ HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
 NONCE = re.compile("(?:[0-9a-f]{2}){16,64}")
-BODY = re.compile(rb"data ([0-9]{1,18})")  # the line that comes most often
+# how a body is announced; a key that nobody knows may follow
+DATA = re.compile(rb"data ([0-9]{1,18})(?: [^ =]+=[^ ]*)*", re.IGNORECASE)
+# select() knows no descriptor above 1023, and epoll needs one of its own
+SELECTOR = getattr(selectors, "PollSelector", selectors.SelectSelector)
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 # a peer that vanished is noticed in two minutes
 # the first two are one, as Linux and as macOS call it
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
@@ -2084,9 +2099,6 @@ class Line(NamedTuple):
         return self.keys.get(key) == "yes"
 
 
-DATA = Line("data", [], {})
-
-
 def quote(text: str) -> str:
     """A name or value as a word: space, %, = and what is not printable UTF-8 become %XX."""
     if PLAIN.fullmatch(text):
@@ -2128,12 +2140,12 @@ def parse(raw: bytes) -> Line:
     """A line as it was received: the verb, the positional words, the key=value words."""
     text = raw.decode(*NAMES)
     if not text.isprintable() and CONTROL.search(raw):
-        raise Broken("this-is-tls" if raw.startswith(TLS) else "bad-line")
+        raise Broken("bad-line")
     start, *rest = text.split(" ")
     if not start:  # a space at the beginning: an answer would repeat no verb, and be no line itself
         raise Broken("bad-line")
     found = Line(start.lower(), [], {})
-    if found.verb in FREE:
+    if found.verb in TEXT_VERBS:
         return found._replace(words=[" ".join(rest)] if rest else [])
     for word in rest:
         key, equals, value = word.partition("=")
@@ -2200,8 +2212,10 @@ class Wire:
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self.sock, self.timeout = sock, timeout
-        sock.settimeout(timeout)
-        self.buffer = bytearray(QUIET)
+        self.selector = SELECTOR()  # knows the socket by its number, which it keeps under TLS
+        self.selector.register(sock.fileno(), READ)
+        sock.setblocking(False)  # only wait() waits
+        self.buffer = bytearray(SMALL_BUFFER)
         self.view = memoryview(self.buffer)
         self.start = self.end = 0  # what was received and not yet used: buffer[start:end]
         self.remaining = 0  # bytes of the announced body that are still to be used
@@ -2216,12 +2230,33 @@ class Wire:
             if hasattr(socket, option):
                 self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
+    def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> int:
+        """Send or receive what is possible now: how many bytes.
+
+        A failure of the connection is Lost: an OSError of a disk must stay different."""
+        try:
+            count = call(view)
+        except OSError as error:
+            if type(error).__name__ in NOTHING_HAPPENED:
+                return 0
+            raise Lost(error.strerror or "closed") from None
+        if not count:
+            raise Ended("the other side closed the connection")
+        self.last_heard = time.monotonic()
+        return count
+
+    def wait(self, patience: Optional[float], event: int = READ) -> None:
+        """Wait until the connection can be read or written. All waiting for the peer is here."""
+        self.selector.modify(self.sock.fileno(), event)
+        if not self.selector.select(patience):
+            raise Silent(f"silent for {self.timeout:g} s")
+
     # sending
     def put(self, data: bytes) -> None:
         """Queue bytes. Small ones are sent together, before this side waits; large ones at once."""
         if len(data) >= BATCH:
             self.flush()
-            return self.attempt(self.push, memoryview(data))
+            return self.push(memoryview(data))
         self.out += data
         if len(self.out) >= BATCH:
             self.flush()
@@ -2232,83 +2267,57 @@ class Wire:
     def flush(self) -> None:
         if self.out:
             view, self.out = memoryview(self.out), bytearray()
-            self.attempt(self.push, view)
+            self.push(view)
 
-    def push(self, view: memoryview) -> int:
-        """Send all, however slowly the peer reads. (sendall() has one timeout for everything.)"""
+    def push(self, view: memoryview) -> None:
+        """Send all, however slowly the peer reads."""
         while view:
-            view = view[self.sock.send(self.sendable(view)) :]
-        return 1
-
-    def sendable(self, view: memoryview) -> memoryview:
-        """What one send() may get: TLS takes all or nothing, so a slow reader would seem stuck."""
-        return view[:BATCH] if hasattr(self.sock, "pending") else view
-
-    def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> None:
-        """Turn a failure of a socket call into Lost: an OSError of a disk must stay different."""
-        try:
-            count = call(view)
-        except OSError as error:
-            if isinstance(error, socket.timeout):
-                raise Silent(f"silent for {self.timeout:g} s") from None
-            raise Lost(error.strerror or "closed") from None
-        if not count:
-            raise Ended("the other side closed the connection")
-        self.last_heard = time.monotonic()
+            count = self.attempt(self.sock.send, view)
+            view = view[count:]
+            if not count:
+                self.wait(self.timeout, WRITE)
 
     # receiving
+    def has_unread(self) -> bool:
+        return self.start < self.end
+
     def receive(self, patience: Optional[float]) -> None:
         """Wait for more bytes. First send what is queued, or both sides could wait for ever."""
         self.flush()
         self.fill(patience)
 
     def fill(self, patience: Optional[float]) -> None:
-        rest = self.view[self.start : self.end]
-        if len(self.buffer) == QUIET and (
-            max(self.end, self.remaining) >= QUIET or hasattr(self.sock, "pending")
+        rest, tls = self.view[self.start : self.end], hasattr(self.sock, "pending")
+        # TLS hands out whole records: what does not fit it holds back, and select() does not see it
+        if len(self.buffer) == SMALL_BUFFER and (
+            tls or max(self.end, self.remaining) >= SMALL_BUFFER
         ):
-            # under TLS from the start: with room for a whole record it holds nothing back that
-            # select() would not see
             self.buffer = bytearray(BUFFER)
             self.view = memoryview(self.buffer)
         self.view[: len(rest)] = rest
         self.start, self.end = 0, len(rest)
-        if patience != self.timeout:
-            self.sock.settimeout(patience)
         # no further than to the end of the body, so that the next one is received in one piece
-        # (but whole records of TLS: what it holds back select() would not see)
-        within = self.remaining > self.end and not hasattr(self.sock, "pending")
-        ends = self.remaining if within else len(self.view)
-        self.attempt(self.receive_into, self.view[self.end : ends])
-        if patience != self.timeout:
-            self.sock.settimeout(self.timeout)
-
-    def receive_into(self, view: memoryview) -> int:
-        count = self.sock.recv_into(view)
-        if self.remaining and hasattr(self.sock, "pending"):
-            count += self.more_records(view[count:])
+        ends = self.remaining if self.remaining > self.end and not tls else len(self.view)
+        while not (count := self.attempt(self.sock.recv_into, self.view[self.end : ends])):
+            self.wait(patience)
         self.end += count
-        return count
-
-    def more_records(self, view: memoryview) -> int:
-        """TLS returns one record (16 KiB) at a time: inside a body read all that have arrived."""
-        count, patience = 0, self.sock.gettimeout()
-        self.sock.settimeout(0)
-        # nothing more has come, or an error that the next call will tell
-        with contextlib.suppress(OSError):
-            while len(view) - count >= RECORD and (more := self.sock.recv_into(view[count:])):
-                count += more
-        self.sock.settimeout(patience)
-        return count
+        # a body goes on with what else has come; an error or the end is for the next call
+        with contextlib.suppress(Lost):
+            while self.end < self.remaining and ends - self.end >= RECORD and count:
+                count = self.attempt(self.sock.recv_into, self.view[self.end : ends])
+                self.end += count
 
     def line(self, idle: bool = False) -> Line:
-        """The next line. With idle, the wait for its first byte has no deadline."""
+        """The next line, under one deadline. With idle, there is none before its first byte."""
         while self.remaining:  # a body that nobody wants is read and dropped
             self.take_body()
+        deadline = None
         while not self.early:
             stop = self.line_end()
             if stop < 0:
-                self.wait_for_line(idle)
+                if deadline is None and (self.has_unread() or not idle):
+                    deadline = time.monotonic() + self.timeout
+                self.receive_more_of_a_line(deadline)
                 continue
             raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
             self.start = stop + 1
@@ -2316,44 +2325,37 @@ class Wire:
                 return self.understand(raw)
         return self.early.popleft()
 
-    def wait_for_line(self, idle: bool) -> None:
-        """Wait until the next line is whole, under one deadline."""
-        deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
-        while self.line_end() < 0 and not self.early:
-            if self.buffer.startswith(TLS, self.start, self.end):
-                raise Broken("this-is-tls")
-            try:
-                self.receive(None if deadline is None else max(0.001, deadline - time.monotonic()))
-            except Ended:
-                if self.start < self.end:
-                    raise Lost("the other side closed the connection inside a line") from None
-                raise
-            deadline = deadline or time.monotonic() + self.timeout
+    def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
+        try:
+            self.receive(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except Ended:
+            if self.has_unread():
+                raise Lost("the other side closed the connection inside a line") from None
+            raise
 
     def line_end(self) -> int:
         """Where the next line ends in the buffer, or -1."""
+        if self.buffer.startswith(TLS, self.start, self.end):
+            raise Broken("this-is-tls")
         stop = self.buffer.find(b"\n", self.start, self.end)
         if (stop if stop >= 0 else self.end) - self.start >= MAX_LINE:
             raise Broken("line-too-long")
         return stop
 
     def understand(self, raw: bytes) -> Line:
-        if body := BODY.fullmatch(raw):
+        if body := DATA.fullmatch(raw):
             self.remaining = int(body[1])
-            return DATA
+            return Line("data", [], {})
         if b"HTTP/" in raw and HTTP.match(raw):
             raise Broken("this-is-http")
         found = parse(raw)
         if found.verb == "data":
-            size = re.fullmatch("[0-9]{1,18}", " ".join(found.words))
-            if not size:
-                raise Broken("bad-number")
-            self.remaining = int(size[0])
+            raise Broken("bad-number")
         return found
 
     def take_body(self) -> memoryview:
         """The next bytes of the announced body, valid until the next call."""
-        if self.start == self.end:
+        if not self.has_unread():
             self.receive(self.timeout)
         view = self.view[self.start : min(self.end, self.start + self.remaining)]
         self.start += len(view)
@@ -2473,28 +2475,32 @@ class Link(Wire):
                 "check the address; nothing was sent",
             )
 
-    def push(self, view: memoryview) -> int:
-        """As in Wire; but a server that sends while it does not read waits for others."""
-        while view:
-            try:
-                count = self.sock.send(
-                    self.sendable(view[: self.pace.piece] if self.pace else view)
-                )
-                view = view[count:]
-                if self.pace:
-                    self.pace.wait(count)
-            except OSError as error:
-                if not isinstance(error, socket.timeout) or not self.notes():
-                    raise
-        return 1
-
-    def receive_into(self, view: memoryview) -> int:
-        await_data(self.sock)
+    def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> int:
+        """As in Wire, but no quicker than --limit-rate."""
         if not self.pace:
-            return super().receive_into(view)
-        count = super().receive_into(view[: self.pace.piece])
+            return super().attempt(call, view)
+        count = super().attempt(call, view[: self.pace.piece])
         self.pace.wait(count)
         return count
+
+    def wait(self, patience: Optional[float], event: int = READ) -> None:
+        """As in Wire; but a server that sends while it does not read waits for others."""
+        if event == READ and patience is not None and self.timeout > NOTICE_AFTER < patience:
+            if select.select([self.sock], [], [], NOTICE_AFTER)[0]:
+                return
+            patience -= NOTICE_AFTER
+            say(f"waiting for an answer from {self.endpoint} (Ctrl-C stops)")
+        if event == READ and os.name == "nt":
+            self.sock.settimeout(patience)
+            with contextlib.suppress(socket.timeout):
+                await_data(self.sock)
+            self.sock.setblocking(False)
+            patience = 0
+        try:
+            super().wait(patience, event)
+        except Silent:
+            if event == READ or not self.notes():
+                raise
 
     def notes(self) -> int:
         """Take the lines that have come; how many."""
@@ -2506,17 +2512,6 @@ class Link(Wire):
             self.listen()
             count += 1
         return count
-
-    def receive(self, patience: Optional[float]) -> None:
-        self.flush()
-        if patience is None:  # between two files that others send there is nothing to notice
-            return super().receive(patience)
-        quiet = min(NOTICE_AFTER, patience)
-        if not select.select([self.sock], [], [], quiet)[0]:
-            patience = max(0.001, patience - quiet)
-            if self.timeout > NOTICE_AFTER:
-                say(f"waiting for an answer from {self.endpoint} (Ctrl-C stops)")
-        super().receive(patience)
 
     def request(self, *words: str, **keys: object) -> None:
         text = line(*words, **keys)
@@ -3130,21 +3125,23 @@ class Folder:
         self.remove(old)
 
     @contextlib.contextmanager
-    def locked(self, *others: "Folder") -> Iterator[None]:
+    def locked(self, other: "Optional[Folder]" = None) -> Iterator[None]:
         """Nobody else gives or takes names in these folders meanwhile, in any process.
 
         Otherwise a rename() could remove a file that was put between its link() and its remove().
         Where folders have no locks, this excludes only the threads of this process."""
-        folders = {each.identity(""): each.fd for each in (self, *others)}
-        # in the same order by all, or two who rename here and there could hinder each other
-        fds = [fd for _, fd in sorted(folders.items()) if fd is not None]
+        fds = [self.fd] if self.fd is not None else []
+        if other and other.fd is not None and other.identity("") != self.identity(""):
+            fds.append(other.fd)
         for pause in PAUSES:
-            with NAMING, contextlib.ExitStack() as held:
-                for fd in fds:
-                    held.callback(lock_file, fd, free=True)
-                if all(map(lock_file, fds)):
-                    yield
-                    return
+            with NAMING:
+                try:
+                    if all(map(lock_file, fds)):
+                        yield
+                        return
+                finally:
+                    for fd in fds:
+                        lock_file(fd, free=True)
             time.sleep(pause)
         raise os_error(errno.EBUSY)
 
@@ -3230,12 +3227,10 @@ class Part:
     ) -> None:
         self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
-        self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
-        self.name = (
-            lasting_name(leaf, size, mtime_ns)
-            if self.keyed
-            else f"{RANDOM}{next(UNIQUE):024x}.part"
-        )
+        self.resumable = mtime_ns is not None and (size or 0) >= RESUMABLE
+        self.name = f"{RANDOM}{next(UNIQUE):024x}.part"
+        if self.resumable:
+            self.name = lasting_name(leaf, size, mtime_ns)
 
     def identity(self) -> tuple[object, ...]:
         return self.folder.identity(self.name)
@@ -3243,7 +3238,7 @@ class Part:
     def claim(self) -> bool:
         """Open and lock it, new or as an earlier attempt left it. False: another one writes it."""
         mode = 0o777 if self.executable else 0o666  # less the umask
-        if not self.keyed:  # nobody else has that name
+        if not self.resumable:  # nobody else has that name
             self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
             return lock_file(self.fd)
         while True:
@@ -3263,14 +3258,14 @@ class Part:
 
     def length(self) -> int:
         """Bytes that are there, also before claim() from an earlier attempt."""
-        found = self.folder.stat(self.name) if self.keyed or self.fd >= 0 else None
+        found = self.folder.stat(self.name) if self.resumable or self.fd >= 0 else None
         return found.st_size if found else 0
 
     def begin(self, offset: int) -> None:
         """Write from the offset on, if the digest is that of the bytes before; else from 0."""
         if offset != self.received:
             self.sha, self.received = hashlib.sha256(), 0
-        if self.keyed:
+        if self.resumable:
             os.ftruncate(self.fd, self.received)
             os.lseek(self.fd, self.received, os.SEEK_SET)
 
@@ -3327,7 +3322,7 @@ class Part:
 
     def keep(self) -> bool:
         """After an interruption: leave it for a later attempt, if there can be one."""
-        if self.fd >= 0 and self.keyed and self.received:
+        if self.fd >= 0 and self.resumable and self.received:
             self.close()
             return True
         self.drop()
@@ -3570,7 +3565,7 @@ class Stream(Part):
     A terminal gets it as text, with escapes for all else."""
 
     def __init__(self, fd: int) -> None:
-        self.fd, self.keyed, self.name = fd, False, ""
+        self.fd, self.resumable, self.name = fd, False, ""
         self.sha, self.received = hashlib.sha256(), 0
         self.decoder = (
             codecs.getincrementaldecoder("utf-8")("backslashreplace") if is_terminal(fd) else None
@@ -3855,8 +3850,6 @@ def encrypt(
     """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
 
     Unchecked, the caller needs another proof. An OSError: it was lost during the handshake."""
-    import ssl
-
     context = client_tls(args, checked)
     if protocols:
         context.set_alpn_protocols(list(protocols))
@@ -3867,18 +3860,7 @@ def encrypt(
         check_pin(args, host, found)
     except BaseException as error:
         secured.close()
-        if isinstance(error, ssl.SSLCertVerificationError):
-            found = certificate_of(dial, host, args)
-            signed = "nobody known here has signed its certificate for that name"
-            raise Failure(
-                60,
-                f"{host} is not trusted ({error.verify_message})",
-                f"{signed}; its SHA-256 is {found}",
-                "--cacert FILE, or --pin SHA256 as the server printed it",
-            ) from None
-        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-            raise tls_failure(host, str(error.reason)) from None
-        raise
+        raise tls_failure(error, dial, host, args) from None
     if args.insecure and not args.pin and checked:
         unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
         say_once(f"not checked, for --insecure: {unknown}")
@@ -3895,7 +3877,24 @@ def check_pin(args: argparse.Namespace, host: str, found: str) -> None:
         )
 
 
-def tls_failure(host: str, reason: str) -> "Failure":
+def tls_failure(
+    error: BaseException, dial: Callable[[], socket.socket], host: str, args: argparse.Namespace
+) -> BaseException:
+    """What to raise for an error during the handshake: itself, if it is none of TLS."""
+    import ssl
+
+    if isinstance(error, ssl.SSLCertVerificationError):
+        found = certificate_of(dial, host, args)
+        signed = "nobody known here has signed its certificate for that name"
+        return Failure(
+            60,
+            f"{host} is not trusted ({error.verify_message})",
+            f"{signed}; its SHA-256 is {found}",
+            "--cacert FILE, or --pin SHA256 as the server printed it",
+        )
+    if isinstance(error, ssl.SSLEOFError) or not isinstance(error, ssl.SSLError):
+        return error
+    reason = str(error.reason)
     for endings, code, what, why, hint in TLS_TROUBLE:
         if reason.endswith(endings):
             return Failure(code, f"{host} {what}", why, hint)
@@ -4122,29 +4121,18 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(map(path_key, files)), tuple(map(folder_key, folders))
 
 
-@functools.lru_cache(maxsize=1)
-def folders_above() -> frozenset[str]:
-    """The folders that Python imports from, and all that they are in."""
-    return frozenset(
-        place[: end + 1]
-        for place in program_places()[1]
-        for end, letter in enumerate(place)
-        if letter == os.sep
-    )
-
-
 def is_program(path: str) -> bool:
     """Whether a file of this name would be part of a program of ours at its next start."""
     key = path_key(path)
     files, folders = program_places()
     # Below a file too: Python runs a folder that is called like a script, if it has a __main__.py.
     # A file above a folder too: Python imports from a folder in a zip file.
-    if key.startswith(files) or key in folders_above():
+    if key.startswith(files) or any(place.startswith(key) for place in folders):
         return True
     if key.startswith(folders) and key[: -len(os.sep)].endswith(CODE):
         return True
     with contextlib.suppress(OSError):
-        return os.path.exists(path) and os.path.samefile(path, __file__)  # a hard link
+        return os.path.samefile(path, __file__)  # a hard link
     return False
 
 
@@ -4306,11 +4294,14 @@ class Capture:
 
     def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
         """From the first end to the second. The checksum stands between the header and the rest."""
-        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
-        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
-        hosts = b"".join(socket.inet_pton(family, name) for name in names)
-        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        hosts = ports = b""
+        for end in ends:
+            # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            hosts += socket.inet_pton(family, host)
+            ports += struct.pack("!H", end[1])
+        header = ports + header
         size = len(header) + 2 + len(rest)
         header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
         start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
@@ -4353,7 +4344,6 @@ class Traced(socket.socket):
     number = sent = received = 0
     touched = 0.0  # when the last call ended
     lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
-    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         if not self.prints:
@@ -4361,7 +4351,7 @@ class Traced(socket.socket):
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
-        if self.dump and data:
+        if self.dump:
             text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
@@ -4379,17 +4369,6 @@ class Traced(socket.socket):
             self.touched = time.perf_counter()
             self.lasted = 1000 * (self.touched - began)
 
-    def connect(self, target: Any) -> None:
-        what = f"connect {address(target)}"
-        self.attempt("*", what, super().connect, target)
-        here = address(self.getsockname())
-        self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
-
-    def close(self) -> None:
-        if self.fileno() >= 0:
-            self.show("*", f"close (sent {self.sent}, received {self.received})")
-        super().close()
-
 
 # --- end trace ---
 
@@ -4403,9 +4382,9 @@ US, PEER = 1, -1  # the order of what belongs to both sides
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
-    handshake, ended = "handshake", "peer sent FIN (end of stream)"
-    ends: Sequence[Any] = ()  # of a connection in the capture: our address, the peer's
-    finished: frozenset[int] = frozenset()  # whose FIN the capture has
+    ended = "peer sent FIN (end of stream)"
+    ends: Sequence[Any]  # of a connection in the capture: our address, the peer's
+    talking: frozenset[int] = frozenset()  # the sides that may still send, as the capture knows
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
@@ -4416,33 +4395,37 @@ class TracedStream(Traced):
         return conn, peer
 
     def connect(self, target: Any) -> None:
-        super().connect(target)
+        what = f"connect {address(target)}"
+        self.attempt("*", what, super().connect, target)
+        here = address(self.getsockname())
+        self.show("*", f"{what} ok from {here} (handshake {self.lasted:.2f} ms)")
         self.begin(target, US)
 
     def begin(self, peer: Any, asks: int) -> None:
         """The handshake, for the capture alone."""
         if self.capture:
             self.ends = self.getsockname(), peer
+            self.talking = frozenset((US, PEER))
             self.store(asks, SYN)
             self.store(-asks, SYN_ACK)
             self.store(asks, ACK)
 
     def store(self, side: int, flags: int, data: bytes = b"") -> None:
         """What one side sends, in packets for the capture, before it is counted."""
-        if not self.capture or not self.ends or (flags == FIN and side in self.finished):
+        if not self.capture or not self.talking or (flags == FIN and side not in self.talking):
             return
         mine, other = (self.sent + 1, self.received + 1)[::side]
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
         other *= flags != SYN  # the first packet acknowledges nothing
         for start in range(0, len(data) or 1, SEGMENT):
-            numbers = (mine + start) % (1 << 32), other % (1 << 32)
-            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
+            header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
             self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
-            self.finished |= {side}
+            self.talking -= {side}
         if flags == RST:
-            self.ends = ()
+            self.talking = frozenset()
 
     def attempt(self, *call: Any) -> Any:
         try:
@@ -4475,20 +4458,23 @@ class TracedStream(Traced):
         if how == socket.SHUT_RD:
             side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
-            self.finished |= {PEER}
-        self.attempt("*", "shutdown", super().shutdown, how)
+            self.talking -= {PEER}
+        super().shutdown(how)
         self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:
             self.store(US, FIN)
 
     def close(self) -> None:
-        if self.ends and self.fileno() >= 0:
+        if self.fileno() < 0:
+            return
+        if self.talking:
             # RST if close() shall send one (SO_LINGER), or if something came that nobody read
             reset = self.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8).strip(b"\0")
             self.settimeout(0)
             with contextlib.suppress(OSError):
                 reset += socket.socket.recv(self, 1, socket.MSG_PEEK)
             self.store(US, RST if reset else FIN)
+        self.show("*", f"close (sent {self.sent}, received {self.received})")
         super().close()
 
 
@@ -4641,9 +4627,9 @@ class Failure(Exception):
 
 
 def speak_utf8() -> None:
-    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    """A pipe of Windows, and NUL, have a code page that lacks most letters."""
     for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
-        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
@@ -4667,11 +4653,10 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     name = host.encode() if host.isascii() else host
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
-        found = socket.getaddrinfo(name, port, type=kind)
-        return [(family, target) for family, _, _, _, target in found]
+        return [(each[0], each[4]) for each in socket.getaddrinfo(name, port, type=kind)]
     raise Failure(
         6,
-        f'cannot find host "{ascii(host)[1:-1]}"',
+        f'cannot find host "{printable(host)}"',
         "it is neither an address nor a name that this machine can look up",
         "check the spelling, or use the address",
     )

@@ -35,7 +35,7 @@ For mirror and upload, --exclude leaves out what matches, as in .gitignore, and 
 that start with a dot. --delete deletes what the source does not have, once all else came through:
 never what is left out, and more than half only with --force. --dry-run shows it all before.
 
-A password is sent only to the server for which --password, --user, -H or the URL gave it,
+A password is sent only to the server for which --password, --user, --token, -H or the URL gave it,
 never along a redirect to another one. SIXSOCKETS_PASSWORD is only for --host and --port. Otherwise
 ~/.netrc is read, and on a terminal you are asked. Without https, others can read the password.
 --pin SHA256 trusts the certificate that httpserver.py --tls printed.
@@ -46,13 +46,14 @@ a certificate that is not trusted.
 
 # The map
 #
-# Begin with Client.ask(), Client.request(), Client.converse(): a request and its reply.
+# Begin with Client.ask(), Client.request(), Client.converse(): a request and its reply. Before them
+# are URL and Head, the values that all parts of the program hand to each other.
 # The sections, in the order of the file:
 #   the conversation    URL, Head, Client, Client.ask(), Client.converse(), Client.retry(), check()
 #   the wire            Connection, Reply, BodySource
 #   getting             get(), Download, Download.receive(), Download.store(), Span, Part, Stream
 #   sending             put(), Upload, post()
-#   folders             list_folder(), Tree, mirror(), mirror_files(), upload(), upload_files()
+#   folders             list_folder(), Tree, mirror(), upload(), copy_folder(), copy_files()
 #   logins and proxies  login_fields(), proxy_for()
 #   pure functions      parse_url(), parse_head(), safe_name(), html_entries(), printable()
 #   shared fences       encrypt(), is_program(), Capture, Traced, open_connection(), Failure, Parser
@@ -68,16 +69,20 @@ a certificate that is not trusted.
 import sys
 
 if __name__ == "__main__":
-    # A file that arrives must never be imported, whatever its name. Python looks first into the
-    # folder of this script, and PYTHONPATH may add the current one: both leave the path before
-    # anything else is imported. (For the same reason nothing here is imported from __future__.)
+    # A file that arrives must never be imported, whatever its name. Python looks for modules first
+    # in the folder of this script, and PYTHONPATH may add the current folder: take both out of the
+    # list before anything else is imported. (So there is no import from __future__ either.)
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
     import os
 
-    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
-    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
-        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+    own = os.path.dirname(os.path.realpath(__file__))
+    library = os.path.dirname(os.__file__)
+    for folder in sys.path[:]:
+        path = folder or "."
+        if folder == library or not os.path.exists(path):
+            continue
+        if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
 # --- end imports ---
 
@@ -114,8 +119,7 @@ Data = Union[bytes, memoryview]
 VERSION = "1.0"
 T = TypeVar("T")
 PORTS = {"http": 80, "https": 443}
-# bytes of one recv() or write() at most: 256 KiB would take a fifth more time
-BUFFER = 1 << 20
+BUFFER = 1 << 21  # bytes of one recv() or write() at most: half of it would take a tenth more time
 # bytes of one send() under TLS, which must send all of them before the timeout
 TLS_SLICE = 1 << 16
 MAX_HEAD = 1 << 16  # bytes of a reply's head, or of a chunked body's trailers
@@ -141,8 +145,8 @@ XATTR = "user.six.etag"
 # seconds between notes of a download over several connections: at first, and at most
 SAVE_EVERY = 0.05, 1.0
 PART_AGE = 7 * 24 * 3600.0  # seconds that a part may wait to be continued
-# seconds before a retry: after progress; without progress, doubling; the most
-PAUSES = 0.1, 0.5, 10.0
+FIRST_PAUSE = 0.1  # seconds before a retry; each one without progress triples it
+LONGEST_PAUSE = 10.0
 RETRIES = 16  # without progress; with those pauses, two minutes
 FEW_TRIES = 3  # where a server was never reached, or answers that it has trouble
 LONGEST_WAIT = 120.0  # seconds that a server may ask to wait
@@ -196,9 +200,10 @@ PLAIN = r"[A-Za-z0-9_%-][A-Za-z0-9_.%~-]*/?"  # a link that needs no resolving; 
 WINDOWS_DEVICE = r"con(?:in\$|out\$)?|prn|aux|nul|(?:com|lpt)[0-9¹²³]"
 WINDOWS_ILLEGAL = rf"(?i)[\\<>:\"|?*\x00-\x1f]|[. ]$|^(?:{WINDOWS_DEVICE})(?=\.|$)"
 GZIP_NAMES = ".gz", ".tgz"
-DECODED = "gzip", "deflate"
-# what a file in a coding is called that we do not decode
-ENDINGS = {"br": ".br", "zstd": ".zst", "compress": ".Z"}
+DECODED = {"gzip", "deflate"}
+MAX_CODINGS = 5  # one around another, as in curl
+# what a file is called that is in another coding; if none of these, it is called like the coding
+ENDINGS = {"zstd": ".zst", "compress": ".Z"}
 CLOSED = "the server closed it"
 PART_NAME = r"\.six-[0-9a-f]{32}\.(?:part|json)"
 SIGNED = r"x-(?:amz|goog)-[^&=]*|awsaccesskeyid|googleaccessid|signature|expires"
@@ -272,17 +277,25 @@ class Head(NamedTuple):
         return parse_date(self.get("last-modified"))
 
     @property
-    def coding(self) -> str:
-        coding = self.get("content-encoding").lower().removeprefix("x-")
-        return "" if coding in ("identity", "none") else coding  # none: some servers say so
+    def codings(self) -> list[str]:
+        """What the body was encoded with, one after another."""
+        names = self.get("content-encoding").lower().split(",")
+        codings = [name.strip().removeprefix("x-") for name in names]
+        # none: some servers say so
+        return [coding for coding in codings if coding not in ("", "identity", "none")]
+
+    @property
+    def ending(self) -> str:
+        """What a file's name ends in that we keep as it came, since we cannot decode it."""
+        if set(self.codings) <= DECODED:
+            return ""
+        known = [ENDINGS.get(each) or "." + re.sub(r"\W", "_", each) for each in self.codings]
+        return "".join(known[:MAX_CODINGS])
 
     @property
     def success(self) -> bool:
         """Not for 207, by which WebDAV tells that some of it failed."""
         return self.status < 300 and self.status != 207
-
-
-Place = tuple[tuple[str, str, int], str]  # scheme, host, port; login
 
 
 class Origin:
@@ -306,10 +319,10 @@ class Client:
     origins."""
 
     def __init__(
-        self, args: argparse.Namespace, origins: "Optional[dict[Place, Origin]]" = None
+        self, args: argparse.Namespace, origins: Optional[dict[tuple[str, str], Origin]] = None
     ) -> None:
         self.args = args
-        self.origins = {} if origins is None else origins  # by origin and login
+        self.origins = {} if origins is None else origins  # by URL.origin and login
         # one kept connection for each origin: some servers serve one at a time
         self.idle: dict[str, Connection] = {}
 
@@ -329,7 +342,7 @@ class Client:
             reply = self.converse(method, url, {**fields, **login}, body)
             head = reply.head
             # standard input, once read, cannot be sent twice
-            if not (body and body.sent) and self.is_asked_again(reply, body, same_origin):
+            if not (body and body.sent) and self.meets_demand(reply, body, same_origin):
                 continue
             location = head.get("location")
             if head.status not in REDIRECTS or not location:
@@ -349,11 +362,10 @@ class Client:
             "check the URL; -v shows each redirect",
         )
 
-    def is_asked_again(
-        self, reply: "Reply", body: Optional["BodySource"], same_origin: bool
-    ) -> bool:
-        """Whether to repeat the request: with a typed password, or without the Expect that the
-        server refused."""
+    def meets_demand(self, reply: "Reply", body: Optional["BodySource"], same_origin: bool) -> bool:
+        """Do what the reply demands: log in, or leave out the Expect that the server refused.
+
+        Returns whether to repeat the request."""
         if same_origin and self.can_log_in(reply):
             return True
         if reply.head.status != 417 or not body or not body.expects:
@@ -377,7 +389,7 @@ class Client:
         return True
 
     def origin(self, url: URL) -> Origin:
-        key = url[:3], url.login
+        key = url.origin, url.login
         if key not in self.origins:
             self.origins[key] = Origin(url, self.args)
         return self.origins[key]
@@ -436,11 +448,11 @@ class Client:
         return self.connect(url)
 
     def connect(self, url: URL) -> "Connection":
-        origin, sock_to = self.origin(url), functools.partial(self.open_socket, url)
+        origin, dial = self.origin(url), functools.partial(self.open_socket, url)
         try:
             https = url.scheme == "https"
             name = url.host.partition("%")[0]
-            sock = encrypt(sock_to, name, self.args, ["http/1.1"]) if https else sock_to()
+            sock = encrypt(dial, name, self.args, ["http/1.1"]) if https else dial()
         except OSError as error:
             raise Transient(
                 28 if isinstance(error, socket.timeout) else 56,
@@ -450,7 +462,7 @@ class Client:
             ) from None
         except Failure as failure:
             lines = lines_of(failure)
-            if failure.code == 6 and not origin.proxy:
+            if failure.code == 6 and not origin.proxy and not self.args.family:
                 # perhaps it is a path, without the slash at its beginning
                 path = f"/{url.host}{url.path.rstrip('/')}"
                 lines[2] = f"check it; {path} is a path on {self.args.host}:{self.args.port}"
@@ -466,7 +478,8 @@ class Client:
     def open_socket(self, url: URL) -> socket.socket:
         proxy = self.origin(url).proxy
         via = proxy or url
-        sock = open_connection(self.args, via.host, via.port, server_command(url, proxy))
+        host = address_of(via, self.args.family)
+        sock = open_connection(self.args, host, via.port, server_command(url, proxy))
         try:
             if proxy and url.scheme == "https":
                 self.tunnel(sock, url, proxy)
@@ -498,7 +511,8 @@ class Client:
             connection.close()
 
     def retry(self, url: URL, act: "Callable[[], T]", count: Callable[[], int] = int) -> "T":
-        """Repeat act() until it raises no Transient. count() tells how many bytes have passed.
+        """Repeat act() until it raises no Transient. count() tells how many bytes have passed; if
+        nobody counts them, int() is 0.
 
         A link that had worked is tried for two minutes after its last byte, or as often as
         --retries says. Other troubles are tried a few times."""
@@ -507,22 +521,22 @@ class Client:
             try:
                 return act()
             except Transient as failure:
-                progress = count() > most
-                tries, most = (0 if progress else tries + 1), max(most, count())
+                tries = 0 if count() > most else tries + 1
+                most = max(most, count())
                 lasting = failure.lasting and self.origin(url).reached
                 limit = self.args.retries if lasting else min(self.args.retries, FEW_TRIES)
-                after = failure.after
-                if tries > limit or not limit or after and after > LONGEST_WAIT:
+                pause = failure.after
+                if pause is None:
+                    pause = min(FIRST_PAUSE * 3**tries, LONGEST_PAUSE)
+                if tries > limit or not limit or pause > LONGEST_WAIT:
                     raise failure.given_up(most) from None
-                pause = min(PAUSES[1] * 2 ** (tries - 1), PAUSES[2]) if tries else PAUSES[0]
-                pause = pause if after is None else after
                 self.args.progress.wait(lines_of(failure)[0], pause)
 
     def pipeline(
         self, method: str, urls: Iterable[URL], make: Callable[[URL], bytes]
-    ) -> Iterator[tuple[URL, "Optional[Reply]"]]:
+    ) -> Iterator[tuple[URL, "Reply"]]:
         """Send many requests to one server without waiting for each reply. Replies come in the same
-        order; None stands for one that did not come or is none.
+        order. Where none comes, the caller asks again by itself.
 
         Not every server keeps a connection open, so begin with one request, and double that
         number while the connection stays open."""
@@ -534,14 +548,15 @@ class Client:
                 url, reply = (asked or waiting)[0], None
                 if not connection:
                     connection = self.retry(url, functools.partial(self.connection, url))
-                with contextlib.suppress(Failure):
+                try:
                     self.send_requests(connection, waiting, make, asked, window)
                     reply = Reply(connection, connection.read_head(), method, url)
-                (asked or waiting).popleft()
-                if not reply:
+                except Failure:
                     connection.close()
-                with reply or contextlib.nullcontext():
-                    yield url, reply
+                (asked or waiting).popleft()
+                if reply:
+                    with reply:
+                        yield url, reply
                 window = min(2 * window, most)
                 if not reply or not reply.keep:
                     connection, window = None, 1
@@ -560,7 +575,8 @@ class Client:
         return self.request(method, url, {**fields, **self.origin(url).login_fields}, body)
 
     def asking(self, method: str, base: URL, fields: Fields) -> Callable[[URL], bytes]:
-        """What makes the requests for files of one server: they differ in their targets alone."""
+        """What makes the requests for files of one server: they differ in their targets alone, so
+        that the rest is built only once."""
         mark = to_bytes(f"{base.target} HTTP/")
         before, _, after = self.pipelined(method, base, fields).partition(mark)
         return lambda url: b"%b%b HTTP/%b" % (before, to_bytes(url.target), after)
@@ -753,7 +769,7 @@ class Connection:
             if not self.receive():
                 raise self.lost()
         except OSError as error:
-            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:
+            if type(error).__name__ not in NOTHING_HAPPENED:
                 raise unsent(self.peer, error) from None
             # else TLS has read a message of its own, such as a session ticket
         finally:
@@ -843,7 +859,7 @@ class Reply:
         self.ended = method == "HEAD" or head.status in (204, 304) or head.length == 0
         self.received = 0
 
-    def chunks(self) -> Iterator[memoryview]:
+    def chunks(self) -> Iterator[Data]:
         """The body as it arrives. Raises Transient if the connection is lost before its end."""
         if self.ended:
             return
@@ -905,22 +921,21 @@ class Reply:
 
     def decoded(self) -> Iterator[Data]:
         """The body without its Content-Encoding. It may not grow larger than text can."""
-        coding, peer = self.head.coding, self.connection.peer
-        if coding == "":
-            yield from self.chunks()
-            return
-        if coding not in DECODED:
-            what = f"a Content-Encoding that nobody asked for: {printable(coding[:40])}"
+        codings, peer = self.head.codings, self.connection.peer
+        if self.head.ending or len(codings) > MAX_CODINGS:
+            what = f"a Content-Encoding that nobody asked for: {printable(', '.join(codings)[:40])}"
             raise broken(peer, what)
-        size = 0
+        size, body = 0, self.chunks()
+        for coding in reversed(codings):
+            body = decompress(body, coding)
         try:
-            for out in decompress(self.chunks(), coding):
+            for out in body:
                 size += len(out)
-                if size > GZIP_RATIO * self.received + BUFFER:
-                    raise broken(peer, f"a {coding} body over {GZIP_RATIO} times its size")
+                if codings and size > GZIP_RATIO * self.received + BUFFER:
+                    raise broken(peer, f"an encoded body over {GZIP_RATIO} times its size")
                 yield out
         except zlib.error as error:
-            raise broken(peer, f"a {coding} body that is damaged ({error})") from None
+            raise broken(peer, f"an encoded body that is damaged ({error})") from None
 
     def read(self, limit: int) -> bytes:
         """The first bytes of the body, or all of it if it is shorter than the limit."""
@@ -955,7 +970,7 @@ class Reply:
             self.connection.close()
 
 
-def decompress(chunks: Iterable[memoryview], coding: str) -> Iterator[bytes]:
+def decompress(chunks: Iterable[Data], coding: str) -> Iterator[Data]:
     """Decode gzip or deflate, a bounded amount at a time.
 
     gzip may have several members, each with its own checksum (RFC 1952 section 2.2). deflate
@@ -1128,6 +1143,7 @@ class Entry(NamedTuple):
     size: Optional[int] = None
     mtime: Optional[float] = None
     etag: str = ""
+    special: bool = False  # here: a link, or what is neither file nor folder
 
 
 Output = Union["Part", "Stream"]
@@ -1150,10 +1166,10 @@ def get(client: Client) -> None:
             )
         make_folder(args, folder or ".")
 
-    def one(url: URL) -> None:
+    def fetch(url: URL) -> None:
         run_download(args, Download(client, url, folder, name, replace=False))
 
-    for_each(args, [target(text, args) for text in urls], one)
+    for_each(args, [target(text, args) for text in urls], fetch)
 
 
 def read_lines(path: str) -> list[str]:
@@ -1206,6 +1222,7 @@ class Download:
         self.verdict = ""  # "saved", or "same" if the file was here already
         self.reply: Reply | None = None  # what a pipeline has brought already
         self.head: Head | None = None
+        self.old: os.stat_result | None = None  # what has the name already
         self.source_url = url  # after redirects
         self.began = time.monotonic()
         self.received = 0
@@ -1260,7 +1277,7 @@ class Download:
 
         Raises Failure if another one must not be replaced."""
         self.learn(head)
-        found = stat_or_none(self.path)
+        found = self.old and stat_or_none(self.path)
         if found is None or self.stdout or self.chosen and not stat.S_ISREG(found.st_mode):
             return
         regular = stat.S_ISREG(found.st_mode)
@@ -1272,8 +1289,7 @@ class Download:
     def is_same(self, head: Head) -> bool:
         """Whether a reply is about the very file that is here, and --checksum agrees."""
         args = self.args
-        entry = Entry(self.name, False, head.length, head.modified, head.get("etag"))
-        if not same_here(args, self.path, self.url, entry):
+        if not same_here(args, self.path, self.url, entry_of(head)):
             return False
         return not args.checksum or file_digest(self.path, args.checksum[0]) == args.checksum[1]
 
@@ -1289,13 +1305,14 @@ class Download:
             self.path = os.path.join(self.folder, self.name)
             # the server may propose a name, but not choose what is replaced
             self.replace = self.replace and self.name == asked
-        ending = ENDINGS.get(head.coding, "")
+        ending = head.ending
         if ending and not self.name.endswith(ending):
-            say(f"{self.url} comes as {head.coding}, which was not asked for: kept as {ending}")
+            say(f"{self.url} comes encoded, which was not asked for: kept as {ending}")
             if not self.stdout:
                 self.name, self.path = self.name + ending, self.path + ending
+        self.old = stat_or_none(self.path, follow=False)
         # few folders are near a program; a name that exists may be a link to one
-        if nears_program(self.folder) or os.path.lexists(self.path):
+        if nears_program(self.folder) or self.old:
             refuse_program(self.path)
 
     def receive(self, client: Client, output: Output, span: "Span", begin: bool = False) -> None:
@@ -1308,7 +1325,7 @@ class Download:
             fields["If-Range"] = source.validator if source else ""
         reply, self.reply = self.reply, None
         with reply or client.ask("GET", self.url, fields) as reply:
-            if self.is_wanted(reply, output, span, end):
+            if self.admits(reply, output, span, end):
                 self.store(reply, output, span)
 
     def store(self, reply: Reply, output: Output, span: "Span") -> None:
@@ -1316,7 +1333,7 @@ class Download:
 
         gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
         head, found = reply.head, content_range(reply.head)
-        decode = head.coding and head.coding not in ENDINGS and not self.is_gzip()
+        decode = head.codings and not head.ending and not self.is_gzip()
         if not output.source or not found:
             # offsets and digests belong to the encoded bytes
             blank = Source(str(self.url), "", "", None, "")
@@ -1348,10 +1365,10 @@ class Download:
         size = output.source.size if output.source else None
         self.args.progress.begin(self.name, output.count(), size)
 
-    def is_wanted(self, reply: Reply, output: Output, span: "Span", end: Optional[int]) -> bool:
+    def admits(self, reply: Reply, output: Output, span: "Span", end: Optional[int]) -> bool:
         """Whether the body of a reply belongs into the output.
 
-        If not, the file is here already, or must be asked for otherwise."""
+        If not, the verdict says why, or the next request will be another one."""
         head, source, found = reply.head, output.source, content_range(reply.head)
         self.source_url = reply.url
         if head.status == 416 and (source or end):
@@ -1369,7 +1386,7 @@ class Download:
             raise broken(self.url.authority, "a part (206) of what was asked for whole")
         if head.status in (204, 205) and not self.chosen:
             self.verdict = "nothing to save:"
-        elif not found or head.coding or not source_of(self.url, head).validator or found[0]:
+        elif not found or head.codings or not source_of(self.url, head).validator or found[0]:
             self.connections = 1  # the whole comes now, or is asked for
         if self.verdict or head.status == 206 and self.connections == 1:
             return False
@@ -1418,7 +1435,8 @@ class Download:
                 )
         self.received = output.count() - output.kept
         if isinstance(output, Part):
-            output.rename(self.path, self.head, self.replace)
+            output.copy_facts(self.head, self.old)
+            output.rename(self.path, self.replace)
         self.verdict = "saved"
 
     def side_by_side(self, output: Output) -> None:
@@ -1597,41 +1615,37 @@ class Part(Spans):
         # a real lock once several threads write
         self.lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         self.noted = False  # whether there may be a note
-        self.fd = self.open()
+        self.fd = -1  # while it is closed
+        self.open()
         if self.noted and args.resume:
             self.recall()
 
-    def open(self) -> int:
+    def open(self) -> None:
         """Open and lock the part, so that two runs of one download do not both write into it."""
         try:
-            fd = open_own(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0))
-        except OSError as error:
-            raise unwritable(self.path, error, 0) from None
-        try:
-            lock_file(fd)
+            self.fd = open_own(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0))
+            lock_file(self.fd)
+            found, there = os.fstat(self.fd), stat_or_none(self.path, follow=False)
+            # otherwise another process has just renamed it, since it is finished
+            if there and os.path.samestat(found, there):
+                if found.st_nlink < 2:
+                    self.noted = found.st_size > 0
+                    return
+                # a run was killed in rename(): this file is finished, and keeps its other name
+                self.unlink()
         except BlockingIOError:
-            os.close(fd)
+            self.release()
             raise Failure(
                 23,
                 f"{printable(self.path)} is being written by another process",
                 "the same URL is on its way there already",
                 "wait for it, or -o another folder",
             ) from None
-        found = os.fstat(fd)
-        try:
-            if os.path.samestat(found, os.lstat(self.path)):
-                if found.st_nlink < 2:
-                    self.noted = found.st_size > 0
-                    return fd
-                # a run was killed in rename(): this file is finished, and keeps its other name
-                os.unlink(self.path)
-        except FileNotFoundError:
-            pass  # another process has just renamed it, since it is finished
         except OSError as error:
-            os.close(fd)
+            self.release()
             raise unwritable(self.path, error, 0) from None
-        os.close(fd)
-        return self.open()
+        self.release()
+        self.open()
 
     def recall(self) -> None:
         """Find out from the note what is here, if that can be proven."""
@@ -1729,10 +1743,9 @@ class Part(Spans):
         """The digest of the whole part, with the bytes of earlier runs."""
         return file_digest(self.path, name)
 
-    def rename(self, path: str, head: Optional[Head], replace: bool) -> None:
+    def rename(self, path: str, replace: bool) -> None:
         """Give it its final name. This is the last step."""
         try:
-            self.copy_facts(path, head)
             if os.name == "nt":
                 # Windows renames no open file; elsewhere the lock lasts until the part has its name
                 self.release()
@@ -1744,7 +1757,7 @@ class Part(Spans):
             raise unwritable(path, error, self.count()) from None
         self.forget()
 
-    def copy_facts(self, path: str, head: Optional[Head]) -> None:
+    def copy_facts(self, head: Optional[Head], old: Optional[os.stat_result]) -> None:
         """Set time, ETag and the right to execute as the server told them, and else the mode of the
         file that it replaces."""
         fields = head.fields if head else {}
@@ -1757,7 +1770,6 @@ class Part(Spans):
             if "etag" in fields:
                 value = etag_prefix(self.url, os.fstat(self.fd)) + to_bytes(fields["etag"])
                 os.setxattr(self.fd, XATTR, value)
-        old = stat_or_none(path, follow=False)
         runs = 0o111 if fields.get(EXECUTABLE.lower()) == "1" else 0
         # there may be no modes
         with contextlib.suppress(OSError):
@@ -1786,10 +1798,14 @@ class Part(Spans):
 
     def discard(self) -> None:
         self.forget()
+        with contextlib.suppress(OSError):
+            self.unlink()
+        self.release()
+
+    def unlink(self) -> None:
         if os.name == "nt":
             self.release()  # Windows removes no open file; elsewhere the lock lasts longer
-        with contextlib.suppress(OSError):
-            os.unlink(self.path)
+        os.unlink(self.path)
 
 
 class Stream(Spans):
@@ -1990,10 +2006,10 @@ def put(client: Client) -> None:
         body = BodySource(os.fsencode(args.text))
         return attempt(args, lambda: send(Upload(client, url, body, "the text")))
 
-    def one(path: str) -> None:
+    def send_path(path: str) -> None:
         send_file(client, path, url.child(os.path.basename(path)) if into else url)
 
-    for_each(args, paths, one)
+    for_each(args, paths, send_path)
 
 
 def send_file(client: Client, path: str, url: URL) -> None:
@@ -2003,13 +2019,16 @@ def send_file(client: Client, path: str, url: URL) -> None:
 
 def send(upload: "Upload") -> None:
     """After a lost link, continue where the server stopped. Standard input cannot be read twice."""
-    began = time.monotonic()
-    if upload.body.length is None:
+    began, client, url, args = time.monotonic(), upload.client, upload.url, upload.args
+    careful = args.verb == "put" and not args.force and not upload.resource
+    if careful and client.retry(url, upload.is_there):
+        upload.verdict = "same"
+    elif upload.body.length is None:
         upload.attempt()
     else:
-        upload.client.retry(upload.url, upload.attempt, lambda: upload.offset)
+        client.retry(url, upload.attempt, lambda: upload.offset)
     seconds = time.monotonic() - began
-    report(upload.args, upload.url, upload.verdict, upload.path, upload.sent, seconds)
+    report(args, url, upload.verdict, upload.path, upload.sent - upload.kept, seconds)
 
 
 class Upload:
@@ -2025,13 +2044,14 @@ class Upload:
         self.offset = 0  # bytes that the server has, as far as we know
         self.complete = False  # the server has it all; only its reply was lost
         self.announced = False  # the server has said that it speaks the draft
-        self.looked = args.force or args.verb != "put"  # at what the server has under that name
         self.verdict = "sent"
         self.fields: Fields = {}
         self.condition: Fields = {}
         name = part_name(url)[: -len("part")] + "json"
         self.note = os.path.join(os.path.dirname(path), name)
         self.resource = self.recall()  # where it can be continued
+        self.kept = 0  # bytes that an earlier run has sent
+        self.continues = self.resource is not None  # what an earlier run began
 
     def recall(self) -> Optional[URL]:
         """Where an earlier run of the same upload stopped, if the file is still the same.
@@ -2091,29 +2111,27 @@ class Upload:
         if head.status in PASSING:
             check(reply)
         if head.status == 200:
-            entry = Entry("", False, head.length, head.modified)
-            if not self.body.state or not same_there(self.path, entry, exact=True):
+            ours = Entry("", False, self.body.length, self.body.mtime_ns // 10**9)
+            if not self.body.state or not same_there(ours, entry_of(head), exact=True):
                 raise Failure(
                     25,
                     f"{self.url} exists already, and is another file",
                     "it was left as it is",
                     "--force replaces it; or put under another name",
                 )
+        self.condition = {"If-None-Match": "*"}  # somebody may put a file there meanwhile
         return head.status == 200
 
     def attempt(self) -> None:
-        first, self.looked = not self.looked, True
-        if first and not self.resource and self.is_there():
-            self.verdict = "same"
-            return
-        # somebody may put a file there meanwhile; later, it may be ours whose reply was lost
-        self.condition = {"If-None-Match": "*"} if first else {}
+        # only once: when a reply was lost, the file there may be ours
+        condition, self.condition = self.condition, {}
         if self.body.changed():  # the server has the beginning of another file
             self.body, self.resource, self.fields = BodySource(self.path), None, {}
+            self.continues = False
         if not (self.resource and self.is_known(self.resource)):
-            self.resource = self.create()
+            self.resource = self.create(condition)
         if not self.resource:
-            self.send_whole()
+            self.send_whole(condition)
         elif not self.complete:
             self.append(self.resource)
         with contextlib.suppress(OSError):
@@ -2126,7 +2144,7 @@ class Upload:
                 "repeat the command when nothing writes to it",
             )
 
-    def create(self) -> Optional[URL]:
+    def create(self, condition: Fields) -> Optional[URL]:
         """Begin with an empty upload, if the server speaks the draft. Its reply says where to
         continue.
 
@@ -2140,7 +2158,7 @@ class Upload:
             "Upload-Complete": "?0",
             "Upload-Length": str(self.body.length),
             **DRAFT,
-            **self.condition,
+            **condition,
         }
         with self.client.ask("PUT", self.url, fields, BodySource(b"")) as reply:
             self.check(reply, stored=False)
@@ -2171,9 +2189,9 @@ class Upload:
         report(self.args, self.url, "sent", self.path, self.sent)
         return True
 
-    def send_whole(self) -> None:
+    def send_whole(self, condition: Fields) -> None:
         self.args.progress.begin(self.path, 0, self.body.length)
-        fields = {**self.fields, **self.condition}
+        fields = {**self.fields, **condition}
         with self.client.ask("PUT", self.url, fields, self.body) as reply:
             self.check(reply)
             doubtful = self.is_doubtful(reply)
@@ -2234,6 +2252,8 @@ class Upload:
             return False
         self.offset, whole = int(text), head.get("upload-complete") == "?1"
         self.complete = whole and self.offset == size
+        if self.continues:
+            self.kept, self.continues = self.offset, False
         return self.complete or not whole
 
     def append(self, resource: URL) -> None:
@@ -2317,11 +2337,11 @@ def quoted(name: str) -> str:
 def delete(client: Client) -> None:
     args = client.args
 
-    def one(url: URL) -> None:
+    def delete_url(url: URL) -> None:
         client.retry(url, lambda: request(client, "DELETE", url))
         report(args, url, "deleted")
 
-    for_each(args, [target(text, args) for text in args.url], one)
+    for_each(args, [target(text, args) for text in args.url], delete_url)
 
 
 def request(client: Client, method: str, url: URL, fields: Optional[Fields] = None) -> None:
@@ -2355,13 +2375,13 @@ def head(client: Client) -> None:
     args = client.args
     url = target(args.url, args)
     with client.ask("HEAD", url) as reply:
-        head = reply.head
+        found = reply.head
     if args.json:
-        fields = {name: json_text(value) for name, value in head.fields.items()}
-        emit_json(args, {"url": str(url), "status": head.status, "fields": fields})
+        fields = {name: json_text(value) for name, value in found.fields.items()}
+        emit_json(args, {"url": str(url), "status": found.status, "fields": fields})
     else:
-        emit(args, printable(head.text.rstrip("\n"), "\n\t"))
-    if head.status >= 400:
+        emit(args, printable(found.text.rstrip("\n"), "\n\t"))
+    if found.status >= 400:
         check(reply)
 
 
@@ -2378,7 +2398,9 @@ def show_folder(tree: "Tree", url: URL, path: str) -> None:
     for entry in sorted(entries, key=lambda entry: entry.name):
         name = path + entry.name
         if args.json:
-            emit_json(args, {**entry._asdict(), "name": json_text(name)})
+            facts = {**entry._asdict(), "name": json_text(name)}
+            del facts["special"]
+            emit_json(args, facts)
         else:
             size = "-" if entry.size is None else f"{entry.size}"
             when = "-"
@@ -2421,12 +2443,14 @@ class Tree:
     def __init__(self, client: Client, root: URL) -> None:
         self.client, self.args = client, client.args
         self.root = root
+        self.sending = client.args.verb == "upload"
         self.there = 0  # entries at the destination
         # of them, what the source does not have: a folder after what is in it
         self.extra: list[tuple[Union[str, URL], bool]] = []
 
     def listing(self, url: URL, path: str) -> tuple[URL, list[Entry]]:
         """The URL of a folder after redirects, and its entries."""
+        self.check_depth(url, path)
 
         def ask() -> tuple[URL, list[Entry]]:
             with check(ask_index(self.client, url)) as reply:
@@ -2434,30 +2458,40 @@ class Tree:
 
         base, entries = self.client.retry(url, ask)
         root = self.root
-        inside = base.origin == root.origin and base.path.startswith(root.path)
-        if not inside or path.count("/") > MAX_DEPTH:
+        if base.origin != root.origin or not base.path.startswith(root.path):
             raise Failure(
-                56,
-                f"{url} leads out of {root}, or too deep",
-                "it was not followed",
-                "name that URL by itself",
+                56, f"{url} leads out of {root}", "it was not followed", "name that URL by itself"
             )
         return base, entries
 
-    def leaves_out(self, path: str, name: str, kind: str) -> bool:
+    def check_depth(self, url: URL, path: str) -> None:
+        if path.count("/") > MAX_DEPTH:
+            raise Failure(
+                26 if self.sending else 56,
+                f"{url} is more than {MAX_DEPTH} folders deep",
+                "it was left out",
+                f"{self.args.verb} that folder by itself",
+            )
+
+    def leaves_out(self, path: str, entry: Entry) -> bool:
         """Whether an entry of the source is not copied. Say why, if nobody asked for that."""
-        args, progress = self.args, self.args.progress
-        path += name + "/" * (kind == "folder")
+        args, progress, name = self.args, self.args.progress, entry.name
+        path += name + "/" * entry.folder
         what, why = "link or special", ""
-        if not check_name(name, hidden=True):
-            why = "an unfinished transfer" if is_part(name) else "no name for a file or folder"
-        elif not kind:
+        if is_part(name):
+            if not name.endswith("part"):
+                return True  # the note beside it is not worth a line
+            what, why = "unfinished", "an unfinished transfer"
+        elif not check_name(name, hidden=True):
+            why = "no name for a file or folder"
+        elif entry.special:
             why = "a link or a special file"
         elif is_excluded(args.exclude, path):
             what = "excluded"
         elif name.startswith(".") and not args.hidden:
-            what, why = "hidden", "its name starts with a dot (--hidden takes such names)"
-            why *= what not in progress.skipped  # only the first is told
+            what = "hidden"
+            if what not in progress.skipped:  # only the first is told
+                why = "its name starts with a dot (--hidden takes such names)"
         else:
             return False
         progress.skipped[what] = progress.skipped.get(what, 0) + 1
@@ -2466,18 +2500,13 @@ class Tree:
             say(f"skipped {printable(path)}: {why}")
         return True
 
-    def find_extra(
-        self,
-        place: Union[str, URL],
-        path: str,
-        found: list[tuple[str, str]],
-        names: Container[str] = (),
-    ) -> bool:
-        """Note what the destination has besides these names. Returns whether all of it may go."""
+    def find_extra(self, place: Union[str, URL], path: str, names: Container[str] = ()) -> bool:
+        """Note what a folder of the destination has besides these names. Returns whether all of it
+        may go."""
         whole = True
-        for name, kind in found:
-            inner = path + name + "/" * (kind == "folder")
-            allowed = kind and check_name(name, self.args.hidden)
+        for entry in self.entries(place, path):
+            name, inner = entry.name, path + entry.name + "/" * entry.folder
+            allowed = not entry.special and check_name(name, self.args.hidden)
             if not allowed or is_excluded(self.args.exclude, inner):
                 whole = False
                 continue
@@ -2485,16 +2514,16 @@ class Tree:
             if name in names:
                 continue
             child = os.path.join(place, name) if isinstance(place, str) else place.child(name)
-            if kind != "folder" or self.find_extra(child, inner, self.entries(child, inner)):
-                self.extra.append((child, kind == "folder"))
+            if not entry.folder or self.find_extra(child, inner):
+                self.extra.append((child, entry.folder))
             else:
                 whole = False
         return whole
 
-    def entries(self, place: Union[str, URL], path: str) -> list[tuple[str, str]]:
+    def entries(self, place: Union[str, URL], path: str) -> list[Entry]:
         if isinstance(place, str):
             return local_entries(place)
-        return kinds(self.listing(folder_url(place), path)[1])
+        return self.listing(folder_url(place), path)[1]
 
     def finish(self, place: str, code: int) -> None:
         """Delete what the source does not have, if all else came through. Tell the counts."""
@@ -2503,7 +2532,7 @@ class Tree:
             say("nothing was deleted, because something failed")
         elif extra and args.dry_run:
             for where, _ in extra:
-                foretell(args, "delete", where)
+                show_plan(args, "delete", where)
         if 2 * len(extra) > self.there and not args.force and not args.progress.code:
             raise Failure(
                 code,
@@ -2529,28 +2558,28 @@ class Tree:
             report(self.args, url, "deleted")
 
 
-def local_entries(folder: str) -> list[tuple[str, str]]:
-    """The names in a folder, and of what kind each is: "" for a link or special file."""
+def local_entries(folder: str) -> list[Entry]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry.name, kind_of(entry)) for entry in entries)
+            return sorted(map(local_entry, entries))
     except OSError as error:
         raise unreadable(folder, error) from None
 
 
-def kind_of(entry: "os.DirEntry[str]") -> str:
-    if entry.is_dir(follow_symlinks=False):
-        # a junction of Windows is a folder in all but this tag: it stands for another name
-        tag = getattr(entry.stat(follow_symlinks=False), "st_reparse_tag", 0)
-        return "" if tag & 0x20000000 else "folder"
-    return "file" if entry.is_file(follow_symlinks=False) else ""
+def local_entry(entry: "os.DirEntry[str]") -> Entry:
+    found = stat_or_none(entry.path, follow=False)
+    if not found:
+        return Entry(entry.name, False)  # it has just been removed: sending it will tell
+    # a junction of Windows is a folder in all but this tag: it stands for another name
+    junction = getattr(found, "st_reparse_tag", 0) & 0x20000000
+    folder = stat.S_ISDIR(found.st_mode) and not junction
+    special = not folder and not stat.S_ISREG(found.st_mode)
+    # servers keep whole seconds
+    mtime = found.st_mtime_ns // 10**9
+    return Entry(entry.name, folder, found.st_size, mtime, special=special)
 
 
-def kinds(entries: Iterable[Entry]) -> list[tuple[str, str]]:
-    return [(entry.name, "folder" if entry.folder else "file") for entry in entries]
-
-
-def foretell(args: argparse.Namespace, what: str, place: Union[str, URL]) -> None:
+def show_plan(args: argparse.Namespace, what: str, place: Union[str, URL]) -> None:
     """For --dry-run: say what would be done."""
     name = place if isinstance(place, str) else unquoted(place.path)
     args.progress.count(what)
@@ -2567,62 +2596,8 @@ def mirror(client: Client) -> None:
     name = safe_name(url_name(url._replace(target=url.path.rstrip("/"))))
     dest = args.output or (name if url.path != "/" else url.host)
     tree = Tree(client, url)
-    mirror_folder(tree, url, dest, "")
+    copy_folder(tree, dest, url, "")
     tree.finish(printable(dest), 23)
-
-
-def mirror_folder(tree: Tree, url: URL, dest: str, path: str) -> None:
-    """Fetch a folder and the folders in it. A file that fails does not stop the rest."""
-    base, entries = tree.listing(url, path)
-    there = make_folder(tree.args, dest, strict=bool(path))
-    if tree.args.delete and there:
-        tree.find_extra(dest, path, local_entries(dest), {entry.name for entry in entries})
-    wanted = [
-        entry
-        for entry, (name, kind) in zip(entries, kinds(entries))
-        if not tree.leaves_out(path, name, kind)
-    ]
-    mirror_files(tree, base, dest, there, [entry for entry in wanted if not entry.folder])
-
-    def one(entry: Entry) -> None:
-        inner = folder_url(base.child(entry.name))
-        mirror_folder(tree, inner, os.path.join(dest, entry.name), f"{path}{entry.name}/")
-
-    for_each(tree.args, [entry for entry in wanted if entry.folder], one)
-
-
-def mirror_files(tree: Tree, base: URL, dest: str, there: set[str], entries: list[Entry]) -> None:
-    """Fetch a folder's files in a pipeline, and what that leaves one by one."""
-    client, args = tree.client, tree.args
-    args.progress.expect([entry.size for entry in entries])
-    known = there if not args.force else set[str]()
-    jobs: dict[URL, str] = {}
-    for entry in entries:
-        name, url = entry.name, base.child(entry.name)
-        described = name in known and entry.size is not None and entry.mtime is not None
-        if described and same_here(args, os.path.join(dest, name), url, entry):
-            args.progress.count("same", entry.size)
-        else:
-            jobs[url] = name
-
-    def download(url: URL) -> Download:
-        return Download(client, url, dest, jobs[url], replace=True)
-
-    for url, head in heads(client, [url for url, name in jobs.items() if name in known]):
-        if download(url).is_same(head):
-            args.progress.count("same", head.length)
-            del jobs[url]
-    if args.dry_run:
-        for name in jobs.values():
-            foretell(args, "replace" if name in there else "new", os.path.join(dest, name))
-        return
-    begun = set(filter(is_part, there))
-    urls = [url for url in jobs if not begun or part_name(url) not in begun]
-    for url, reply in client.pipeline("GET", urls, client.asking("GET", base, WANTED)):
-        if reply and reply.head.status == 200:
-            attempt(args, functools.partial(run_download, args, download(url), reply))
-            del jobs[url]
-    for_each(args, list(jobs), lambda url: run_download(args, download(url)))
 
 
 def upload(client: Client) -> None:
@@ -2636,40 +2611,125 @@ def upload(client: Client) -> None:
         )
     url = folder_url(target(args.url, args))
     tree = Tree(client, url)
-    upload_folder(tree, args.dir, url, "")
+    copy_folder(tree, args.dir, url, "")
     tree.finish(str(url), 25)
 
 
-def upload_folder(tree: Tree, folder: str, url: URL, path: str) -> None:
-    """Send what the server does not have."""
+def copy_folder(tree: Tree, here: str, url: URL, path: str) -> None:
+    """Fetch or send what is in a folder, then in the folders in it. A file that fails does not stop
+    the rest."""
     args = tree.args
-    if path.count("/") > MAX_DEPTH:
-        raise Failure(
-            26,
-            f"{printable(folder)} is more than {MAX_DEPTH} folders deep",
-            "it was left out",
-            "upload that folder by itself",
-        )
-    # list first: a server that shares this very folder is about to add one to it, without end
-    found = local_entries(folder)
-    there = remote(tree, url, path)
+    there: dict[str, Entry] | None
+    if tree.sending:
+        # list first: a server that shares this very folder is about to add one to it, without end
+        entries = local_entries(here)
+        there = remote(tree, url, path)
+    else:
+        url, entries = tree.listing(url, path)
+        there = {name: Entry(name, False) for name in make_folder(args, here, strict=bool(path))}
+    names = {entry.name for entry in entries}
     if args.delete and there:
-        tree.find_extra(url, path, kinds(there.values()), dict(found))
-    wanted = [(name, kind) for name, kind in found if not tree.leaves_out(path, name, kind)]
-    files = {url.child(name): os.path.join(folder, name) for name, kind in wanted if kind == "file"}
-    upload_files(tree, files, there)
+        tree.find_extra(url if tree.sending else here, path, names)
+    if there is None:  # the server does not tell, so any of them may be there
+        there = {name: Entry(name, False) for name in names}
+    wanted = [entry for entry in entries if not tree.leaves_out(path, entry)]
+    copy_files(tree, here, url, [entry for entry in wanted if not entry.folder], there)
 
-    def one(name: str) -> None:
-        inner = folder_url(url.child(name))
-        upload_folder(tree, os.path.join(folder, name), inner, f"{path}{name}/")
+    def copy_inner(entry: Entry) -> None:
+        inner = folder_url(url.child(entry.name))
+        copy_folder(tree, os.path.join(here, entry.name), inner, f"{path}{entry.name}/")
 
-    for_each(args, [name for name, kind in wanted if kind == "folder"], one)
+    for_each(args, [entry for entry in wanted if entry.folder], copy_inner)
+
+
+def copy_files(
+    tree: Tree, here: str, base: URL, files: list[Entry], there: dict[str, Entry]
+) -> None:
+    """Fetch or send the files of a folder, except those that are the same at both ends."""
+    args, jobs = tree.args, {base.child(file.name): file for file in files}
+    args.progress.expect([file.size for file in files])
+    known = {
+        url: there[file.name] if tree.sending else file
+        for url, file in jobs.items()
+        if file.name in there
+    }
+    for url in find_same(tree, here, jobs, known):
+        file = jobs.pop(url)
+        report(args, url, "same", os.path.join(here, file.name), file.size or 0)
+    if args.dry_run:
+        for url, file in jobs.items():
+            place = url if tree.sending else os.path.join(here, file.name)
+            show_plan(args, "replace" if url in known else "new", place)
+    elif tree.sending:
+        send_files(tree, here, jobs)
+    else:
+        fetch_files(tree, here, base, jobs, there)
+
+
+def find_same(tree: Tree, here: str, jobs: dict[URL, Entry], known: dict[URL, Entry]) -> list[URL]:
+    """Which files are the same at both ends. known: what the server's index says of those that are
+    at both. Where it does not tell, HEAD does."""
+    client, args = tree.client, tree.args
+    if not tree.sending and args.force:
+        return []
+    keeps_times = any(entry.etag for entry in known.values())  # as our own server does
+    unsure = [url for url, entry in known.items() if entry.size is None or entry.mtime is None]
+    for url, reply in client.pipeline("HEAD", unsure, functools.partial(client.pipelined, "HEAD")):
+        if reply.head.status == 200:
+            known[url] = entry_of(reply.head)
+        elif reply.head.status == 404:
+            del known[url]
+    if not tree.sending:
+        paths = {url: os.path.join(here, jobs[url].name) for url in known}
+        return [url for url in known if same_here(args, paths[url], url, known[url])]
+    exact = [url for url in known if same_there(jobs[url], known[url], True)]
+    # a server that keeps one file's time keeps all
+    if exact or keeps_times:
+        return exact
+    return [url for url in known if same_there(jobs[url], known[url], False)]
+
+
+def fetch_files(
+    tree: Tree, folder: str, base: URL, jobs: dict[URL, Entry], there: Iterable[str]
+) -> None:
+    """Fetch files in a pipeline, and what that leaves one by one."""
+    client, args = tree.client, tree.args
+
+    def download(url: URL) -> Download:
+        return Download(client, url, folder, jobs[url].name, replace=True)
+
+    begun = set(filter(is_part, there))  # these are continued by Range
+    urls = [url for url in jobs if not begun or part_name(url) not in begun]
+    for url, reply in client.pipeline("GET", urls, client.asking("GET", base, WANTED)):
+        if reply.head.status == 200:
+            attempt(args, functools.partial(run_download, args, download(url), reply))
+            del jobs[url]
+    for_each(args, list(jobs), lambda url: run_download(args, download(url)))
+
+
+def send_files(tree: Tree, folder: str, jobs: dict[URL, Entry]) -> None:
+    """Send short files in a pipeline, the rest one by one."""
+    client, uploads = tree.client, dict[URL, Upload]()
+    paths = {url: os.path.join(folder, file.name) for url, file in jobs.items()}
+
+    def make(url: URL) -> bytes:
+        uploads[url] = Upload(client, url, BodySource(paths[url]), paths[url])
+        return uploads[url].as_request()
+
+    short = [url for url, file in jobs.items() if (file.size or 0) <= NOTED_FROM]
+    for url, reply in client.pipeline("PUT", short, make):
+        if uploads.pop(url).is_done(reply):
+            del paths[url]
+        elif reply.head.success or reply.head.status in {*REDIRECTS, 401, 405, 501}:
+            break  # all others would get the same reply
+    for_each(tree.args, list(paths), lambda url: send_file(client, paths[url], url))
 
 
 def remote(tree: Tree, url: URL, path: str) -> Optional[dict[str, Entry]]:
     """What a server has in a folder, which is made if it is missing. None if the server does not
     tell."""
     client = tree.client
+    tree.check_depth(url, path)
 
     def ask() -> tuple[int, list[Entry]]:
         with ask_index(client, url) as reply:
@@ -2686,71 +2746,19 @@ def remote(tree: Tree, url: URL, path: str) -> Optional[dict[str, Entry]]:
     return {entry.name: entry for entry in entries} if status in (200, 404) else None
 
 
-def upload_files(tree: Tree, jobs: dict[URL, str], there: Optional[dict[str, Entry]]) -> None:
-    """Send a folder's files: short ones in a pipeline, the rest one by one."""
-    client, args = tree.client, tree.args
-    found = {url: stat_or_none(path) for url, path in jobs.items()}
-    sizes = {url: each.st_size for url, each in found.items() if each}
-    args.progress.expect(list(map(sizes.get, jobs)))
-    known = known_there(client, jobs, there)
-    # a server that keeps one file's time keeps all
-    exact = any(entry.etag or same_there(jobs[url], entry, True) for url, entry in known.items())
-    for url in [url for url in known if same_there(jobs[url], known[url], exact)]:
-        report(args, url, "same", jobs.pop(url), sizes[url])
-    if args.dry_run:
-        for url in jobs:
-            foretell(args, "replace" if url in known else "new", url)
-        return
-    uploads: dict[URL, Upload] = {}
-
-    def make(url: URL) -> bytes:
-        uploads[url] = Upload(client, url, BodySource(jobs[url]), jobs[url])
-        return uploads[url].as_request()
-
-    short = [url for url in jobs if sizes.get(url, EXPECT_FROM) <= NOTED_FROM]
-    for url, reply in client.pipeline("PUT", short, make):
-        if reply and uploads.pop(url).is_done(reply):
-            jobs.pop(url)
-        elif reply and (reply.head.success or reply.head.status in {*REDIRECTS, 401, 405, 501}):
-            break  # all others would get the same reply
-    for_each(args, list(jobs), lambda url: send_file(client, jobs[url], url))
+def entry_of(head: Head) -> Entry:
+    """What a reply says of a file."""
+    return Entry("", False, head.length, head.modified, head.get("etag"))
 
 
-def heads(client: Client, urls: list[URL]) -> Iterator[tuple[URL, Head]]:
-    """What a server says of files, without their content."""
-    make = functools.partial(client.pipelined, "HEAD")
-    for url, reply in client.pipeline("HEAD", urls, make):
-        if reply and reply.head.status == 200:
-            yield url, reply.head
-
-
-def known_there(
-    client: Client, jobs: dict[URL, str], there: Optional[dict[str, Entry]]
-) -> dict[URL, Entry]:
-    """What a server has of these files. Where its index does not tell, HEAD does."""
-    known: dict[URL, Entry] = {}
-    for url in jobs:
-        # without an index (None), any file may be there
-        if there is None or url_name(url) in there:
-            known[url] = (there or {}).get(url_name(url), Entry("", False))
-    unsure = [url for url, entry in known.items() if entry.size is None or entry.mtime is None]
-    for url in unsure:
-        del known[url]  # what no reply tells of is sent
-    for url, head in heads(client, unsure):
-        known[url] = Entry("", False, head.length, head.modified)
-    return known
-
-
-def same_there(path: str, entry: Entry, exact: bool) -> bool:
+def same_there(ours: Entry, theirs: Entry, exact: bool) -> bool:
     """Whether a server has this file: size and time are equal.
 
     exact means that the server keeps our times. Else it has the time of the upload, which is
     later."""
-    found = stat_or_none(path)
-    if found is None or entry.mtime is None or entry.size != found.st_size:
+    if ours.mtime is None or theirs.mtime is None or theirs.size != ours.size:
         return False
-    ours, theirs = found.st_mtime_ns // 10**9, entry.mtime // 1
-    return theirs == ours or not exact and theirs > ours
+    return theirs.mtime // 1 == ours.mtime or not exact and theirs.mtime // 1 > ours.mtime
 
 
 def folder_url(url: URL) -> URL:
@@ -2863,6 +2871,21 @@ def proxy_of_environment(url: URL) -> str:
     return own or value("all_proxy") or value("ALL_PROXY") or ""
 
 
+def address_of(url: URL, family: Optional[int]) -> str:
+    """The host, or with -4 or -6 its first address of that family."""
+    if family is None:
+        return url.host
+    for found, target in resolve(url.host, url.port, socket.SOCK_STREAM):
+        if found == family:
+            return str(target[0])
+    raise Failure(
+        6,
+        f"{url.host} has no address of the family that -4 or -6 asks for",
+        "nothing was sent",
+        "leave -4 or -6 out",
+    )
+
+
 def server_command(url: URL, proxy: Optional[URL]) -> str:
     """The command that starts the server which does not answer."""
     if proxy:
@@ -2936,13 +2959,13 @@ def parse_head(raw: bytes) -> Head:
 
 
 def content_length(fields: dict[str, str]) -> Optional[int]:
-    """RFC 9112 section 6.3: Transfer-Encoding overrides it, and repeated values must be equal."""
+    """RFC 9112 section 6.3: Transfer-Encoding overrides it, and repeated numbers must be equal."""
     if "content-length" not in fields or "transfer-encoding" in fields:
         return None
-    length, *others = {item.strip() for item in fields["content-length"].split(",")}
-    if others or not re.fullmatch(LENGTH, length):
-        raise ValueError("a Content-Length that is no number")
-    return int(length)
+    items = [item.strip() for item in fields["content-length"].split(",")]
+    if not all(re.fullmatch(LENGTH, item) for item in items) or len(set(map(int, items))) > 1:
+        raise ValueError("a Content-Length that is no number, or several")
+    return int(items[0])
 
 
 def content_range(head: Head) -> Optional[tuple[int, int, int]]:
@@ -2963,17 +2986,18 @@ def parse_date(text: str) -> Optional[float]:
     """Seconds since 1970. Reads the date of RFC 9110 section 5.6.7 that is not obsolete, and ISO
     8601."""
     if (found := re.fullmatch(DATE, text)) and found[2] in MONTHS:
-        day, month, year = int(found[1]), MONTHS.index(found[2]) // 3, int(found[3])
+        year, month, day = int(found[3]), MONTHS.index(found[2]) // 3 + 1, int(found[1])
     elif found := re.fullmatch(ISO_DATE, text):
-        day, month, year = int(found[3]), int(found[2]) - 1, int(found[1])
+        year, month, day = int(found[1]), int(found[2]), int(found[3])
     else:
         return None
+    import datetime  # not at the top: few replies have a date that matters
+
     hour, minute, second = map(int, found.groups()[3:])
-    # a year from March to February ends with its leap day
-    year, month = (year, month - 2) if month > 1 else (year - 1, month + 10)
-    leap_days = year // 4 - year // 100 + year // 400
-    days = 365 * year + leap_days + (153 * month + 2) // 5 + day - 719469
-    return 86400.0 * days + 3600 * hour + 60 * minute + second
+    with contextlib.suppress(ValueError):  # such as 30 February
+        date = datetime.datetime(year, month, day, hour, minute, tzinfo=datetime.timezone.utc)
+        return date.timestamp() + second  # 60 is a leap second
+    return None
 
 
 def http_date(seconds: float) -> str:
@@ -3206,8 +3230,6 @@ def encrypt(
     """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
 
     Unchecked, the caller needs another proof. An OSError: it was lost during the handshake."""
-    import ssl
-
     context = client_tls(args, checked)
     if protocols:
         context.set_alpn_protocols(list(protocols))
@@ -3218,18 +3240,7 @@ def encrypt(
         check_pin(args, host, found)
     except BaseException as error:
         secured.close()
-        if isinstance(error, ssl.SSLCertVerificationError):
-            found = certificate_of(dial, host, args)
-            signed = "nobody known here has signed its certificate for that name"
-            raise Failure(
-                60,
-                f"{host} is not trusted ({error.verify_message})",
-                f"{signed}; its SHA-256 is {found}",
-                "--cacert FILE, or --pin SHA256 as the server printed it",
-            ) from None
-        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-            raise tls_failure(host, str(error.reason)) from None
-        raise
+        raise tls_failure(error, dial, host, args) from None
     if args.insecure and not args.pin and checked:
         unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
         say_once(f"not checked, for --insecure: {unknown}")
@@ -3246,7 +3257,24 @@ def check_pin(args: argparse.Namespace, host: str, found: str) -> None:
         )
 
 
-def tls_failure(host: str, reason: str) -> "Failure":
+def tls_failure(
+    error: BaseException, dial: Callable[[], socket.socket], host: str, args: argparse.Namespace
+) -> BaseException:
+    """What to raise for an error during the handshake: itself, if it is none of TLS."""
+    import ssl
+
+    if isinstance(error, ssl.SSLCertVerificationError):
+        found = certificate_of(dial, host, args)
+        signed = "nobody known here has signed its certificate for that name"
+        return Failure(
+            60,
+            f"{host} is not trusted ({error.verify_message})",
+            f"{signed}; its SHA-256 is {found}",
+            "--cacert FILE, or --pin SHA256 as the server printed it",
+        )
+    if isinstance(error, ssl.SSLEOFError) or not isinstance(error, ssl.SSLError):
+        return error
+    reason = str(error.reason)
     for endings, code, what, why, hint in TLS_TROUBLE:
         if reason.endswith(endings):
             return Failure(code, f"{host} {what}", why, hint)
@@ -3473,29 +3501,18 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(map(path_key, files)), tuple(map(folder_key, folders))
 
 
-@functools.lru_cache(maxsize=1)
-def folders_above() -> frozenset[str]:
-    """The folders that Python imports from, and all that they are in."""
-    return frozenset(
-        place[: end + 1]
-        for place in program_places()[1]
-        for end, letter in enumerate(place)
-        if letter == os.sep
-    )
-
-
 def is_program(path: str) -> bool:
     """Whether a file of this name would be part of a program of ours at its next start."""
     key = path_key(path)
     files, folders = program_places()
     # Below a file too: Python runs a folder that is called like a script, if it has a __main__.py.
     # A file above a folder too: Python imports from a folder in a zip file.
-    if key.startswith(files) or key in folders_above():
+    if key.startswith(files) or any(place.startswith(key) for place in folders):
         return True
     if key.startswith(folders) and key[: -len(os.sep)].endswith(CODE):
         return True
     with contextlib.suppress(OSError):
-        return os.path.exists(path) and os.path.samefile(path, __file__)  # a hard link
+        return os.path.samefile(path, __file__)  # a hard link
     return False
 
 
@@ -3509,6 +3526,7 @@ def holds_program(path: str) -> bool:
 
 # --- end programs ---
 
+# kept, because each file of a folder asks for it
 nears_program = functools.lru_cache(maxsize=64)(holds_program)
 
 
@@ -3659,11 +3677,14 @@ class Capture:
 
     def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
         """From the first end to the second. The checksum stands between the header and the rest."""
-        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
-        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
-        hosts = b"".join(socket.inet_pton(family, name) for name in names)
-        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        hosts = ports = b""
+        for end in ends:
+            # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            hosts += socket.inet_pton(family, host)
+            ports += struct.pack("!H", end[1])
+        header = ports + header
         size = len(header) + 2 + len(rest)
         header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
         start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
@@ -3706,7 +3727,6 @@ class Traced(socket.socket):
     number = sent = received = 0
     touched = 0.0  # when the last call ended
     lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
-    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         if not self.prints:
@@ -3714,7 +3734,7 @@ class Traced(socket.socket):
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
-        if self.dump and data:
+        if self.dump:
             text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
@@ -3732,17 +3752,6 @@ class Traced(socket.socket):
             self.touched = time.perf_counter()
             self.lasted = 1000 * (self.touched - began)
 
-    def connect(self, target: Any) -> None:
-        what = f"connect {address(target)}"
-        self.attempt("*", what, super().connect, target)
-        here = address(self.getsockname())
-        self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
-
-    def close(self) -> None:
-        if self.fileno() >= 0:
-            self.show("*", f"close (sent {self.sent}, received {self.received})")
-        super().close()
-
 
 # --- end trace ---
 
@@ -3756,9 +3765,9 @@ US, PEER = 1, -1  # the order of what belongs to both sides
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
-    handshake, ended = "handshake", "peer sent FIN (end of stream)"
-    ends: Sequence[Any] = ()  # of a connection in the capture: our address, the peer's
-    finished: frozenset[int] = frozenset()  # whose FIN the capture has
+    ended = "peer sent FIN (end of stream)"
+    ends: Sequence[Any]  # of a connection in the capture: our address, the peer's
+    talking: frozenset[int] = frozenset()  # the sides that may still send, as the capture knows
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
@@ -3769,33 +3778,37 @@ class TracedStream(Traced):
         return conn, peer
 
     def connect(self, target: Any) -> None:
-        super().connect(target)
+        what = f"connect {address(target)}"
+        self.attempt("*", what, super().connect, target)
+        here = address(self.getsockname())
+        self.show("*", f"{what} ok from {here} (handshake {self.lasted:.2f} ms)")
         self.begin(target, US)
 
     def begin(self, peer: Any, asks: int) -> None:
         """The handshake, for the capture alone."""
         if self.capture:
             self.ends = self.getsockname(), peer
+            self.talking = frozenset((US, PEER))
             self.store(asks, SYN)
             self.store(-asks, SYN_ACK)
             self.store(asks, ACK)
 
     def store(self, side: int, flags: int, data: bytes = b"") -> None:
         """What one side sends, in packets for the capture, before it is counted."""
-        if not self.capture or not self.ends or (flags == FIN and side in self.finished):
+        if not self.capture or not self.talking or (flags == FIN and side not in self.talking):
             return
         mine, other = (self.sent + 1, self.received + 1)[::side]
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
         other *= flags != SYN  # the first packet acknowledges nothing
         for start in range(0, len(data) or 1, SEGMENT):
-            numbers = (mine + start) % (1 << 32), other % (1 << 32)
-            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
+            header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
             self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
-            self.finished |= {side}
+            self.talking -= {side}
         if flags == RST:
-            self.ends = ()
+            self.talking = frozenset()
 
     def attempt(self, *call: Any) -> Any:
         try:
@@ -3828,20 +3841,23 @@ class TracedStream(Traced):
         if how == socket.SHUT_RD:
             side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
-            self.finished |= {PEER}
-        self.attempt("*", "shutdown", super().shutdown, how)
+            self.talking -= {PEER}
+        super().shutdown(how)
         self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:
             self.store(US, FIN)
 
     def close(self) -> None:
-        if self.ends and self.fileno() >= 0:
+        if self.fileno() < 0:
+            return
+        if self.talking:
             # RST if close() shall send one (SO_LINGER), or if something came that nobody read
             reset = self.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8).strip(b"\0")
             self.settimeout(0)
             with contextlib.suppress(OSError):
                 reset += socket.socket.recv(self, 1, socket.MSG_PEEK)
             self.store(US, RST if reset else FIN)
+        self.show("*", f"close (sent {self.sent}, received {self.received})")
         super().close()
 
 
@@ -3994,9 +4010,9 @@ class Failure(Exception):
 
 
 def speak_utf8() -> None:
-    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    """A pipe of Windows, and NUL, have a code page that lacks most letters."""
     for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
-        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
@@ -4020,11 +4036,10 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     name = host.encode() if host.isascii() else host
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
-        found = socket.getaddrinfo(name, port, type=kind)
-        return [(family, target) for family, _, _, _, target in found]
+        return [(each[0], each[4]) for each in socket.getaddrinfo(name, port, type=kind)]
     raise Failure(
         6,
-        f'cannot find host "{ascii(host)[1:-1]}"',
+        f'cannot find host "{printable(host)}"',
         "it is neither an address nor a name that this machine can look up",
         "check the spelling, or use the address",
     )
@@ -4339,6 +4354,10 @@ def header(text: str) -> tuple[str, str]:
     return name, value.strip()
 
 
+def bearer(text: str) -> tuple[str, str]:
+    return header(f"Authorization: Bearer {text}")
+
+
 def checksum(text: str) -> tuple[str, str]:
     name, _, value = text.partition(":")
     digits = {"md5": 32, "sha1": 40, "sha224": 56, "sha256": 64, "sha384": 96, "sha512": 128}.get(
@@ -4354,6 +4373,9 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
     flag = group.add_argument
     flag("--host", help="completes an argument that starts with / (default 127.0.0.1)")
     flag("--port", type=between(1, 65535), help="the same (default 8000)")
+    for number, family in (4, socket.AF_INET), (6, socket.AF_INET6):
+        only = f"connect by IPv{number} only"
+        flag(f"-{number}", dest="family", action="store_const", const=family, help=only)
     flag(
         "-H",
         "--header",
@@ -4365,6 +4387,8 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
     )
     trust_flags(group)
     flag("--user", metavar="USER:PASSWORD", help="log in with Basic")
+    token = "log in with Bearer"
+    flag("--token", dest=headers, action="append", type=bearer, metavar="TOKEN", help=token)
     flag("--proxy", metavar="URL", help="go through this proxy; '' for none")
     seconds, tries = between(0.01, 1e6, float), between(0, 1000)
     flag("--timeout", type=seconds, metavar="S", help="silence allowed (default 30)")
@@ -4389,29 +4413,21 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
 
 
 # argparse sets the others. A verb's flags are here because other verbs read them too.
-DEFAULTS = {
+UNSET = (
+    *("checksum", "data", "delete", "dry_run", "exclude", "family", "force", "hidden", "input"),
+    *("limit_rate", "newer", "output", "recursive", "text"),
+)
+DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(UNSET),
     "host": "127.0.0.1",
     "port": 8000,
     "timeout": 30.0,
     "retries": RETRIES,
+    "connections": 1,
     "header": [],
     "later_header": [],
-    "output": None,
-    "force": False,
-    "newer": False,
-    "connections": 1,
-    "checksum": None,
-    "hidden": False,
-    "exclude": None,
-    "dry_run": False,
-    "delete": False,
-    "limit_rate": 0,
-    "recursive": False,
-    "input": None,
-    "text": None,
     "url": [],
     "path": [],
-    "data": None,
     "form": [],
 }
 

@@ -352,16 +352,20 @@ length and digest are right: readers see the old file or the new one, whole.
 import sys
 
 if __name__ == "__main__":
-    # A file that arrives must never be imported, whatever its name. Python looks first into the
-    # folder of this script, and PYTHONPATH may add the current one: both leave the path before
-    # anything else is imported. (For the same reason nothing here is imported from __future__.)
+    # A file that arrives must never be imported, whatever its name. Python looks for modules first
+    # in the folder of this script, and PYTHONPATH may add the current folder: take both out of the
+    # list before anything else is imported. (So there is no import from __future__ either.)
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
     import os
 
-    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
-    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
-        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+    own = os.path.dirname(os.path.realpath(__file__))
+    library = os.path.dirname(os.__file__)
+    for folder in sys.path[:]:
+        path = folder or "."
+        if folder == library or not os.path.exists(path):
+            continue
+        if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
 # --- end imports ---
 
@@ -402,7 +406,7 @@ TLS_WAIT = 5.0  # seconds in which a TLS client begins; who waits for a greeting
 LINGER = 1.0  # seconds that a client has for reading why the server closes
 MAX_REFUSED = 64  # clients over the limit that are kept that long
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
-TELL = 0.1  # seconds from one note to the next
+NOTE_PAUSE = 0.1  # seconds from one note to the next
 DIGESTS = 2  # files that are read at once for nothing but their digest
 STALE = 1.0  # seconds of silence after which the writer of a part gives way to a new one
 # how often a new writer of a part tries to get it from the old one, and seconds between two tries
@@ -414,7 +418,7 @@ MAX_ECHO = 900
 LIFE = 1.0
 # what a receiver's answer tells the sender, and how many characters of each: without a limit the
 # line could be longer than MAX_LINE
-RESULTS = {
+RESULT_KEYS = {
     "reason": 32,
     "why": 200,
     "received": 20,
@@ -423,10 +427,9 @@ RESULTS = {
     "sha256": 64,
     "verified": 3,
 }
-BRIEF = 0.001  # seconds that a TLS connection may take to find that it has no room
 AHEAD = 2  # blocks that a receiver may still have to be sent when its sender leaves the next one
 SENDS_AHEAD = 200  # files of one sender that its receivers have not answered yet
-LEAST = 1024  # bytes a second by which a receiver that has been sent all must get on
+LEAST_RATE = 1024  # bytes a second by which a receiver that has been sent all must get on
 POSTPONED = 16  # requests of a receiver that wait for the end of the file which it is sent
 # letters of any script, digits: nothing that could pass for an address or for more than a name, and
 # none of the four letters that nobody can see (the fillers of Hangul)
@@ -444,15 +447,15 @@ SWEEP = 3600.0  # seconds from one search for old parts to the next
 def converse(session: "Session") -> None:
     """A client's requests, one after another, until it leaves or the server stops."""
     while not session.done and not session.server.stop.asked:
-        if session.start == session.end:
+        if not session.has_unread():
             session.flush()  # before Ctrl-C may take it for idle
-            session.idle = True
+            session.between_requests = True
         try:
             request = session.line(idle=session.admitted)
         except Ended:  # it may have closed only its own half, and await what receivers answer
             session.finish_sends()
             raise
-        session.idle = False
+        session.between_requests = False
         session.requests += 1
         if request.verb in ALIASES:
             request = request._replace(verb=ALIASES[request.verb])
@@ -463,7 +466,7 @@ def converse(session: "Session") -> None:
 def answer(session: "Session", request: "Line") -> None:
     """Run one command. If it is refused, tell the client why; then log the result."""
     verb, words = request.verb, request.words
-    if verb in NOT_ALONE:  # the rest of a body that was refused; line() drops the bytes
+    if verb in ONLY_IN_BODY:  # the rest of a body that was refused; line() drops the bytes
         return
     session.started = session.last_note = time.monotonic()
     session.moved, result = 0, "ok"
@@ -479,11 +482,11 @@ def answer(session: "Session", request: "Line") -> None:
         repeated = {"send": words[1:], "say": [], "tell": []}.get(verb, words)[:2]
         named = [word[:MAX_ECHO] for word in (verb, *repeated)]
         session.send_line("err", *named, reason=result, **getattr(error, "keys", {}))
-    if verb not in UNLOGGED or result not in EXPECTED:
+    if verb not in UNLOGGED or result not in UNLOGGED_RESULTS:
         # somebody may have typed the password after `auth`
         what = " ".join([verb, *words] if verb not in ("auth", "tell") else [verb])
         elapsed = time.monotonic() - session.started
-        session.note(f"{what[:300]}: {session.moved} bytes, {elapsed:.3f} s, {result}")
+        session.log(f"{what[:300]}: {session.moved} bytes, {elapsed:.3f} s, {result}")
 
 
 def find_command(session: "Session", verb: str, words: Sequence[str]) -> "Command":
@@ -539,7 +542,7 @@ def digest_in_turn(session: "Session", name: str, fd: int, upto: int, sha: "hash
 
     Many would leave short requests no processor time. Those that wait say so."""
     tell, turns = session.progress(name, "checked"), session.server.digest_turns
-    while not turns.acquire(timeout=TELL):
+    while not turns.acquire(timeout=NOTE_PAUSE):
         tell(0)
     try:
         return digest(fd, upto, sha, tell)
@@ -565,7 +568,7 @@ def do_stat(session: "Session", request: "Line", name: str) -> None:
 
 
 def left_by_interruption(session: "Session", request: "Line", name: str) -> Optional[int]:
-    """How much of such a file an interrupted put left. Most ask without mtime_ns, and many."""
+    """How much of such a file an interrupted put left, if the request names its mtime_ns."""
     with contextlib.suppress(OSError, Refused):
         if "mtime_ns" in request.keys:
             return session.part(request, name).length() or None
@@ -574,11 +577,8 @@ def left_by_interruption(session: "Session", request: "Line", name: str) -> Opti
 
 def do_get(session: "Session", request: "Line", name: str) -> None:
     offset, sha = request.number("offset"), hashlib.sha256()
-    theirs = request.keys.get("sha256")
     with session.opened(name) as (fd, status):
-        if offset and (
-            offset > status.st_size or digest_in_turn(session, name, fd, offset, sha) != theirs
-        ):
+        if offset and not begins_alike(session, request, fd, status.st_size, sha):
             offset, sha = 0, hashlib.sha256()
             os.lseek(fd, 0, os.SEEK_SET)
         session.send_line("ok", "get", name, **facts(status), offset=offset or None)
@@ -586,27 +586,37 @@ def do_get(session: "Session", request: "Line", name: str) -> None:
             reason = send_body(session, fd, status, sha, session.count)
         except Lost as lost:
             size = status.st_size - offset
-            session.note(f"get {name}: cut at {session.moved} of {size} bytes ({lost})")
+            session.log(f"get {name}: cut at {session.moved} of {size} bytes ({lost})")
             raise
     if reason:
-        session.note(f"get {name}: given up, it {reason} meanwhile")
+        session.log(f"get {name}: given up, it {reason} meanwhile")
+
+
+def begins_alike(
+    session: "Session", request: "Line", fd: int, size: int, sha: "hashlib._Hash"
+) -> bool:
+    """Whether our file begins with the bytes that the client has and gives the digest of."""
+    offset = request.number("offset")
+    return offset <= size and request.keys.get("sha256") == digest_in_turn(
+        session, request.words[0], fd, offset, sha
+    )
 
 
 def do_put(session: "Session", request: "Line", name: str) -> None:
     size, offset = request.number_or_none("size"), request.number("offset")
-    over, drops = request.is_set("over"), session.args.drop_box
-    if drops and over:
+    over, drop_box = request.is_set("over"), session.args.drop_box
+    if drop_box and over:
         raise Refused("drop-box")
-    part = session.part(request, name, make=drops)
+    part = session.part(request, name, make=drop_box)
     session.check_room(size or 0, min(offset, part.length()))
-    session.check_vacant(part.folder, part.leaf, over or drops)
+    session.check_vacant(part.folder, part.leaf, over or drop_box)
     session.claim(part)
     try:
         verified = store(session, request, name, part)
     except (Lost, Broken) as lost:
         kept = "kept for seven days" if session.keep(part) else "nothing is kept"
         whole = "?" if size is None else size
-        session.note(f"put {name}: cut at {part.received} of {whole} bytes ({lost}); {kept}")
+        session.log(f"put {name}: cut at {part.received} of {whole} bytes ({lost}); {kept}")
         raise
     except (OSError, Refused) as error:
         reason, keys = reason_of(error), getattr(error, "keys", {})
@@ -620,9 +630,9 @@ def do_put(session: "Session", request: "Line", name: str) -> None:
         part.drop()
         session.disclaim(part)
     told = {"size": part.received, "sha256": part.sha.hexdigest(), "verified": verified}
-    if drops:
+    if drop_box:
         told["as"] = "/".join([*name.split("/")[:-1], part.leaf])
-        session.note_handed_in(name, told)
+        session.log_handed_in(name, told)
     session.ok(request, **told)
 
 
@@ -659,9 +669,7 @@ def finish_beside(part: "Part") -> None:
 def agree_on_offset(session: "Session", request: "Line", name: str, part: "Part") -> None:
     """Go on after the client's first N bytes if the part begins with them, else at 0; tell it."""
     offset = part.received = request.number("offset")  # so that an interruption does not lose it
-    if offset > part.length() or digest_in_turn(
-        session, name, part.fd, offset, part.sha
-    ) != request.keys.get("sha256"):
+    if not begins_alike(session, request, part.fd, part.length(), part.sha):
         offset = 0
     part.begin(offset)
     session.send_line("note", name, offset=offset)
@@ -679,8 +687,12 @@ def do_delete(session: "Session", request: "Line", name: str) -> None:
 def do_rename(session: "Session", request: "Line", old: str, new: str) -> None:
     folder, leaf, status = session.existing(old)
     other, other_leaf = session.find(new)
+    here, there = (folder, leaf), (other, other_leaf)
     is_folder = stat.S_ISDIR(status.st_mode)
-    respelt = is_one_name((folder, leaf), (other, other_leaf))
+    # "a" and "A" where case means nothing: only one of them is listed
+    respelt = is_same(here, there) and not all(
+        name in place.entries() for place, name in (here, there)
+    )
     over = respelt or request.is_set("over") and not is_folder
     folder.protect(leaf, is_folder)
     if not respelt:
@@ -689,8 +701,9 @@ def do_rename(session: "Session", request: "Line", old: str, new: str) -> None:
         check_depth(session, folder.below(leaf), new)
     with folder.locked(other):
         folder.rename(leaf, other, other_leaf, replace=over)
-        if over:
-            remove_twin(folder, leaf, other, other_leaf)
+        differ = folder.identity(leaf) != other.identity(other_leaf)
+        if differ and not respelt and is_same(here, there):
+            folder.remove(leaf)  # os.replace() does nothing between two links of one file
     session.last_folder = "", session.root
     session.ok(request)
 
@@ -699,19 +712,6 @@ def is_same(*places: tuple["Folder", str]) -> bool:
     """Whether two names are of the same file or folder."""
     status, other = (folder.stat(name) for folder, name in places)
     return status is not None and other is not None and os.path.samestat(status, other)
-
-
-def is_one_name(*places: tuple["Folder", str]) -> bool:
-    """Whether they are one, as "a" and "A" where case is nothing: only one of them is listed."""
-    return is_same(*places) and not all(name in folder.entries() for folder, name in places)
-
-
-def remove_twin(folder: "Folder", leaf: str, other: "Folder", other_leaf: str) -> None:
-    """os.replace() does nothing between two links of one file: then remove the old name."""
-    places = (folder, leaf), (other, other_leaf)
-    differ = folder.identity(leaf) != other.identity(other_leaf)
-    if differ and is_same(*places) and not is_one_name(*places):
-        folder.remove(leaf)
 
 
 def check_depth(session: "Session", folder: "Folder", name: str) -> None:
@@ -728,8 +728,11 @@ def check_depth(session: "Session", folder: "Folder", name: str) -> None:
 
 def do_mkdir(session: "Session", request: "Line", name: str) -> None:
     folder, leaf = session.find(name, make=True)
-    with contextlib.suppress(*[FileExistsError] * session.args.drop_box):
+    try:
         folder.make(leaf)
+    except FileExistsError:
+        if not session.args.drop_box:  # there it is not told
+            raise
     session.ok(request)
 
 
@@ -749,7 +752,7 @@ def do_auth(session: "Session", request: "Line") -> None:
         if reason == "busy":
             raise Refused(reason, retry=wait)
         if wait:
-            session.note(f"auth: {MAX_WRONG} wrong passwords: {host} is answered busy for {wait} s")
+            session.log(f"auth: {MAX_WRONG} wrong passwords: {host} is answered busy for {wait} s")
         raise Refused(reason)
     session.admitted = True
     session.send_line("ok", "auth", proof=auth_proof(server.key, "server", *nonces))
@@ -776,7 +779,8 @@ def do_who(session: "Session", request: "Line") -> None:
 def do_receive(session: "Session", request: "Line") -> None:
     session.share()
     session.ok(request, you=session.peer, nick=session.nick or None)
-    session.lobby.receive(session)
+    session.mode = "receive"
+    session.lobby.wake_senders()
 
 
 def do_send(session: "Session", request: "Line", to: str, name: str) -> None:
@@ -810,7 +814,7 @@ def do_send(session: "Session", request: "Line", to: str, name: str) -> None:
         relay.give_up(reason_of(error) if isinstance(error, Refused) else "sender-gone")
         session.relays.remove(relay)
         if isinstance(error, Lost):
-            session.note(f"send {name}: cut after {relay.moved} bytes ({error})")
+            session.log(f"send {name}: cut after {relay.moved} bytes ({error})")
         raise
 
 
@@ -846,36 +850,35 @@ def do_chat(session: "Session", request: "Line", nick: str = "") -> None:
     session.share()
     for said in session.lobby.join(session):
         session.put(said)
-    session.note(f"chat: {session.display_name()} joined")
+    session.log(f"chat: {session.display_name()} joined")
     count = len(session.lobby.chatters)
     session.ok(request, nick=session.nick or None, you=session.peer, count=count)
 
 
 def do_say(session: "Session", request: "Line", text: str) -> None:
-    if session.mode != "chat":
-        raise Refused("not-in-chat")
-    raw = text.encode(*NAMES)
-    if len(raw) > MAX_SAY:
-        raise Refused("too-long", limit=MAX_SAY)
-    session.limit_rate()
-    session.lobby.say(session, raw)
-    session.note(f"chat: <{session.display_name()}> {text}")
+    session.lobby.say(session, sayable(session, text))
+    session.log(f"chat: <{session.display_name()}> {text}")
     session.put(b"ok say\n")
 
 
 def do_tell(session: "Session", request: "Line", text: str) -> None:
+    name, _, words = text.partition(" ")
+    if not words:
+        raise Refused("usage", usage=f"tell {COMMANDS['tell'].usage}")
+    if not session.lobby.tell(session, name.casefold(), sayable(session, words)):
+        raise Refused("no-such-client")
+    session.put(b"ok tell\n")
+
+
+def sayable(session: "Session", text: str) -> bytes:
+    """The bytes of what one says in the chat, after the checks that hold for all of it."""
+    raw = text.encode(*NAMES)
     if session.mode != "chat":
         raise Refused("not-in-chat")
-    name, _, words = text.partition(" ")
-    raw = words.encode(*NAMES)
-    if not raw:
-        raise Refused("usage", usage=f"tell {COMMANDS['tell'].usage}")
     if len(raw) > MAX_SAY:
         raise Refused("too-long", limit=MAX_SAY)
     session.limit_rate()
-    if not session.lobby.tell(session, name.casefold(), raw):
-        raise Refused("no-such-client")
-    session.put(b"ok tell\n")
+    return raw
 
 
 class Command(NamedTuple):
@@ -928,27 +931,39 @@ COMMANDS = {
 ALIASES = {"upload": "put", "download": "get", "logout": "bye", "stop": "bye", "quit": "bye"}
 BEFORE_AUTH = {"help", "ping", "auth", "bye"}
 DROPPING = {*BEFORE_AUTH, "put", "mkdir", "stat"}  # all that --drop-box allows
-NOT_ALONE = {"data", "end", "abort", "note"}  # they mean something only inside a body
-STAYS = {"help", "who", "ping", "say", "tell"}  # they do not end a `receive` or `chat` that waits
+ONLY_IN_BODY = {"data", "end", "abort", "note"}  # they mean something only inside a body
+GO_ON_WAITING = {
+    "help",
+    "who",
+    "ping",
+    "say",
+    "tell",
+}  # they do not end a `receive` or `chat` that waits
 # not logged unless they are refused: they move and change nothing (a `send` when it is answered)
 UNLOGGED = {"help", "stat", "ping", "bye", "who", "chat", "say", "tell", "auth", "send"}
 # their results that are not worth a line in the log
-EXPECTED = {"ok", "no-such-file", "no-such-folder", "too-fast"}
+UNLOGGED_RESULTS = {"ok", "no-such-file", "no-such-folder", "too-fast"}
 
 
 # --- wire: the same in server.py, client.py (tests/test_twins.py) ---
 # bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and
 # keys
 MAX_LINE = 32768
-QUIET = 1 << 12  # bytes asked of one recv until more than that has come at once
+SMALL_BUFFER = 1 << 12  # bytes asked of one recv until more than that has come at once
 # the same after that: a whole `data` line with its body; each busy connection has its own
-BUFFER = (1 << 20) + QUIET
+BUFFER = (1 << 20) + SMALL_BUFFER
 RECORD = 1 << 14  # bytes of a TLS record at most
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
 BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-FREE = {"help", "say", "said", "tell", "told"}  # verbs whose line is text from the first space on
+TEXT_VERBS = {
+    "help",
+    "say",
+    "said",
+    "tell",
+    "told",
+}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
@@ -958,7 +973,11 @@ HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
 NONCE = re.compile("(?:[0-9a-f]{2}){16,64}")
-BODY = re.compile(rb"data ([0-9]{1,18})")  # the line that comes most often
+# how a body is announced; a key that nobody knows may follow
+DATA = re.compile(rb"data ([0-9]{1,18})(?: [^ =]+=[^ ]*)*", re.IGNORECASE)
+# select() knows no descriptor above 1023, and epoll needs one of its own
+SELECTOR = getattr(selectors, "PollSelector", selectors.SelectSelector)
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 # a peer that vanished is noticed in two minutes
 # the first two are one, as Linux and as macOS call it
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
@@ -1005,9 +1024,6 @@ class Line(NamedTuple):
         return self.keys.get(key) == "yes"
 
 
-DATA = Line("data", [], {})
-
-
 def quote(text: str) -> str:
     """A name or value as a word: space, %, = and what is not printable UTF-8 become %XX."""
     if PLAIN.fullmatch(text):
@@ -1049,12 +1065,12 @@ def parse(raw: bytes) -> Line:
     """A line as it was received: the verb, the positional words, the key=value words."""
     text = raw.decode(*NAMES)
     if not text.isprintable() and CONTROL.search(raw):
-        raise Broken("this-is-tls" if raw.startswith(TLS) else "bad-line")
+        raise Broken("bad-line")
     start, *rest = text.split(" ")
     if not start:  # a space at the beginning: an answer would repeat no verb, and be no line itself
         raise Broken("bad-line")
     found = Line(start.lower(), [], {})
-    if found.verb in FREE:
+    if found.verb in TEXT_VERBS:
         return found._replace(words=[" ".join(rest)] if rest else [])
     for word in rest:
         key, equals, value = word.partition("=")
@@ -1121,8 +1137,10 @@ class Wire:
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self.sock, self.timeout = sock, timeout
-        sock.settimeout(timeout)
-        self.buffer = bytearray(QUIET)
+        self.selector = SELECTOR()  # knows the socket by its number, which it keeps under TLS
+        self.selector.register(sock.fileno(), READ)
+        sock.setblocking(False)  # only wait() waits
+        self.buffer = bytearray(SMALL_BUFFER)
         self.view = memoryview(self.buffer)
         self.start = self.end = 0  # what was received and not yet used: buffer[start:end]
         self.remaining = 0  # bytes of the announced body that are still to be used
@@ -1137,12 +1155,33 @@ class Wire:
             if hasattr(socket, option):
                 self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
+    def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> int:
+        """Send or receive what is possible now: how many bytes.
+
+        A failure of the connection is Lost: an OSError of a disk must stay different."""
+        try:
+            count = call(view)
+        except OSError as error:
+            if type(error).__name__ in NOTHING_HAPPENED:
+                return 0
+            raise Lost(error.strerror or "closed") from None
+        if not count:
+            raise Ended("the other side closed the connection")
+        self.last_heard = time.monotonic()
+        return count
+
+    def wait(self, patience: Optional[float], event: int = READ) -> None:
+        """Wait until the connection can be read or written. All waiting for the peer is here."""
+        self.selector.modify(self.sock.fileno(), event)
+        if not self.selector.select(patience):
+            raise Silent(f"silent for {self.timeout:g} s")
+
     # sending
     def put(self, data: bytes) -> None:
         """Queue bytes. Small ones are sent together, before this side waits; large ones at once."""
         if len(data) >= BATCH:
             self.flush()
-            return self.attempt(self.push, memoryview(data))
+            return self.push(memoryview(data))
         self.out += data
         if len(self.out) >= BATCH:
             self.flush()
@@ -1153,83 +1192,57 @@ class Wire:
     def flush(self) -> None:
         if self.out:
             view, self.out = memoryview(self.out), bytearray()
-            self.attempt(self.push, view)
+            self.push(view)
 
-    def push(self, view: memoryview) -> int:
-        """Send all, however slowly the peer reads. (sendall() has one timeout for everything.)"""
+    def push(self, view: memoryview) -> None:
+        """Send all, however slowly the peer reads."""
         while view:
-            view = view[self.sock.send(self.sendable(view)) :]
-        return 1
-
-    def sendable(self, view: memoryview) -> memoryview:
-        """What one send() may get: TLS takes all or nothing, so a slow reader would seem stuck."""
-        return view[:BATCH] if hasattr(self.sock, "pending") else view
-
-    def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> None:
-        """Turn a failure of a socket call into Lost: an OSError of a disk must stay different."""
-        try:
-            count = call(view)
-        except OSError as error:
-            if isinstance(error, socket.timeout):
-                raise Silent(f"silent for {self.timeout:g} s") from None
-            raise Lost(error.strerror or "closed") from None
-        if not count:
-            raise Ended("the other side closed the connection")
-        self.last_heard = time.monotonic()
+            count = self.attempt(self.sock.send, view)
+            view = view[count:]
+            if not count:
+                self.wait(self.timeout, WRITE)
 
     # receiving
+    def has_unread(self) -> bool:
+        return self.start < self.end
+
     def receive(self, patience: Optional[float]) -> None:
         """Wait for more bytes. First send what is queued, or both sides could wait for ever."""
         self.flush()
         self.fill(patience)
 
     def fill(self, patience: Optional[float]) -> None:
-        rest = self.view[self.start : self.end]
-        if len(self.buffer) == QUIET and (
-            max(self.end, self.remaining) >= QUIET or hasattr(self.sock, "pending")
+        rest, tls = self.view[self.start : self.end], hasattr(self.sock, "pending")
+        # TLS hands out whole records: what does not fit it holds back, and select() does not see it
+        if len(self.buffer) == SMALL_BUFFER and (
+            tls or max(self.end, self.remaining) >= SMALL_BUFFER
         ):
-            # under TLS from the start: with room for a whole record it holds nothing back that
-            # select() would not see
             self.buffer = bytearray(BUFFER)
             self.view = memoryview(self.buffer)
         self.view[: len(rest)] = rest
         self.start, self.end = 0, len(rest)
-        if patience != self.timeout:
-            self.sock.settimeout(patience)
         # no further than to the end of the body, so that the next one is received in one piece
-        # (but whole records of TLS: what it holds back select() would not see)
-        within = self.remaining > self.end and not hasattr(self.sock, "pending")
-        ends = self.remaining if within else len(self.view)
-        self.attempt(self.receive_into, self.view[self.end : ends])
-        if patience != self.timeout:
-            self.sock.settimeout(self.timeout)
-
-    def receive_into(self, view: memoryview) -> int:
-        count = self.sock.recv_into(view)
-        if self.remaining and hasattr(self.sock, "pending"):
-            count += self.more_records(view[count:])
+        ends = self.remaining if self.remaining > self.end and not tls else len(self.view)
+        while not (count := self.attempt(self.sock.recv_into, self.view[self.end : ends])):
+            self.wait(patience)
         self.end += count
-        return count
-
-    def more_records(self, view: memoryview) -> int:
-        """TLS returns one record (16 KiB) at a time: inside a body read all that have arrived."""
-        count, patience = 0, self.sock.gettimeout()
-        self.sock.settimeout(0)
-        # nothing more has come, or an error that the next call will tell
-        with contextlib.suppress(OSError):
-            while len(view) - count >= RECORD and (more := self.sock.recv_into(view[count:])):
-                count += more
-        self.sock.settimeout(patience)
-        return count
+        # a body goes on with what else has come; an error or the end is for the next call
+        with contextlib.suppress(Lost):
+            while self.end < self.remaining and ends - self.end >= RECORD and count:
+                count = self.attempt(self.sock.recv_into, self.view[self.end : ends])
+                self.end += count
 
     def line(self, idle: bool = False) -> Line:
-        """The next line. With idle, the wait for its first byte has no deadline."""
+        """The next line, under one deadline. With idle, there is none before its first byte."""
         while self.remaining:  # a body that nobody wants is read and dropped
             self.take_body()
+        deadline = None
         while not self.early:
             stop = self.line_end()
             if stop < 0:
-                self.wait_for_line(idle)
+                if deadline is None and (self.has_unread() or not idle):
+                    deadline = time.monotonic() + self.timeout
+                self.receive_more_of_a_line(deadline)
                 continue
             raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
             self.start = stop + 1
@@ -1237,44 +1250,37 @@ class Wire:
                 return self.understand(raw)
         return self.early.popleft()
 
-    def wait_for_line(self, idle: bool) -> None:
-        """Wait until the next line is whole, under one deadline."""
-        deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
-        while self.line_end() < 0 and not self.early:
-            if self.buffer.startswith(TLS, self.start, self.end):
-                raise Broken("this-is-tls")
-            try:
-                self.receive(None if deadline is None else max(0.001, deadline - time.monotonic()))
-            except Ended:
-                if self.start < self.end:
-                    raise Lost("the other side closed the connection inside a line") from None
-                raise
-            deadline = deadline or time.monotonic() + self.timeout
+    def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
+        try:
+            self.receive(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except Ended:
+            if self.has_unread():
+                raise Lost("the other side closed the connection inside a line") from None
+            raise
 
     def line_end(self) -> int:
         """Where the next line ends in the buffer, or -1."""
+        if self.buffer.startswith(TLS, self.start, self.end):
+            raise Broken("this-is-tls")
         stop = self.buffer.find(b"\n", self.start, self.end)
         if (stop if stop >= 0 else self.end) - self.start >= MAX_LINE:
             raise Broken("line-too-long")
         return stop
 
     def understand(self, raw: bytes) -> Line:
-        if body := BODY.fullmatch(raw):
+        if body := DATA.fullmatch(raw):
             self.remaining = int(body[1])
-            return DATA
+            return Line("data", [], {})
         if b"HTTP/" in raw and HTTP.match(raw):
             raise Broken("this-is-http")
         found = parse(raw)
         if found.verb == "data":
-            size = re.fullmatch("[0-9]{1,18}", " ".join(found.words))
-            if not size:
-                raise Broken("bad-number")
-            self.remaining = int(size[0])
+            raise Broken("bad-number")
         return found
 
     def take_body(self) -> memoryview:
         """The next bytes of the announced body, valid until the next call."""
-        if self.start == self.end:
+        if not self.has_unread():
             self.receive(self.timeout)
         view = self.view[self.start : min(self.end, self.start + self.remaining)]
         self.start += len(view)
@@ -1510,21 +1516,23 @@ class Folder:
         self.remove(old)
 
     @contextlib.contextmanager
-    def locked(self, *others: "Folder") -> Iterator[None]:
+    def locked(self, other: "Optional[Folder]" = None) -> Iterator[None]:
         """Nobody else gives or takes names in these folders meanwhile, in any process.
 
         Otherwise a rename() could remove a file that was put between its link() and its remove().
         Where folders have no locks, this excludes only the threads of this process."""
-        folders = {each.identity(""): each.fd for each in (self, *others)}
-        # in the same order by all, or two who rename here and there could hinder each other
-        fds = [fd for _, fd in sorted(folders.items()) if fd is not None]
+        fds = [self.fd] if self.fd is not None else []
+        if other and other.fd is not None and other.identity("") != self.identity(""):
+            fds.append(other.fd)
         for pause in PAUSES:
-            with NAMING, contextlib.ExitStack() as held:
-                for fd in fds:
-                    held.callback(lock_file, fd, free=True)
-                if all(map(lock_file, fds)):
-                    yield
-                    return
+            with NAMING:
+                try:
+                    if all(map(lock_file, fds)):
+                        yield
+                        return
+                finally:
+                    for fd in fds:
+                        lock_file(fd, free=True)
             time.sleep(pause)
         raise os_error(errno.EBUSY)
 
@@ -1610,12 +1618,10 @@ class Part:
     ) -> None:
         self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
-        self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
-        self.name = (
-            lasting_name(leaf, size, mtime_ns)
-            if self.keyed
-            else f"{RANDOM}{next(UNIQUE):024x}.part"
-        )
+        self.resumable = mtime_ns is not None and (size or 0) >= RESUMABLE
+        self.name = f"{RANDOM}{next(UNIQUE):024x}.part"
+        if self.resumable:
+            self.name = lasting_name(leaf, size, mtime_ns)
 
     def identity(self) -> tuple[object, ...]:
         return self.folder.identity(self.name)
@@ -1623,7 +1629,7 @@ class Part:
     def claim(self) -> bool:
         """Open and lock it, new or as an earlier attempt left it. False: another one writes it."""
         mode = 0o777 if self.executable else 0o666  # less the umask
-        if not self.keyed:  # nobody else has that name
+        if not self.resumable:  # nobody else has that name
             self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
             return lock_file(self.fd)
         while True:
@@ -1643,14 +1649,14 @@ class Part:
 
     def length(self) -> int:
         """Bytes that are there, also before claim() from an earlier attempt."""
-        found = self.folder.stat(self.name) if self.keyed or self.fd >= 0 else None
+        found = self.folder.stat(self.name) if self.resumable or self.fd >= 0 else None
         return found.st_size if found else 0
 
     def begin(self, offset: int) -> None:
         """Write from the offset on, if the digest is that of the bytes before; else from 0."""
         if offset != self.received:
             self.sha, self.received = hashlib.sha256(), 0
-        if self.keyed:
+        if self.resumable:
             os.ftruncate(self.fd, self.received)
             os.lseek(self.fd, self.received, os.SEEK_SET)
 
@@ -1707,7 +1713,7 @@ class Part:
 
     def keep(self) -> bool:
         """After an interruption: leave it for a later attempt, if there can be one."""
-        if self.fd >= 0 and self.keyed and self.received:
+        if self.fd >= 0 and self.resumable and self.received:
             self.close()
             return True
         self.drop()
@@ -1868,12 +1874,12 @@ class Session(Wire):
         super().__init__(sock, server.args.timeout)
         self.server, self.args, self.lobby = server, server.args, server.lobby
         self.peer = address(peer)
-        self.root = Folder(server.directory, durable=server.args.durable)
+        self.root = Folder(server.args.directory, durable=server.args.durable)
         self.last_folder: tuple[str, Folder] = "", self.root  # it stays open
         self.logged: list[str] = []
         self.connected = self.started = self.last_note = time.monotonic()
         self.moved = self.requests = 0  # bytes of this request; requests until now
-        self.idle, self.done = True, False
+        self.between_requests, self.done = True, False
         self.admitted = (
             server.door.guard is None
         )  # whether the client may do more than ask and log in
@@ -1882,13 +1888,13 @@ class Session(Wire):
         self.reason = ""  # why another thread ended it
         # what others have left for it, and the lock of that; lines of the chat that were dropped
         self.bell: Bell | None = None
-        self.lock, self.queue, self.missed = threading.Lock(), deque[bytes](), 0
+        self.lock, self.queue, self.missed = threading.Lock(), deque[Union[bytes, bytearray]](), 0
         self.rest = memoryview(b"")  # what is being sent of it
         # as a receiver: what it has not answered; requests that wait until it has
         self.owed: deque[Relay] = deque()
         self.postponed: list[Line] = []
         # when it last took bytes or got further; the next count that is further
-        self.progressed, self.goal = self.connected, LEAST * self.timeout
+        self.progressed, self.goal = self.connected, LEAST_RATE * self.timeout
         # as a sender: what is not answered yet; lines and small bodies for the last one's receivers
         self.relays: deque[Relay] = deque()
         self.gathered = bytearray()
@@ -1903,13 +1909,13 @@ class Session(Wire):
             converse(self)
         except Ended:
             if not self.requests:
-                self.note("came and left without a word")
+                self.log("came and left without a word")
         except Lost as lost:
             self.rest, self.out = memoryview(b""), bytearray()
-            self.note(f"connection lost: {lost}")
+            self.log(f"connection lost: {lost}")
         except Broken as broken:
             self.out += line("err", "-", reason=broken)  # hang_up() sends it
-            self.note(f"hung up on: {broken}")
+            self.log(f"hung up on: {broken}")
         finally:
             self.lobby.leave(self, "gone")
             if self.reason:
@@ -1922,22 +1928,20 @@ class Session(Wire):
         if context is None:
             return
         try:
-            self.sock.settimeout(min(TLS_WAIT, self.timeout))
-            with contextlib.suppress(socket.timeout):
-                first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
-                self.sock.settimeout(self.timeout)
-                if first in (b"", TLS[:1]):
-                    return self.shake_hands(context)
-            raise Broken("tls-only")
+            self.wait(min(TLS_WAIT, self.timeout))
+        except Silent:
+            raise Broken("tls-only") from None
+        try:
+            if socket.socket.recv(self.sock, 1, socket.MSG_PEEK) not in (b"", TLS[:1]):
+                raise Broken("tls-only")
+            self.sock.settimeout(self.timeout)
+            secured = self.sock = over_tls(context, self.sock)
+            shake_hands(secured)
+            secured.setblocking(False)
         except OSError as error:
             why = getattr(error, "reason", "") or error.strerror
             why = "silent" if isinstance(error, socket.timeout) else why
             raise Lost(f"no TLS: {why}") from None
-
-    def shake_hands(self, context: "ssl.SSLContext") -> None:
-        secured = over_tls(context, self.sock)
-        self.sock = secured
-        shake_hands(secured)
 
     def greet(self) -> None:
         keys = {"auth": "none"}
@@ -1948,7 +1952,7 @@ class Session(Wire):
     def prepare(self, request: Line) -> None:
         """A request may name its client; most end a `receive` or `chat` that waits."""
         self.doing, nick = request.verb, request.keys.get("nick")
-        if self.mode and (self.doing not in STAYS or nick is not None):
+        if self.mode and (self.doing not in GO_ON_WAITING or nick is not None):
             self.lobby.leave(self, "left")
         if nick is not None:
             if not self.admitted:  # or strangers could take the names of those who may come in
@@ -1981,7 +1985,7 @@ class Session(Wire):
 
     def tell_count(self, name: str, key: str, count: int) -> None:
         now = time.monotonic()
-        if now - self.last_note >= TELL:
+        if now - self.last_note >= NOTE_PAUSE:
             self.last_note = now
             self.send_line("note", name, **{key: count})
             self.flush()
@@ -2011,7 +2015,7 @@ class Session(Wire):
 
     def has_line(self) -> bool:
         """Has a whole line arrived that is not empty?"""
-        while self.start < self.end and self.buffer[self.start] in b"\r\n":
+        while self.has_unread() and self.buffer[self.start] in b"\r\n":
             self.start += 1
         return self.line_end() >= 0
 
@@ -2019,7 +2023,7 @@ class Session(Wire):
         self.write_log()
         if self.rest:  # a line that was begun must be ended before any other
             rest, self.rest = self.rest, memoryview(b"")
-            self.attempt(self.push, rest)
+            self.push(rest)
         super().flush()
 
     def write_log(self) -> None:
@@ -2028,13 +2032,13 @@ class Session(Wire):
             self.server.write_log(self.logged)
             self.logged = []
 
-    def note(self, text: str, **facts: object) -> None:
-        self.logged.append(log_line(self.args.json, printable(text), self.peer, **facts))
+    def log(self, text: str, **more: object) -> None:
+        self.logged.append(log_line(self.args.json, printable(text), self.peer, **more))
 
-    def note_handed_in(self, name: str, facts: Mapping[str, object]) -> None:
+    def log_handed_in(self, name: str, facts: Mapping[str, object]) -> None:
         by = self.nick or host_of(self.peer)
         there = f"{sender_folder(by)}/{facts['as']}"
-        self.note(
+        self.log(
             f"handed in by {by}: {there}, {facts['size']} bytes, verified={facts['verified']}",
             handed_in=printable(there),
             by=by,
@@ -2049,20 +2053,19 @@ class Session(Wire):
         destroys it."""
         deadline = time.monotonic() + LINGER
         with contextlib.suppress(Lost, OSError):
-            self.sock.settimeout(LINGER)
+            self.timeout = LINGER
             self.flush()
             end_tls(self.sock)
             self.sock.shutdown(socket.SHUT_WR)
             while (left := deadline - time.monotonic()) > 0:
-                self.sock.settimeout(left)
-                if not self.sock.recv_into(self.buffer):
-                    break
+                self.start = self.end
+                self.fill(left)
         if self.bell:
             self.bell.close()
         self.sock.close()
 
     def is_idle(self) -> bool:
-        return self.idle and not self.owed and not self.relays
+        return self.between_requests and not self.owed and not self.relays
 
     def cut(self, reason: str = "") -> None:
         """From another thread: end whatever this connection waits for; its own tells the reason.
@@ -2076,7 +2079,7 @@ class Session(Wire):
     # what others leave for it, and what it leaves for others
     def share(self) -> None:
         """From now on other threads may have something for it."""
-        self.bell = self.bell or Bell(self.sock)
+        self.bell = self.bell or Bell(self.sock.fileno())
 
     def ring(self) -> None:
         if self.bell:
@@ -2089,20 +2092,18 @@ class Session(Wire):
         assert self.bell
         due = None if patience is None else time.monotonic() + patience
         while due is None or time.monotonic() < due:
-            self.write_log()
             self.report()
-            self.load()
-            able = self.bell.select(bool(self.rest), self.pause(due))
-            if able & selectors.EVENT_WRITE and self.rest:
-                self.send_rest()
-            if able & selectors.EVENT_READ:
+            self.write_log()
+            self.send_queued()
+            able = self.bell.select(READ | WRITE if self.rest else READ, self.pause(due))
+            if able & READ:
                 if self.mode == "chat":  # what was said before comes before the next answer
                     self.out += b"".join(self.take_queued(UNHEARD))
                 if not self.owed:
                     return True
                 self.fill(self.timeout)
                 self.hear()
-            if self.early or (able and self.start != self.end and not self.owed):
+            if self.early or (able and self.has_unread() and not self.owed):
                 return False
             self.check_owed()
         raise Silent(f"silent for {self.timeout:g} s")
@@ -2113,38 +2114,28 @@ class Session(Wire):
         signs += [] if due is None else [max(0.0, due - time.monotonic())]
         return min(signs, default=None)
 
-    def load(self) -> None:
-        """Take up what is to be sent next: our own answers, then what others left."""
-        if self.rest:
-            return
-        if self.out:
-            self.rest, self.out = memoryview(self.out), bytearray()
-        elif self.queue:
-            blocks = self.take_queued(AT_ONCE if self.mode == "chat" else 1)
-            self.rest = memoryview(blocks[0] if len(blocks) == 1 else b"".join(blocks))
+    def send_queued(self) -> None:
+        """As much as the connection takes now: our own answers, then what others left."""
+        while self.rest or self.out or self.queue:
+            if not self.rest:
+                self.rest, self.out = memoryview(self.out or self.next_block()), bytearray()
+            count = self.attempt(self.sock.send, self.rest)
+            if not count:
+                return
+            self.rest = self.rest[count:]
             self.progressed = time.monotonic()
-            if self.owed and self.owed[-1].has_room():
-                self.owed[-1].sender.ring()
 
-    def take_queued(self, most: int) -> list[bytes]:
+    def next_block(self) -> Union[bytes, bytearray]:
+        blocks = self.take_queued(AT_ONCE if self.mode == "chat" else 1)
+        if self.owed and self.owed[-1].has_room():
+            self.owed[-1].sender.ring()
+        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+
+    def take_queued(self, most: int) -> list[Union[bytes, bytearray]]:
         with self.lock:
             blocks = [self.queue.popleft() for _ in range(min(most, len(self.queue)))]
             lost, self.missed = self.missed, 0
         return [line("note", "chat", lost=lost), *blocks] if lost else blocks
-
-    def send_rest(self) -> None:
-        """As much as its socket takes now."""
-        over_tls = hasattr(self.sock, "pending")
-        if over_tls:
-            self.sock.settimeout(BRIEF)
-        try:
-            self.rest = self.rest[self.sock.send(self.sendable(self.rest)) :]
-            self.progressed = time.monotonic()
-        except OSError as error:
-            if not isinstance(error, socket.timeout):
-                raise Lost(error.strerror or "closed") from None
-        if over_tls:
-            self.sock.settimeout(self.timeout)
 
     def leave_line(self, text: bytes) -> None:
         """From another thread. A slow client loses its oldest lines; nobody waits for it."""
@@ -2171,7 +2162,7 @@ class Session(Wire):
                 self.accept_answer(relay, found)
                 continue
             self.postponed.append(found)
-            stays = found.verb in STAYS and "nick" not in found.keys
+            stays = found.verb in GO_ON_WAITING and "nick" not in found.keys
             if not stays or len(self.postponed) > POSTPONED:
                 self.drop_owed("left")
         if not self.owed:
@@ -2179,11 +2170,11 @@ class Session(Wire):
             self.postponed.clear()
 
     def count_received(self, relay: "Relay", received: int) -> None:
-        """Who tells of one more byte each time, or of nothing new, does not live by that."""
+        """A count keeps a receiver from being closed only if it grows by LEAST_RATE."""
         if received > relay.receivers.get(self, received):
             relay.receivers[self] = received
             if received >= min(self.goal, relay.moved):
-                self.progressed, self.goal = time.monotonic(), received + LEAST * self.timeout
+                self.progressed, self.goal = time.monotonic(), received + LEAST_RATE * self.timeout
             relay.sender.ring()
 
     def accept_answer(self, relay: "Relay", found: Line) -> None:
@@ -2191,7 +2182,7 @@ class Session(Wire):
             self.owed.popleft()
             if not relay.ended:
                 self.queue.append(line("abort", reason="refused"))
-        self.progressed, self.goal = time.monotonic(), LEAST * self.timeout
+        self.progressed, self.goal = time.monotonic(), LEAST_RATE * self.timeout
         relay.settle(self, found)
         if not self.owed:
             self.lobby.wake_senders()
@@ -2226,31 +2217,28 @@ class Session(Wire):
 
     def report(self) -> None:
         """Pass on what is gathered; tell the client what became of what it sent, in order."""
-        if self.gathered:
+        if self.relays:
             self.relays[-1].pass_on()
         self.tell_results()
 
     def tell_results(self) -> None:
         while self.relays and self.relays[0].report():
             self.relays.popleft()
-        if self.relays:
-            self.relays[0].show()
-
-    def wait_for_receivers(self) -> None:
-        self.tell_results()
-        self.hear_bell(TELL)
+        # if the client is gone, only the reset that answers this tells so while it is unread
+        if self.relays and (received := self.relays[0].receivers.copy().values()):
+            self.tell_count(self.relays[0].name, "received", min(received))
 
     def finish_sends(self, most: int = 0) -> None:
         """Wait until no more than so many of its files have no answer."""
         while len(self.relays) > most:
             self.report()
             if len(self.relays) > most:
-                self.hear_bell(TELL)
+                self.hear_bell(NOTE_PAUSE)
 
     # names: whatever a client names is found here and nowhere else
     def folder(self, parts: list[str], make: bool = False) -> Folder:
         """Found component by component from the shared folder, unless it is the last folder."""
-        if self.server.only and parts:
+        if self.args.only and parts:
             raise Refused("no-such-file")
         name = "/".join(parts)
         if name != self.last_folder[0]:
@@ -2262,7 +2250,7 @@ class Session(Wire):
 
     def find(self, name: str, make: bool = False) -> tuple[Folder, str]:
         """The folder that a name from the network is in, and its last component."""
-        only = self.server.only
+        only = self.args.only
         if self.args.drop_box:
             name = f"{sender_folder(self.nick or host_of(self.peer))}/{name}"
         *above, leaf = check_name(name, self.args.hidden or name == only)
@@ -2280,8 +2268,8 @@ class Session(Wire):
         return folder, leaf, status
 
     def visible(self, name: str) -> bool:
-        if self.server.only:
-            return name == self.server.only
+        if self.args.only:
+            return bool(name == self.args.only)
         return not PART.fullmatch(name) and (self.args.hidden or name[0] != ".")
 
     @contextlib.contextmanager
@@ -2307,7 +2295,7 @@ class Session(Wire):
         if 0 < self.args.max_size < whole:
             raise Refused("too-large", limit=self.args.max_size)
         if self.args.min_free:
-            free = shutil.disk_usage(self.server.directory).free
+            free = shutil.disk_usage(self.args.directory).free
             if free - (whole - received) < self.args.min_free:
                 raise Refused("disk-full")
 
@@ -2320,7 +2308,7 @@ class Session(Wire):
     def claim(self, part: Part) -> None:
         """Become the one writer of a part. An earlier writer that is silent has lost its link: end
         it. Count tries, not time: if the machine was suspended, that writer got no time either."""
-        if not part.keyed:
+        if not part.resumable:
             part.claim()
             return
         try:
@@ -2343,7 +2331,7 @@ class Session(Wire):
 
     def disclaim(self, part: Part) -> None:
         """The part has no writer any more, unless the next one has come in already."""
-        if part.keyed and self.server.writers.get(part.identity()) is self:
+        if part.resumable and self.server.writers.get(part.identity()) is self:
             del self.server.writers[part.identity()]
 
 
@@ -2351,19 +2339,13 @@ class Session(Wire):
 class Bell:
     """Wakes the thread of a connection when others have left something for it."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.rung = self.waiting = False
+    def __init__(self, connection: int) -> None:
+        self.connection, self.rung, self.waiting = connection, False, False
         self.reader, self.writer = socket.socketpair()
-        self.reader.setblocking(False)
         self.writer.setblocking(False)
-        # select() knows no descriptor above 1023, and epoll needs one of its own
-        kind = getattr(selectors, "PollSelector", selectors.SelectSelector)
-        # for the bell alone; for the connection too, to read, or to read and write
-        self.alone, self.to_read, self.to_write = self.selectors = kind(), kind(), kind()
-        for selector in self.selectors:
-            selector.register(self.reader, selectors.EVENT_READ)
-        self.to_read.register(sock, selectors.EVENT_READ)
-        self.to_write.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
+        self.selector = SELECTOR()
+        self.selector.register(self.reader, READ)
+        self.selector.register(connection, READ)
 
     def ring(self) -> None:
         """From any thread, after something was left. Only a thread that waits needs to be woken:
@@ -2376,30 +2358,28 @@ class Bell:
 
     def wait(self, patience: float) -> bool:
         """Wait for the bell alone; False if it did not ring."""
-        self.listen(self.alone, patience)
-        rung, self.rung = self.rung, False
+        self.waiting = True
+        with contextlib.suppress(OSError):
+            self.reader.settimeout(0 if self.rung else patience)
+            self.reader.recv(4096)
+        rung, self.rung, self.waiting = self.rung, False, False
         return rung
 
-    def select(self, writing: bool, patience: Optional[float]) -> int:
-        """Wait for the bell or the connection: which of EVENT_READ and EVENT_WRITE it can do."""
-        able = self.listen(self.to_write if writing else self.to_read, patience)
-        self.rung = False
-        return able
-
-    def listen(self, selector: selectors.BaseSelector, patience: Optional[float]) -> int:
+    def select(self, event: int, patience: Optional[float]) -> int:
+        """Wait for the bell or the connection: which of READ and WRITE it can do."""
+        self.selector.modify(self.connection, event)
         able, self.waiting = 0, True
-        for key, found in selector.select(0 if self.rung else patience):
+        for key, found in self.selector.select(0 if self.rung else patience):
             if key.fileobj is self.reader:
-                with contextlib.suppress(OSError):
-                    self.reader.recv(4096)
+                self.reader.recv(4096)
             else:
                 able = found
-        self.waiting = False
+        self.rung = self.waiting = False
         return able
 
     def close(self) -> None:
-        for opened in (*self.selectors, self.reader, self.writer):
-            opened.close()
+        self.reader.close()
+        self.writer.close()
 
 
 class Lobby:
@@ -2416,17 +2396,13 @@ class Lobby:
         for relay in self.queue.copy():
             relay.sender.ring()
 
-    def receive(self, session: "Session") -> None:
-        session.mode = "receive"
-        self.wake_senders()
-
     def leave(self, session: "Session", reason: str) -> None:
         """It neither receives nor chats any more."""
         with self.lock:
             if session in self.chatters:
                 del self.chatters[session]
                 self.tell_all(line("left", session.display_name()))
-                session.note(f"chat: {session.display_name()} left")
+                session.log(f"chat: {session.display_name()} left")
             session.mode = ""
         session.drop_owed(reason)
 
@@ -2543,13 +2519,15 @@ class Relay:
         while (found := sender.line()).verb in ("data", "note"):
             if found.verb == "note":
                 self.give(line("note", self.name))
-                if self.is_overdue() and sender.lobby.is_awaited(self):
+                # notes alone do not keep receivers for whom others wait
+                overdue = time.monotonic() > self.brought + sender.timeout
+                if overdue and sender.lobby.is_awaited(self):
                     raise Refused("stalled")
             while sender.remaining:
                 chunk = sender.take_body()
                 self.moved += len(chunk)
                 self.brought = time.monotonic()
-                self.give(b"".join((b"data %d\n" % len(chunk), chunk)))
+                self.give(b"data %d\n" % len(chunk), chunk)
         if found.verb == "end":
             self.sha256 = found.keys.get("sha256", "-").lower()
             return self.end(line("end", sha256=found.keys.get("sha256")))
@@ -2557,40 +2535,31 @@ class Relay:
             sender.early.append(found)
         self.end(line("abort", reason=found.keys.get("reason", "interrupted")))
 
-    def is_overdue(self) -> bool:
-        """Notes alone do not keep receivers for whom others wait."""
-        return time.monotonic() > self.brought + self.sender.timeout
-
     def end(self, last: bytes) -> None:
         self.ended = True
         self.give(last)
 
-    def give(self, block: bytes) -> None:
+    def give(self, *pieces: Union[bytes, memoryview]) -> None:
         """Pass on whole lines, or `data` and its bytes. Few bytes gather until the sender waits."""
-        if len(block) < BATCH:
-            self.sender.gathered += block
-        if len(self.sender.gathered) >= BATCH or len(block) >= BATCH:
+        for piece in pieces:
+            self.sender.gathered += piece
+        if len(self.sender.gathered) >= BATCH:
             self.pass_on()
-        if len(block) >= BATCH:
-            self.wait_for_room()
-            self.leave(block)
 
     def pass_on(self) -> None:
-        if self.sender.gathered:
-            self.wait_for_room()
-            self.leave(bytes(self.sender.gathered))
-            self.sender.gathered.clear()
-
-    def wait_for_room(self) -> None:
-        while not self.has_room():
-            self.sender.wait_for_receivers()
+        while self.sender.gathered and not self.has_room():
+            self.sender.tell_results()
+            self.sender.hear_bell(NOTE_PAUSE)
+        self.leave()
 
     def has_room(self) -> bool:
         """Has each receiver taken so much that the next block can be left?"""
         return all(len(each.queue) < AHEAD for each in self.receivers.copy())
 
-    def leave(self, block: bytes) -> None:
-        for each in self.receivers.copy():
+    def leave(self) -> None:
+        """In the queue of each receiver."""
+        block, self.sender.gathered = self.sender.gathered, bytearray()
+        for each in self.receivers.copy() if block else ():
             with each.lock:
                 if self in each.owed:  # it may have answered meanwhile
                     each.queue.append(block)
@@ -2601,14 +2570,7 @@ class Relay:
         """The sender is gone or may not go on: no receiver can hold this up."""
         self.sender.gathered += line("abort", reason=reason)
         self.ended = True
-        self.leave(bytes(self.sender.gathered))
-        self.sender.gathered.clear()
-
-    def show(self) -> None:
-        """Tell the sender how far the slowest is. If it is gone, only the reset that answers this
-        tells so while what it sent is unread."""
-        if received := self.receivers.copy().values():
-            self.sender.tell_count(self.name, "received", min(received))
+        self.leave()
 
     def report(self) -> bool:
         """Tell the sender what became of it where; then, if that is all, the answer."""
@@ -2616,13 +2578,15 @@ class Relay:
         while self.results:
             self.report_one(*self.results.popleft())
         if over and not self.ended:
-            raise self.not_received()
+            raise Refused("not-received", receivers=self.count, verified=0)
         if over:
             self.answer()
         return over
 
     def report_one(self, target: str, result: Line, nick: str) -> None:
-        keys = {key: result.keys[key][:most] for key, most in RESULTS.items() if key in result.keys}
+        keys = {
+            key: result.keys[key][:most] for key, most in RESULT_KEYS.items() if key in result.keys
+        }
         if result.verb == "ok":
             # a receiver may say what it likes: what it has must be what was sent
             self.taken += 1
@@ -2631,7 +2595,7 @@ class Relay:
             self.verified += keys.get("verified", "yes") == "yes"
         else:
             reason = keys.get("reason", "failed")
-            self.sender.note(f"send {self.name[:300]} to {target[:300]}: {reason}")
+            self.sender.log(f"send {self.name[:300]} to {target[:300]}: {reason}")
         words = target[:MAX_ECHO], result.verb, self.verb, self.name
         self.sender.send_line("got", *words, **keys, nick=nick or None)
 
@@ -2643,10 +2607,7 @@ class Relay:
             result = "not-received"
             sender.send_line("err", "send", self.name, reason=result, **facts, verified=0)
         elapsed = time.monotonic() - self.started
-        sender.note(f"{self.what}: {self.moved} bytes, {elapsed:.3f} s, {result}")
-
-    def not_received(self) -> Refused:
-        return Refused("not-received", receivers=self.count, verified=0)
+        sender.log(f"{self.what}: {self.moved} bytes, {elapsed:.3f} s, {result}")
 
     # the receivers' threads
     def settle(self, session: "Session", result: Line) -> None:
@@ -2664,12 +2625,9 @@ class Server:
         args: argparse.Namespace,
         sock: socket.socket,
         door: "Door",
-        directory: str,
-        only: str,
         log_fd: int,
     ) -> None:
-        self.door = door
-        self.args, self.sock, self.directory, self.only = args, sock, directory, only
+        self.args, self.sock, self.door = args, sock, door
         self.stop = Stop()
         self.sessions: set[Session] = set()
         # by the identity of the part that they write
@@ -2793,7 +2751,7 @@ class Server:
 
     def remove_old_parts(self) -> None:
         with contextlib.suppress(OSError):
-            for full, folder, _ in walk(Folder(self.directory), "", lambda full, error: None):
+            for full, folder, _ in walk(Folder(self.args.directory), "", lambda full, error: None):
                 if remove_if_old(folder, os.path.basename(full)):
                     self.log(f"removed {printable(full)}: nobody resumed it")
 
@@ -2826,14 +2784,16 @@ def log_line(as_json: bool, text: str, client: str = "", **facts: object) -> str
     )
 
 
-def prepare_folder(path: str) -> tuple[str, str]:
-    """The folder to share, made if missing, and the one name in it if a single file is shared."""
+def prepare_folder(args: argparse.Namespace) -> None:
+    """Find the folder to share, made if missing, or the one name in it if a file is shared."""
+    path = args.path or args.directory
     try:
-        directory, only = os.path.realpath(path), ""  # what the command line names may be a link
-        if os.path.isfile(directory):
-            directory, only = os.path.split(directory)
-        os.makedirs(directory, exist_ok=True)
-        Folder(directory)
+        # what the command line names may be a link
+        args.directory, args.only = os.path.realpath(path), ""
+        if os.path.isfile(args.directory):
+            args.directory, args.only = os.path.split(args.directory)
+        os.makedirs(args.directory, exist_ok=True)
+        Folder(args.directory)
     except OSError as error:
         raise Failure(
             26,
@@ -2841,7 +2801,6 @@ def prepare_folder(path: str) -> tuple[str, str]:
             "the folder is missing and cannot be made, or may not be read",
             "python3 server.py --directory FOLDER",
         ) from None
-    return directory, only
 
 
 def open_log(path: str) -> int:
@@ -2864,8 +2823,8 @@ def serve(args: argparse.Namespace) -> int:
     if door.tls:
         # a client that waits for an answer shall see nothing but answers arrive
         door.tls.num_tickets = 0
-    directory, only = prepare_folder(args.path or args.directory)
-    args.read_only = args.read_only or bool(only)
+    prepare_folder(args)
+    args.read_only = args.read_only or bool(args.only)
     if args.drop_box and args.read_only:
         raise Failure(
             2,
@@ -2876,7 +2835,7 @@ def serve(args: argparse.Namespace) -> int:
     log_fd = open_log(args.log) if args.log else -1 if args.quiet else 2
     # a client that finds the backlog full tries again only after a second
     sock = bind(socket_class(args), family, target, 1024)
-    server = Server(args, sock, door, directory, only, log_fd)
+    server = Server(args, sock, door, log_fd)
     with contextlib.closing(server.stop):
         announce(sock, args, door)
         server.run()
@@ -3160,29 +3119,18 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(map(path_key, files)), tuple(map(folder_key, folders))
 
 
-@functools.lru_cache(maxsize=1)
-def folders_above() -> frozenset[str]:
-    """The folders that Python imports from, and all that they are in."""
-    return frozenset(
-        place[: end + 1]
-        for place in program_places()[1]
-        for end, letter in enumerate(place)
-        if letter == os.sep
-    )
-
-
 def is_program(path: str) -> bool:
     """Whether a file of this name would be part of a program of ours at its next start."""
     key = path_key(path)
     files, folders = program_places()
     # Below a file too: Python runs a folder that is called like a script, if it has a __main__.py.
     # A file above a folder too: Python imports from a folder in a zip file.
-    if key.startswith(files) or key in folders_above():
+    if key.startswith(files) or any(place.startswith(key) for place in folders):
         return True
     if key.startswith(folders) and key[: -len(os.sep)].endswith(CODE):
         return True
     with contextlib.suppress(OSError):
-        return os.path.exists(path) and os.path.samefile(path, __file__)  # a hard link
+        return os.path.samefile(path, __file__)  # a hard link
     return False
 
 
@@ -3344,11 +3292,14 @@ class Capture:
 
     def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
         """From the first end to the second. The checksum stands between the header and the rest."""
-        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
-        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
-        hosts = b"".join(socket.inet_pton(family, name) for name in names)
-        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        hosts = ports = b""
+        for end in ends:
+            # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            hosts += socket.inet_pton(family, host)
+            ports += struct.pack("!H", end[1])
+        header = ports + header
         size = len(header) + 2 + len(rest)
         header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
         start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
@@ -3391,7 +3342,6 @@ class Traced(socket.socket):
     number = sent = received = 0
     touched = 0.0  # when the last call ended
     lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
-    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         if not self.prints:
@@ -3399,7 +3349,7 @@ class Traced(socket.socket):
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
-        if self.dump and data:
+        if self.dump:
             text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
@@ -3417,17 +3367,6 @@ class Traced(socket.socket):
             self.touched = time.perf_counter()
             self.lasted = 1000 * (self.touched - began)
 
-    def connect(self, target: Any) -> None:
-        what = f"connect {address(target)}"
-        self.attempt("*", what, super().connect, target)
-        here = address(self.getsockname())
-        self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
-
-    def close(self) -> None:
-        if self.fileno() >= 0:
-            self.show("*", f"close (sent {self.sent}, received {self.received})")
-        super().close()
-
 
 # --- end trace ---
 
@@ -3441,9 +3380,9 @@ US, PEER = 1, -1  # the order of what belongs to both sides
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
-    handshake, ended = "handshake", "peer sent FIN (end of stream)"
-    ends: Sequence[Any] = ()  # of a connection in the capture: our address, the peer's
-    finished: frozenset[int] = frozenset()  # whose FIN the capture has
+    ended = "peer sent FIN (end of stream)"
+    ends: Sequence[Any]  # of a connection in the capture: our address, the peer's
+    talking: frozenset[int] = frozenset()  # the sides that may still send, as the capture knows
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
@@ -3454,33 +3393,37 @@ class TracedStream(Traced):
         return conn, peer
 
     def connect(self, target: Any) -> None:
-        super().connect(target)
+        what = f"connect {address(target)}"
+        self.attempt("*", what, super().connect, target)
+        here = address(self.getsockname())
+        self.show("*", f"{what} ok from {here} (handshake {self.lasted:.2f} ms)")
         self.begin(target, US)
 
     def begin(self, peer: Any, asks: int) -> None:
         """The handshake, for the capture alone."""
         if self.capture:
             self.ends = self.getsockname(), peer
+            self.talking = frozenset((US, PEER))
             self.store(asks, SYN)
             self.store(-asks, SYN_ACK)
             self.store(asks, ACK)
 
     def store(self, side: int, flags: int, data: bytes = b"") -> None:
         """What one side sends, in packets for the capture, before it is counted."""
-        if not self.capture or not self.ends or (flags == FIN and side in self.finished):
+        if not self.capture or not self.talking or (flags == FIN and side not in self.talking):
             return
         mine, other = (self.sent + 1, self.received + 1)[::side]
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
         other *= flags != SYN  # the first packet acknowledges nothing
         for start in range(0, len(data) or 1, SEGMENT):
-            numbers = (mine + start) % (1 << 32), other % (1 << 32)
-            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
+            header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
             self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
-            self.finished |= {side}
+            self.talking -= {side}
         if flags == RST:
-            self.ends = ()
+            self.talking = frozenset()
 
     def attempt(self, *call: Any) -> Any:
         try:
@@ -3513,20 +3456,23 @@ class TracedStream(Traced):
         if how == socket.SHUT_RD:
             side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
-            self.finished |= {PEER}
-        self.attempt("*", "shutdown", super().shutdown, how)
+            self.talking -= {PEER}
+        super().shutdown(how)
         self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:
             self.store(US, FIN)
 
     def close(self) -> None:
-        if self.ends and self.fileno() >= 0:
+        if self.fileno() < 0:
+            return
+        if self.talking:
             # RST if close() shall send one (SO_LINGER), or if something came that nobody read
             reset = self.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8).strip(b"\0")
             self.settimeout(0)
             with contextlib.suppress(OSError):
                 reset += socket.socket.recv(self, 1, socket.MSG_PEEK)
             self.store(US, RST if reset else FIN)
+        self.show("*", f"close (sent {self.sent}, received {self.received})")
         super().close()
 
 
@@ -3664,51 +3610,41 @@ def bind(
     except OSError as error:
         if sock:
             sock.close()
-        raise cannot_listen(error, family, kind, target) from None
+        raise cannot_listen(error, target) from None
 
 
-def cannot_listen(problem: OSError, family: int, kind: int, target: "Address") -> "Failure":
+# by errno: what is wrong, why, what to try
+CANNOT_LISTEN = {
+    errno.EADDRINUSE: (
+        "port {port} is already in use",
+        "another program is using it",
+        "--port 0 takes any free one; ss -ltnup shows which program has it",
+    ),
+    errno.EADDRNOTAVAIL: (
+        "{host} is not an address of this machine",
+        "its own are {own}",
+        "--host 0.0.0.0 listens on all of them",
+    ),
+    errno.EACCES: (
+        "port {port} needs administrator rights",
+        "ports below 1024 are kept for the system's services",
+        "--port {spare}",
+    ),
+}
+
+
+def cannot_listen(problem: OSError, target: "Address") -> "Failure":
     host, port = target[:2]
-    if problem.errno == errno.EADDRINUSE:
-        return Failure(
-            45,
-            f"port {port} is already in use",
-            who_has_port(family, kind, target),
-            "--port 0 takes any free one; ss -ltnup shows which program has it",
-        )
-    if problem.errno == errno.EADDRNOTAVAIL:
-        return Failure(
-            45,
-            f"{host} is not an address of this machine",
-            "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
-            "--host 0.0.0.0 listens on all of them",
-        )
-    if problem.errno == errno.EACCES and port < 1024:
-        return Failure(
-            45,
-            f"port {port} needs administrator rights",
-            "ports below 1024 are kept for the system's services",
-            f"--port {8000 + port}",
-        )
-    return Failure(
-        45,
-        f"cannot listen on {address(target)} ({problem.strerror})",
-        "the system refuses it",
-        "--host 127.0.0.1 --port 0",
-    )
-
-
-def who_has_port(family: int, kind: int, target: "Address") -> str:
-    """A second bind tells: SO_REUSEADDR ignores connections in TIME_WAIT, but not a server."""
-    with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
-        if kind == socket.SOCK_STREAM and os.name == "posix":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(target)
-            return (
-                "no server has it: connections that ended here a moment ago "
-                "are in TIME_WAIT, for a minute or so"
-            )
-    return "another program is using it"
+    reason = problem.errno or 0
+    if os.name == "nt" and reason == errno.EACCES:  # another program keeps it for itself
+        reason = errno.EADDRINUSE
+    texts = CANNOT_LISTEN.get(reason)
+    if texts is None or (reason == errno.EACCES and port > 1023):
+        error = f"cannot listen on {address(target)} ({problem.strerror})"
+        return Failure(45, error, "the system refuses it", "--host 127.0.0.1 --port 0")
+    own = ", ".join(["127.0.0.1", *own_addresses()])
+    known = {"host": host, "port": port, "spare": 8000 + port, "own": own}
+    return Failure(45, *(text.format(**known) for text in texts))
 
 
 # --- end listening ---
@@ -3750,9 +3686,9 @@ class Failure(Exception):
 
 
 def speak_utf8() -> None:
-    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    """A pipe of Windows, and NUL, have a code page that lacks most letters."""
     for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
-        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
@@ -3776,11 +3712,10 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     name = host.encode() if host.isascii() else host
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
-        found = socket.getaddrinfo(name, port, type=kind)
-        return [(family, target) for family, _, _, _, target in found]
+        return [(each[0], each[4]) for each in socket.getaddrinfo(name, port, type=kind)]
     raise Failure(
         6,
-        f'cannot find host "{ascii(host)[1:-1]}"',
+        f'cannot find host "{printable(host)}"',
         "it is neither an address nor a name that this machine can look up",
         "check the spelling, or use the address",
     )

@@ -7,15 +7,16 @@
     cat big | python3 tcp_upper.py client > out      any size, both ways at once
     python3 tcp_upper.py client --ping 5             round-trip times
     python3 tcp_upper.py client --trace hello        each socket call as it happens
-    python3 tcp_upper.py client --pcap FILE hello    a capture for Wireshark, without administrator
+    python3 tcp_upper.py client --pcap FILE hello    what is sent, for Wireshark; needs no root
     python3 tcp_upper.py server --host 0.0.0.0       for other machines too
-    python3 tcp_upper.py server --reset-after 3      a server that breaks off, by RST
+    python3 tcp_upper.py server --reset-after 3      after 3 bytes it resets the connection (RST)
 
 The protocol: a connection carries a stream of bytes each way. The server sends back what it reads,
 a-z as A-Z and every other byte unchanged. TCP does not mark where a message ends, so the client
 ends each with a newline and reads until as many bytes have come back. When the client has no more
-to say, it shuts its sending side (FIN); the server finishes its answer and closes. A server without
-room says so in one line and closes. Small letters in an answer can only be such a notice.
+to say, it shuts its sending side (FIN); the server finishes its answer and closes. A server that
+has too many clients sends one line that says so, and closes. No echo has small letters, but that
+line has: so the client knows that it is a notice.
 
 Limits: there is no password and no encryption. The server hangs up on a client that does not read
 its answer for --timeout seconds; a client that says nothing may stay.
@@ -28,31 +29,35 @@ its answer for --timeout seconds; a client that says nothing may stay.
 #   the conversation   Echo, answer(), send_message(), exchange(), receive()
 #   the server         outcome(), Server, Server.run(), Server.admit(), Server.reply(), serve()
 #   the client         ping_report(), write_out(), converse(), stream(), ping(), client()
-#   shared fences      Capture, TracedStream, Stop, bind(), open_connection(), Failure, Parser
+#   shared fences      Capture, TracedStream, Stop, bind(), Failure, say(), address(), Parser
 #   the command line   announce(), build_parser(), main()
 #
 # Threads: the main thread runs Server.run(); it alone accepts and refuses. Each client has a
-# thread (or process) that runs Server.reply() and touches only its own connection. In the client,
-# stream() starts a thread that sends while the main thread receives.
+# worker, a thread or a process: it runs Server.reply() and uses no connection but its own. In the
+# client, stream() starts a thread that sends while the main thread receives.
 #
-# A connection waits in the backlog until Server.admit() accepts it. If there is no room, it is
-# refused: told why, closed when others were refused too. Else answer() serves it until the client's
-# FIN, an error, --reset-after or Ctrl-C, and Server.reply() logs how it ended and closes it.
+# A connection waits in the backlog until Server.admit() accepts it. If there are too many clients,
+# Server.refuse() tells this one so. Otherwise answer() serves it until the client sends FIN, the
+# connection breaks, --reset-after or Ctrl-C ends it. Server.reply() logs that and closes it.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
 
 if __name__ == "__main__":
-    # A file that arrives must never be imported, whatever its name. Python looks first into the
-    # folder of this script, and PYTHONPATH may add the current one: both leave the path before
-    # anything else is imported. (For the same reason nothing here is imported from __future__.)
+    # A file that arrives must never be imported, whatever its name. Python looks for modules first
+    # in the folder of this script, and PYTHONPATH may add the current folder: take both out of the
+    # list before anything else is imported. (So there is no import from __future__ either.)
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
     import os
 
-    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
-    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
-        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+    own = os.path.dirname(os.path.realpath(__file__))
+    library = os.path.dirname(os.__file__)
+    for folder in sys.path[:]:
+        path = folder or "."
+        if folder == library or not os.path.exists(path):
+            continue
+        if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
 # --- end imports ---
 
@@ -77,59 +82,48 @@ from typing import Any, NoReturn, Optional, Union
 VERSION = "1.0"
 SERVER = "python3 tcp_upper.py server"
 CLIENT = "python3 tcp_upper.py client"
-PROMPT = "Input lowercase sentence: "
 FULL = b"server full, try again later\n"
-NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
-# bytes that the client sends before it reads their answer. A kernel stores more than that on the
-# way, so it cannot happen that both sides wait until the other one reads.
+# The client sends at most so many bytes before it reads their answer. Kernels store more than that
+# for each connection, so neither side can block for ever because the other one does not read.
 PIECE = 65536
-GRACE = 2.0  # seconds that Ctrl-C leaves for answers under way
-MAX_REFUSED = 16  # refused clients that are kept, so that they can read why
-ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
-# SO_LINGER on, for 0 seconds: close() sends RST
-RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
 # --- the conversation: as the server and as the client see it ---
 class Echo:
-    """A conversation: its socket, the options, and the bytes that went each way."""
+    """One conversation: its socket, the options of the command line, how many bytes went."""
 
     def __init__(self, sock: socket.socket, args: Namespace) -> None:
         self.sock = sock
         self.args = args
         self.began = time.monotonic()
-        self.sent = 0
+        self.sent = 0  # bytes by this side
         self.received = 0
-        self.ended = False  # whether the client has no more to say
-        self.pings = 0
-        self.trips: list[float] = []  # milliseconds until each answer to a ping
-
-
-class NotAnEcho(Exception):
-    """What came back is not what was sent, in capitals."""
+        self.ended = False  # whether this client has sent FIN
 
 
 def answer(echo: Echo) -> None:
     """The server's side: receive, capitalise, send, until the client has no more to say."""
-    sock, args = echo.sock, echo.args
-    while echo.received < args.reset_after:  # for ever, unless that option is given
+    sock = echo.sock
+    args = echo.args
+    while True:
         chunk = sock.recv(min(args.recv_size, args.reset_after - echo.received))
         if len(chunk) == 0:  # FIN: the client will send nothing more
             return
         echo.received += len(chunk)
         hold_back(echo)
-        sock.settimeout(args.timeout)  # a client has to read its answer...
+        sock.settimeout(args.timeout)  # the client has to read its answer in time
         send_message(echo, chunk.upper())
-        sock.settimeout(None)  # ...but it may think before the next message
-    # so many bytes have come: now close() shall not send FIN, but RST
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        sock.settimeout(None)  # it may think for ever before its next message
+        if echo.received == args.reset_after:  # only with --reset-after: reply() sends RST
+            return
 
 
 def hold_back(echo: Echo) -> None:
     """Wait before the next answer, as --delay and --rate (bytes a second) ask."""
     pause = echo.args.delay
     if echo.args.rate:
-        pause = max(pause, echo.began + echo.sent / echo.args.rate - time.monotonic())
+        due = echo.began + echo.sent / echo.args.rate  # what is sent has taken until then
+        pause = max(pause, due - time.monotonic())
     if pause > 0:
         time.sleep(pause)
 
@@ -139,13 +133,14 @@ def send_message(echo: Echo, data: bytes) -> None:
 
     (sendall() has one timeout for everything, and would cut off a slow reader.)
     """
-    view = memoryview(data)  # a slice of it is no copy
-    echo.sent += len(view)  # first: the answer can be here before send() returns
+    rest = memoryview(data)  # a slice of it is no copy
+    echo.sent += len(rest)  # before send(): the answer may be here before it returns
     try:
-        while len(view) > 0:
-            view = view[echo.sock.send(view) :]
+        while len(rest) > 0:
+            count = echo.sock.send(rest)
+            rest = rest[count:]
     finally:
-        echo.sent -= len(view)  # what is left when the connection breaks
+        echo.sent -= len(rest)  # if the connection breaks, this was not sent
 
 
 def exchange(echo: Echo, message: bytes) -> bytes:
@@ -156,7 +151,7 @@ def exchange(echo: Echo, message: bytes) -> bytes:
         while echo.received < echo.sent:
             reply += receive(echo)
     if reply != message.upper():
-        raise NotAnEcho
+        raise no_echo(echo)
     return reply
 
 
@@ -164,22 +159,33 @@ def receive(echo: Echo) -> bytes:
     """The next part of the answer, of any size: one recv() is not one message."""
     wait_for_reply(echo)
     chunk = echo.sock.recv(echo.args.recv_size)
-    if len(chunk) == 0 and (echo.received < echo.sent or not echo.ended):
-        raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
     check(echo, chunk)
     echo.received += len(chunk)
     return chunk
 
 
 def check(echo: Echo, chunk: bytes) -> None:
-    """Refuse what no echo sends: small letters, or more than it was sent."""
-    if echo.received == 0 and chunk != chunk.upper():
-        raise NotAnEcho(chunk)
+    """Refuse what no echo sends: FIN too early, small letters, more than it was sent."""
+    if len(chunk) == 0 and (echo.received < echo.sent or not echo.ended):
+        raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
+    if echo.received == 0 and chunk != chunk.upper():  # a server's notice is all it says
+        raise no_echo(echo, chunk)
     if echo.received + len(chunk) > echo.sent:
-        raise NotAnEcho
+        raise no_echo(echo)
 
 
 # --- the server: accept, a thread for each client, the end ---
+GRACE = 2.0  # seconds that Ctrl-C leaves for answers under way
+MAX_REFUSED = 16  # refused clients that are kept, so that they can read why
+ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
+# the option SO_LINGER: on, for 0 seconds. With it, close() sends RST instead of FIN
+RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+
+
+def log(text: str) -> None:
+    say(time.strftime("%Y-%m-%d %H:%M:%S ") + text)
+
+
 def outcome(echo: Echo, problem: Optional[OSError], stopping: bool) -> str:
     """What became of a connection, for the log."""
     # a timeout with a number is the kernel's: the other machine has vanished
@@ -198,13 +204,17 @@ class Server:
     def __init__(self, args: Namespace, sock: socket.socket) -> None:
         self.args = args
         self.sock = sock
-        self.stop = Stop()
+        self.stop = Stop()  # Ctrl-C, as something that select() can wait for (far below)
         self.forks = args.mode == "process" and hasattr(os, "fork")
-        # the connection of each client, by the number of its process or by itself
-        self.clients: dict[Any, socket.socket] = {}
+        self.worker: Any = threading.Thread
+        self.clients: dict[Any, socket.socket] = {}  # the connection of each worker
         self.refused: list[socket.socket] = []
         self.accepted = 0
-        if self.forks:  # the end of a child is a signal, for which Stop makes select() return
+        if self.forks:
+            import multiprocessing  # not at the top: it takes a while
+
+            self.worker = multiprocessing.get_context("fork").Process
+            # the end of a process is a signal, for which Stop makes select() return
             signal.signal(signal.SIGCHLD, lambda number, frame: None)
 
     def run(self) -> None:
@@ -212,7 +222,7 @@ class Server:
             watched: list[Any] = [self.stop, self.sock]
             if self.args.mode == "serial" and self.clients:
                 watched.remove(self.sock)  # the next client waits in the backlog
-            ready, _, _ = select.select(watched, [], [])
+            ready = select.select(watched, [], [])[0]
             self.stop.drain()
             if self.sock in ready:
                 self.admit()
@@ -234,9 +244,7 @@ class Server:
             return self.refuse(conn, peer, f"there are {len(self.clients)} clients")
         try:
             self.dispatch(conn, peer)
-            self.accepted += 1
         except (OSError, RuntimeError):
-            self.clients.pop(conn, None)
             self.refuse(conn, peer, "the system gives no further thread or process")
 
     def refuse(self, conn: socket.socket, peer: "Address", why: str) -> None:
@@ -247,45 +255,40 @@ class Server:
         log(f"{address(peer)} refused: {why}")
         self.refused.append(conn)
         with contextlib.suppress(OSError):
-            conn.setblocking(False)
             conn.send(FULL)
             conn.shutdown(socket.SHUT_WR)
+        if len(self.refused) > MAX_REFUSED:
+            self.refused.pop(0).close()
 
     def dispatch(self, conn: socket.socket, peer: "Address") -> None:
-        """Give a client a thread of its own, or a process."""
+        """Give a client a worker of its own: a thread, or a process (--mode process)."""
         conn.settimeout(None)
         # the kernel notices a client that vanished
         conn.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         # an answer leaves at once, however short
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self.forks:
-            child = self.hand_over(conn, peer)
-            # what becomes of it is shown by the child's trace and capture alone
-            self.clients[child] = socket.socket(fileno=conn.detach())
-        else:
-            self.clients[conn] = conn
-            threading.Thread(target=self.reply, args=(conn, peer), daemon=True).start()
+        job = self.hand_over if self.forks else self.reply
+        worker = self.worker(target=job, args=(conn, peer), daemon=True)
+        worker.start()
+        self.accepted += 1
+        # what becomes of a process's connection is shown by that process's trace and capture alone
+        self.clients[worker] = socket.socket(fileno=conn.detach()) if self.forks else conn
 
-    def hand_over(self, conn: socket.socket, peer: "Address") -> int:
-        """Serve a client in a copy of this process, a child. Returns the child's number."""
-        child = os.fork()
-        if child:  # this is the parent: it goes back to accept()
-            return child
-        try:
-            # Ctrl-C reaches both processes: the parent passes it on as SIGTERM
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            # or the other clients would hear no FIN before this child ends
-            for sock in [self.sock, *self.refused, *self.clients.values()]:
-                os.close(sock.detach())
-            self.reply(conn, peer)
-        except BaseException:  # noqa: BLE001  (a bug: tell it, but end here all the same)
-            sys.excepthook(*sys.exc_info())
-        finally:
-            os._exit(0)  # a child never goes back to accept()
+    def hand_over(self, conn: socket.socket, peer: "Address") -> None:
+        """Begin a process, which is a copy of this one: it keeps only its own connection.
+
+        Other clients would hear no FIN as long as it had a copy of theirs.
+        """
+        for sock in [self.sock, *self.refused, *self.clients.values()]:
+            os.close(sock.detach())
+        # Ctrl-C reaches every process: the first one passes it on as SIGTERM
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.reply(conn, peer)
 
     def reply(self, conn: socket.socket, peer: "Address") -> None:
-        """A client's thread or process: its conversation, then its line in the log."""
-        echo, problem = Echo(conn, self.args), None
+        """A client's worker: the conversation, then a line in the log."""
+        echo = Echo(conn, self.args)
+        problem = None
         try:
             answer(echo)
         except OSError as error:
@@ -293,37 +296,34 @@ class Server:
         end = outcome(echo, problem, self.stop.asked)
         numbers = f"received {echo.received}, sent {echo.sent} bytes"
         log(f"{address(peer)} {numbers} in {time.monotonic() - echo.began:.3f} s: {end}")
+        if echo.received >= self.args.reset_after:
+            conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         conn.close()
-        self.clients.pop(conn, None)  # in a child it is not there
         self.stop.wake()
 
     def release(self) -> None:
-        """Close the oldest of many refused connections, and those whose processes have ended."""
-        while len(self.refused) > MAX_REFUSED:
-            self.refused.pop(0).close()
-        with contextlib.suppress(ChildProcessError):
-            while self.forks and (child := os.waitpid(-1, os.WNOHANG)[0]):
-                if child in self.clients:  # else it is of the shell that became this server
-                    self.clients.pop(child).close()
+        """Forget clients that have left: a thread has closed its socket, or a process has ended."""
+        for worker, conn in list(self.clients.items()):
+            if conn.fileno() < 0 or not worker.is_alive():
+                conn.close()
+                del self.clients[worker]
 
     def finish(self) -> None:
         """Stop listening, end what the clients say, and wait a moment for the last answers."""
         for sock in [self.sock, *self.refused]:
             sock.close()
         self.stop.asked = True
-        dropped, deadline = len(self.clients), time.monotonic() + GRACE
-        for child, conn in list(self.clients.items()):
+        dropped = len(self.clients)
+        deadline = time.monotonic() + GRACE
+        for worker, conn in self.clients.items():
+            if self.forks:
+                worker.terminate()  # SIGTERM: its log shall tell that it was stopped
             with contextlib.suppress(OSError):
-                if self.forks:  # its log shall tell that it was stopped
-                    os.kill(child, signal.SIGTERM)
                 conn.shutdown(socket.SHUT_RD)  # recv() returns what has arrived, then 0
         while self.clients and (left := deadline - time.monotonic()) > 0:
             select.select([self.stop], [], [], left)
             self.stop.drain()
             self.release()
-        for child in self.clients:
-            if self.forks:
-                os.kill(child, signal.SIGKILL)
         self.stop.close()
         served = self.accepted - len(self.clients)
         say(f"stopped: {dropped} client{'s' * (dropped != 1)} disconnected, {served} served")
@@ -334,36 +334,72 @@ def serve(args: Namespace) -> int:
     if args.rate:  # a tenth of a second's worth at once
         args.recv_size = min(args.recv_size, max(1, args.rate // 10))
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
-    sock = bind(socket_class(args), family, target, args.backlog, args.reuseaddr)
+    try:
+        sock = bind(socket_class(args), family, target, args.backlog, args.reuseaddr)
+    except Failure:
+        if args.reuseaddr:
+            raise
+        # this fails alike if a server has the port
+        bind(socket.socket, family, target, args.backlog).close()
+        raise Failure(
+            45,
+            f"port {args.port} is already in use",
+            "no server has it: connections that ended here a moment ago "
+            "are in TIME_WAIT, for a minute or so",
+            "wait, or start it without --no-reuseaddr",
+        ) from None
     # connections inherit it: a later server can tell those in TIME_WAIT from a server
     if os.name == "posix":
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    with sock:
-        server = Server(args, sock)  # from here on a signal is heard
-        announce(sock)
-        server.run()
+    server = Server(args, sock)  # from here on a signal is heard
+    announce(sock)
+    server.run()
     return 0
 
 
 # --- the client: a prompt, a pipe, a ping, a message ---
+PROMPT = "Input lowercase sentence: "
+NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
+
+
 def wait_for_reply(echo: Echo) -> None:
     """Wait until something comes. Silence counts only while an answer is owed."""
-    silence, args = 0.0, echo.args
+    args = echo.args
+    silence = 0.0
     while silence < args.timeout:
-        owed = echo.received < echo.sent
+        owed = echo.received < echo.sent  # if not, stream() may send later, and then it counts
         step = min(NOTICE_AFTER, args.timeout - silence)
         if select.select([echo.sock], [], [], step)[0]:
             return
-        if owed:  # else what stream() sent meanwhile has all of --timeout
-            silence += step
-            if silence == NOTICE_AFTER:
-                say(f"waiting for a reply from {place(args)} (Ctrl-C stops)")
+        silence += step * owed
+        if silence == NOTICE_AFTER:
+            say(f"waiting for a reply from {place(args)} (Ctrl-C stops)")
     raise Failure(
         28,
         f"no reply from {place(args)} in {args.timeout:g} s",
         "it is connected but silent: "
         "busy with another client (--mode serial), stopped, or no echo server",
         f"{server_command(args)} --mode thread",
+    )
+
+
+def no_echo(echo: Echo, notice: bytes = b"") -> "Failure":
+    """What came back is no echo; notice is what the other side says instead."""
+    where = place(echo.args)
+    if not notice:
+        return Failure(
+            56,
+            f"{where} is no uppercase echo: what came back is not what was sent, in capitals",
+            "another program listens there",
+            f"ss -ltnup shows which; {server_command(echo.args)}",
+        )
+    full = FULL.startswith(notice)
+    more = "wait until a client leaves, or start the server with a larger --max-clients"
+    return Failure(
+        7 if full else 56,
+        f"{where} says: {printable(notice.decode(errors='backslashreplace').strip())}",
+        "that is a notice: an echo has no small letters",
+        more if full else "check the port: ss -ltnup on the server shows which program has it",
     )
 
 
@@ -458,24 +494,25 @@ def stream(echo: Echo) -> None:
 def ping(echo: Echo) -> None:
     """Send numbered messages and time each answer; --interval later comes the next."""
     args = echo.args
-    for number in range(1, args.ping + 1):
-        echo.pings, began = number, time.perf_counter()
-        exchange(echo, b"ping %d\n" % number)
-        echo.trips.append(1000 * (time.perf_counter() - began))
-        if number < args.ping and select.select([echo.sock], [], [], args.interval)[0]:
-            receive(echo)  # no answer is owed: this finds out what is wrong
+    number = 0
+    trips: list[float] = []  # milliseconds until each answer
+    try:
+        for number in range(1, args.ping + 1):
+            began = time.perf_counter()
+            exchange(echo, b"ping %d\n" % number)
+            trips.append(1000 * (time.perf_counter() - began))
+            if number < args.ping and select.select([echo.sock], [], [], args.interval)[0]:
+                receive(echo)  # no answer is owed: this finds out what is wrong
+    finally:
+        write_out(ping_report(number, trips).encode())
 
 
 def talk(echo: Echo) -> None:
     """What the command line asks for: a ping, a message, a prompt or a pipe."""
-    args = echo.args
-    if args.ping:
-        try:
-            ping(echo)
-        finally:
-            write_out(ping_report(echo.pings, echo.trips).encode())
-    elif args.text:
-        write_out(exchange(echo, os.fsencode(" ".join(args.text)) + b"\n"))
+    if echo.args.ping:
+        ping(echo)
+    elif echo.args.text:
+        write_out(exchange(echo, os.fsencode(" ".join(echo.args.text)) + b"\n"))
     elif is_terminal(0):
         converse(echo)
     else:
@@ -494,8 +531,6 @@ def client(args: Namespace) -> int:
     with echo.sock as sock:
         try:
             talk(echo)
-        except NotAnEcho as problem:
-            raise no_echo(args, *problem.args) from None
         except OSError as error:
             raise Failure(
                 18 if echo.received else 52,
@@ -553,11 +588,14 @@ class Capture:
 
     def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
         """From the first end to the second. The checksum stands between the header and the rest."""
-        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
-        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
-        hosts = b"".join(socket.inet_pton(family, name) for name in names)
-        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        hosts = ports = b""
+        for end in ends:
+            # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            hosts += socket.inet_pton(family, host)
+            ports += struct.pack("!H", end[1])
+        header = ports + header
         size = len(header) + 2 + len(rest)
         header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
         start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
@@ -600,7 +638,6 @@ class Traced(socket.socket):
     number = sent = received = 0
     touched = 0.0  # when the last call ended
     lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
-    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         if not self.prints:
@@ -608,7 +645,7 @@ class Traced(socket.socket):
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
-        if self.dump and data:
+        if self.dump:
             text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
@@ -626,17 +663,6 @@ class Traced(socket.socket):
             self.touched = time.perf_counter()
             self.lasted = 1000 * (self.touched - began)
 
-    def connect(self, target: Any) -> None:
-        what = f"connect {address(target)}"
-        self.attempt("*", what, super().connect, target)
-        here = address(self.getsockname())
-        self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
-
-    def close(self) -> None:
-        if self.fileno() >= 0:
-            self.show("*", f"close (sent {self.sent}, received {self.received})")
-        super().close()
-
 
 # --- end trace ---
 
@@ -650,9 +676,9 @@ US, PEER = 1, -1  # the order of what belongs to both sides
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
-    handshake, ended = "handshake", "peer sent FIN (end of stream)"
-    ends: Sequence[Any] = ()  # of a connection in the capture: our address, the peer's
-    finished: frozenset[int] = frozenset()  # whose FIN the capture has
+    ended = "peer sent FIN (end of stream)"
+    ends: Sequence[Any]  # of a connection in the capture: our address, the peer's
+    talking: frozenset[int] = frozenset()  # the sides that may still send, as the capture knows
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
@@ -663,33 +689,37 @@ class TracedStream(Traced):
         return conn, peer
 
     def connect(self, target: Any) -> None:
-        super().connect(target)
+        what = f"connect {address(target)}"
+        self.attempt("*", what, super().connect, target)
+        here = address(self.getsockname())
+        self.show("*", f"{what} ok from {here} (handshake {self.lasted:.2f} ms)")
         self.begin(target, US)
 
     def begin(self, peer: Any, asks: int) -> None:
         """The handshake, for the capture alone."""
         if self.capture:
             self.ends = self.getsockname(), peer
+            self.talking = frozenset((US, PEER))
             self.store(asks, SYN)
             self.store(-asks, SYN_ACK)
             self.store(asks, ACK)
 
     def store(self, side: int, flags: int, data: bytes = b"") -> None:
         """What one side sends, in packets for the capture, before it is counted."""
-        if not self.capture or not self.ends or (flags == FIN and side in self.finished):
+        if not self.capture or not self.talking or (flags == FIN and side not in self.talking):
             return
         mine, other = (self.sent + 1, self.received + 1)[::side]
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
         other *= flags != SYN  # the first packet acknowledges nothing
         for start in range(0, len(data) or 1, SEGMENT):
-            numbers = (mine + start) % (1 << 32), other % (1 << 32)
-            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
+            header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
             self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
-            self.finished |= {side}
+            self.talking -= {side}
         if flags == RST:
-            self.ends = ()
+            self.talking = frozenset()
 
     def attempt(self, *call: Any) -> Any:
         try:
@@ -722,20 +752,23 @@ class TracedStream(Traced):
         if how == socket.SHUT_RD:
             side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
-            self.finished |= {PEER}
-        self.attempt("*", "shutdown", super().shutdown, how)
+            self.talking -= {PEER}
+        super().shutdown(how)
         self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:
             self.store(US, FIN)
 
     def close(self) -> None:
-        if self.ends and self.fileno() >= 0:
+        if self.fileno() < 0:
+            return
+        if self.talking:
             # RST if close() shall send one (SO_LINGER), or if something came that nobody read
             reset = self.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8).strip(b"\0")
             self.settimeout(0)
             with contextlib.suppress(OSError):
                 reset += socket.socket.recv(self, 1, socket.MSG_PEEK)
             self.store(US, RST if reset else FIN)
+        self.show("*", f"close (sent {self.sent}, received {self.received})")
         super().close()
 
 
@@ -744,7 +777,8 @@ class TracedStream(Traced):
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """The class of all sockets: if nothing is shown the plain one, so that it costs nothing."""
-    Traced.capture, Traced.dump = args.pcap, args.trace_hex
+    Traced.capture = args.pcap
+    Traced.dump = args.trace_hex
     Traced.prints = args.trace or args.trace_hex
     return TracedStream if Traced.prints or args.pcap else socket.socket
 
@@ -845,51 +879,41 @@ def bind(
     except OSError as error:
         if sock:
             sock.close()
-        raise cannot_listen(error, family, kind, target) from None
+        raise cannot_listen(error, target) from None
 
 
-def cannot_listen(problem: OSError, family: int, kind: int, target: "Address") -> "Failure":
+# by errno: what is wrong, why, what to try
+CANNOT_LISTEN = {
+    errno.EADDRINUSE: (
+        "port {port} is already in use",
+        "another program is using it",
+        "--port 0 takes any free one; ss -ltnup shows which program has it",
+    ),
+    errno.EADDRNOTAVAIL: (
+        "{host} is not an address of this machine",
+        "its own are {own}",
+        "--host 0.0.0.0 listens on all of them",
+    ),
+    errno.EACCES: (
+        "port {port} needs administrator rights",
+        "ports below 1024 are kept for the system's services",
+        "--port {spare}",
+    ),
+}
+
+
+def cannot_listen(problem: OSError, target: "Address") -> "Failure":
     host, port = target[:2]
-    if problem.errno == errno.EADDRINUSE:
-        return Failure(
-            45,
-            f"port {port} is already in use",
-            who_has_port(family, kind, target),
-            "--port 0 takes any free one; ss -ltnup shows which program has it",
-        )
-    if problem.errno == errno.EADDRNOTAVAIL:
-        return Failure(
-            45,
-            f"{host} is not an address of this machine",
-            "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
-            "--host 0.0.0.0 listens on all of them",
-        )
-    if problem.errno == errno.EACCES and port < 1024:
-        return Failure(
-            45,
-            f"port {port} needs administrator rights",
-            "ports below 1024 are kept for the system's services",
-            f"--port {8000 + port}",
-        )
-    return Failure(
-        45,
-        f"cannot listen on {address(target)} ({problem.strerror})",
-        "the system refuses it",
-        "--host 127.0.0.1 --port 0",
-    )
-
-
-def who_has_port(family: int, kind: int, target: "Address") -> str:
-    """A second bind tells: SO_REUSEADDR ignores connections in TIME_WAIT, but not a server."""
-    with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
-        if kind == socket.SOCK_STREAM and os.name == "posix":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(target)
-            return (
-                "no server has it: connections that ended here a moment ago "
-                "are in TIME_WAIT, for a minute or so"
-            )
-    return "another program is using it"
+    reason = problem.errno or 0
+    if os.name == "nt" and reason == errno.EACCES:  # another program keeps it for itself
+        reason = errno.EADDRINUSE
+    texts = CANNOT_LISTEN.get(reason)
+    if texts is None or (reason == errno.EACCES and port > 1023):
+        error = f"cannot listen on {address(target)} ({problem.strerror})"
+        return Failure(45, error, "the system refuses it", "--host 127.0.0.1 --port 0")
+    own = ", ".join(["127.0.0.1", *own_addresses()])
+    known = {"host": host, "port": port, "spare": 8000 + port, "own": own}
+    return Failure(45, *(text.format(**known) for text in texts))
 
 
 # --- end listening ---
@@ -1006,9 +1030,9 @@ class Failure(Exception):
 
 
 def speak_utf8() -> None:
-    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    """A pipe of Windows, and NUL, have a code page that lacks most letters."""
     for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
-        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
@@ -1032,11 +1056,10 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     name = host.encode() if host.isascii() else host
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
-        found = socket.getaddrinfo(name, port, type=kind)
-        return [(family, target) for family, _, _, _, target in found]
+        return [(each[0], each[4]) for each in socket.getaddrinfo(name, port, type=kind)]
     raise Failure(
         6,
-        f'cannot find host "{ascii(host)[1:-1]}"',
+        f'cannot find host "{printable(host)}"',
         "it is neither an address nor a name that this machine can look up",
         "check the spelling, or use the address",
     )
@@ -1102,10 +1125,6 @@ class Parser(argparse.ArgumentParser):
 
 
 # --- the command line ---
-def log(text: str) -> None:
-    say(time.strftime("%Y-%m-%d %H:%M:%S ") + text)
-
-
 def place(args: Namespace) -> str:
     return address((args.host, args.port))
 
@@ -1114,25 +1133,6 @@ def server_command(args: Namespace) -> str:
     """The command that starts the server which this client looks for."""
     host = "" if args.host in ("127.0.0.1", "localhost") else f" --host {shlex.quote(args.host)}"
     return f"{SERVER}{host} --port {args.port}"
-
-
-def no_echo(args: Namespace, notice: bytes = b"") -> Failure:
-    """What came back is no echo; notice is what the other side says instead."""
-    if not notice:
-        return Failure(
-            56,
-            f"{place(args)} is no uppercase echo: what came back is not what was sent, in capitals",
-            "another program listens there",
-            f"ss -ltnup shows which; {server_command(args)}",
-        )
-    full = FULL.startswith(notice)
-    more = "wait until a client leaves, or start the server with a larger --max-clients"
-    return Failure(
-        7 if full else 56,
-        f"{place(args)} says: {printable(notice.decode(errors='backslashreplace').strip())}",
-        "that is a notice: an echo has no small letters",
-        more if full else "check the port: ss -ltnup on the server shows which program has it",
-    )
 
 
 def check_client(args: Namespace) -> None:
@@ -1165,58 +1165,60 @@ def announce(sock: socket.socket) -> None:
         say("for others, start it with --host 0.0.0.0")
 
 
+def add_flags(parser: argparse.ArgumentParser, *rows: tuple[str, Any, str, str]) -> None:
+    for name, kind, metavar, text in rows:
+        parser.add_argument(name, type=kind, metavar=metavar, help=text)
+
+
 def common_flags(parser: argparse.ArgumentParser) -> None:
     """They may stand before the role or after it: each default is in one place, build_parser()."""
     parser.argument_default = argparse.SUPPRESS
-    flag, seconds = parser.add_argument, between(0.01, 1e6, float)
-    flag("--host", help="the server's name or address (default 127.0.0.1)")
-    flag("--port", type=between(0, 65535), help="its port; a server takes 0 too (default 12000)")
-    flag("--timeout", type=seconds, metavar="S", help="silence allowed in an answer (default 30)")
-    size = between(1, 1 << 30)
-    flag("--recv-size", type=size, metavar="N", help="bytes asked of one recv (default 65536)")
-    flag("--trace", action="store_true", help="print a line for each socket call")
-    flag("--trace-hex", action="store_true", help="the same, with the first bytes")
-    flag(
-        "--pcap",
-        type=Capture,
-        metavar="FILE",
-        help="store all that is sent, passwords too, for Wireshark",
+    add_flags(
+        parser,
+        ("--host", str, "HOST", "the server's name or address (default 127.0.0.1)"),
+        ("--port", between(0, 65535), "PORT", "its port; a server takes 0 too (default 12000)"),
+        ("--timeout", between(0.01, 1e6, float), "S", "silence allowed in an answer (default 30)"),
+        ("--recv-size", between(1, 1 << 30), "N", "bytes asked of one recv (default 65536)"),
+        ("--pcap", Capture, "FILE", "store what is sent and received, for Wireshark"),
     )
+    parser.add_argument("--trace", action="store_true", help="print a line for each socket call")
+    parser.add_argument("--trace-hex", action="store_true", help="the same, with the first bytes")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="tcp_upper.py")
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     roles = parser.add_subparsers(dest="role", metavar="server|client", required=True)
-    count, some, seconds = between(0, 1e12), between(1, 1e12), between(0, 3600, float)
+    count = between(0, 1e12)
+    some = between(1, 1e12)
+    seconds = between(0, 3600, float)
 
     server = roles.add_parser("server", help="wait for clients and answer them")
+    add_flags(
+        server,
+        ("--requests", some, "N", "end after so many clients (default never)"),
+        ("--rate", count, "N", "bytes a second (default no limit)"),
+        ("--delay", seconds, "S", "wait so long before each answer"),
+        ("--reset-after", some, "N", "send RST after so many bytes"),
+        ("--max-clients", some, "N", "more are refused (default 2000)"),
+        ("--backlog", between(0, 65535), "N", "clients that wait for accept (default 128)"),
+    )
     flag = server.add_argument
-    flag("--requests", type=some, metavar="N", help="end after so many clients (default never)")
-    flag("--rate", type=count, metavar="N", help="bytes a second (default no limit)")
-    flag("--delay", type=seconds, metavar="S", help="wait so long before each answer")
-    flag("--reset-after", type=some, metavar="N", help="send RST after so many bytes")
     modes = "thread", "serial", "process"
     flag("--mode", choices=modes, help="what serves a client (default thread)")
-    flag("--max-clients", type=some, metavar="N", help="more are refused (default 2000)")
-    flag(
-        "--backlog",
-        type=between(0, 65535),
-        metavar="N",
-        help="clients that wait for accept (default 128)",
-    )
-    flag(
-        "--no-reuseaddr", dest="reuseaddr", action="store_false", help="let TIME_WAIT keep the port"
-    )
+    kept = "let TIME_WAIT keep the port"
+    flag("--no-reuseaddr", dest="reuseaddr", action="store_false", help=kept)
     server.set_defaults(requests=sys.maxsize, rate=0, delay=0.0, reset_after=sys.maxsize)
     server.set_defaults(mode="thread", max_clients=2000, backlog=128)
 
     client = roles.add_parser("client", help="send text, print what comes back")
-    flag = client.add_argument
     words = "the message; without it, each line of standard input is one"
-    flag("text", nargs="*", metavar="TEXT", help=words)
-    flag("--ping", type=count, metavar="N", help="send N numbered messages and time them")
-    flag("--interval", type=seconds, metavar="S", help="from ping to ping (default 0.2)")
+    client.add_argument("text", nargs="*", metavar="TEXT", help=words)
+    add_flags(
+        client,
+        ("--ping", count, "N", "send N numbered messages and time them"),
+        ("--interval", seconds, "S", "from ping to ping (default 0.2)"),
+    )
     client.set_defaults(ping=0, interval=0.2)
     for each in parser, server, client:
         common_flags(each)

@@ -7,7 +7,7 @@
     cat lines | python3 udp_upper.py client > out    each line a datagram, one after another
     python3 udp_upper.py client --ping 5             round-trip times, and how many were lost
     python3 udp_upper.py client --trace hello        each socket call as it happens
-    python3 udp_upper.py client --pcap FILE hello    a capture for Wireshark, without administrator
+    python3 udp_upper.py client --pcap FILE hello    what is sent, for Wireshark; needs no root
     python3 udp_upper.py server --loss 0.3 --seed 7  a bad network, the same one each time
 
 The protocol: a datagram is a message of its own. The server sends back each one that it reads,
@@ -18,10 +18,10 @@ If only the beginning of the answer comes, the client reports it as truncated af
 until then it may be the late answer to a shorter question. Nobody connects, so neither side can
 tell when the other one left.
 
-Limits: there is no password and no encryption, and a sender's address can be forged. So that no
-two servers are made to answer each other for ever, datagrams from the server's own port, port
-12000, ports below 1024 and those of some other services get no answer. Another server's answers
-have no small letter: of such datagrams, one in fifty of each sender gets no answer either.
+Limits: there is no password and no encryption, and a sender's address can be forged. A forged
+datagram could make two servers answer each other for ever. So a server ignores datagrams from its
+own port, from port 12000, from ports below 1024 and from those of some other services. Answers of
+another server have no small letter: of such datagrams, it ignores one in fifty of each sender.
 A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network is decided from
 --seed, the client's host and the number of its datagram: the same experiment has the same result.
 """
@@ -33,7 +33,7 @@ A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network i
 #   the conversation   Echo, answer(), send_message(), exchange(), receive()
 #   the server         outcome(), Server, Server.run(), Server.admit(), Server.reply(), serve()
 #   the client         ping_report(), write_out(), converse(), stream(), ping(), client()
-#   shared fences      Capture, Traced, TracedDatagrams, Stop, bind(), Failure, Parser
+#   shared fences      Capture, Traced, Stop, bind(), Failure, say(), address(), Parser
 #   the command line   announce(), build_parser(), main()
 #
 # Threads: there is one. A server has one socket for all clients, and a client sends only after
@@ -48,23 +48,26 @@ A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network i
 import sys
 
 if __name__ == "__main__":
-    # A file that arrives must never be imported, whatever its name. Python looks first into the
-    # folder of this script, and PYTHONPATH may add the current one: both leave the path before
-    # anything else is imported. (For the same reason nothing here is imported from __future__.)
+    # A file that arrives must never be imported, whatever its name. Python looks for modules first
+    # in the folder of this script, and PYTHONPATH may add the current folder: take both out of the
+    # list before anything else is imported. (So there is no import from __future__ either.)
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         del sys.path[0]
     import os
 
-    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
-    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
-        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+    own = os.path.dirname(os.path.realpath(__file__))
+    library = os.path.dirname(os.__file__)
+    for folder in sys.path[:]:
+        path = folder or "."
+        if folder == library or not os.path.exists(path):
+            continue
+        if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
 # --- end imports ---
 
 import argparse
 import contextlib
 import errno
-import heapq
 import io
 import itertools
 import os
@@ -77,35 +80,21 @@ import socket
 import struct
 import time
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Optional, Union
 
 VERSION = "1.0"
 SERVER = "python3 udp_upper.py server"
 CLIENT = "python3 udp_upper.py client"
-PROMPT = "Input lowercase sentence: "
 TRIES = (0.1, 0.2, 0.4, 0.8)  # seconds that each try of the client waits for the answer
-PING_WAIT = 1.0  # seconds of silence after the last ping until the missing ones count as lost
 LARGEST = 65536  # bytes: no datagram is as large
-BATCH = 64  # datagrams read before they are answered: fewer turns, and Ctrl-C is still heard
-# what answers by itself there: SSDP, NFS, SIP, mDNS, memcached, and this script
-SERVICES = {1900, 2049, 5060, 5353, 11211, 12000, *range(1024)}
-ECHO_LIMIT = 50  # of so many datagrams of a sender without a small letter one is not answered
-SLOTS = 4096  # senders are counted together whose addresses have the same hash, modulo this
-GRACE = 2.0  # seconds that Ctrl-C leaves for answers that --delay holds back
-# seconds that --reorder holds an answer for others to overtake it; less than the first try waits
-LATE = 0.05
-# answers that --delay, --rate and --reorder hold; more are lost, as in a full router
-MAX_WAITING = 1000
-PIECE = 65536  # bytes of standard input that are read at once
-LONGEST = 1 << 20  # bytes of a line that are read to name its size when it is too long
-MAX_STALE = 64  # datagrams that are read before a question, so that a flood cannot hold the client
-MAX_PEERS = 10000  # clients whose datagrams are counted; with one more, all begin anew
+MAX_STALE = 64  # datagrams that a try reads, so that a flood of others cannot hold the client
 
 
 # --- the conversation: as the server and as the client see it ---
 class Echo:
-    """A client's conversation: its socket, the options, and what it has met."""
+    """A client's conversation: its socket, the options of the command line, what it has met."""
 
     def __init__(self, args: Namespace) -> None:
         self.args = args
@@ -114,28 +103,18 @@ class Echo:
         self.asked = 0  # the size of the last message
         self.beginnings: list[int] = []  # sizes of what may be its answer, truncated
         self.problem: Optional[OSError] = None  # what the kernel heard (ICMP) of the last try
-        self.pings = self.pongs = 0
-        self.trips: dict[bytes, float] = {}  # of each answered ping: milliseconds until the answer
-
-
-class NotAnEcho(Exception):
-    """The answer did not come, or not all of it."""
 
 
 def answer(sock: socket.socket, server: "Server", most: int) -> None:
-    """The server's side: receive, capitalise, send it back, until nothing more is there.
-
-    After most datagrams, the server looks at its queue and for Ctrl-C again.
-    """
-    size = server.args.recv_size
-    try:
-        for _ in range(most):
+    """The server's side: receive, capitalise, send it back; at most so many datagrams."""
+    for _ in range(most):
+        try:
             data, peer = sock.recvfrom(LARGEST)
-            reply = data[:size].upper()
-            if server.admit(data, reply, peer):
-                server.send(reply, peer)
-    except (BlockingIOError, ConnectionError):
-        pass  # nothing more is there. (Windows raises ConnectionError if a client has left.)
+        except (BlockingIOError, ConnectionError):
+            return  # nothing more is there. (Windows raises ConnectionError if a client has left.)
+        reply = data[: server.args.recv_size].upper()
+        if server.admit(data, reply, peer):
+            server.send(reply, peer)  # its reply(), or dispatch() to play a bad network
 
 
 def hold_back(args: Namespace, free: float, size: int) -> float:
@@ -148,21 +127,22 @@ def hold_back(args: Namespace, free: float, size: int) -> float:
 
 def send_message(echo: Echo, data: bytes) -> None:
     """Send one datagram, whole or not at all."""
-    for _ in range(2):  # the first send() may do no more than tell what an earlier datagram met
+    # send() may first tell that nobody took an earlier datagram (ICMP): then it is called again
+    for _ in range(2):
         try:
             echo.sock.send(data)
             return
         except OSError as error:
             echo.problem = error
             if error.errno == errno.EMSGSIZE:  # larger than any datagram
-                raise NotAnEcho from None
+                raise no_echo(echo) from None
 
 
 def exchange(echo: Echo, message: bytes) -> bytes:
     """The client's side: send a message until its reply comes, each time with more patience."""
     echo.asked = len(message)
     echo.beginnings = []
-    problems: list[Optional[OSError]] = []
+    refusals = 0  # tries of which the kernel heard that they failed
     for seconds in TRIES:
         echo.problem = None
         deadline = time.perf_counter() + seconds
@@ -173,13 +153,13 @@ def exchange(echo: Echo, message: bytes) -> bytes:
                 break
             if check(echo, reply, message.upper()):
                 return reply
-        problems.append(echo.problem)
+        refusals += echo.problem is not None
         if not echo.beginnings:
             why = f" ({echo.problem.strerror})" if echo.problem else ""
-            say(f"no reply in {seconds:g} s{why}")  # on stderr
-    if None in problems:  # not every try was refused
-        echo.problem = None
-    raise NotAnEcho
+            say(f"no reply in {seconds:g} s{why}")  # print() to stderr
+    if refusals < len(TRIES):
+        echo.problem = None  # silence, as far as anybody knows
+    raise no_echo(echo)
 
 
 def receive(echo: Echo, deadline: float) -> Optional[bytes]:
@@ -197,10 +177,11 @@ def receive(echo: Echo, deadline: float) -> Optional[bytes]:
 
 
 def check(echo: Echo, reply: bytes, expected: bytes) -> bool:
-    """Whether a datagram is the reply. Only its beginning may be a truncated one, or a late one."""
+    """Whether a datagram is the reply. If it is not, count what it is."""
     if reply == expected:
-        echo.ignored += len(echo.beginnings)  # so they were late ones
+        echo.ignored += len(echo.beginnings)  # the whole has come, so they were late ones
     elif expected.startswith(reply):
+        # truncated; or a late answer to a shorter question
         echo.beginnings.append(len(reply))
     else:
         echo.ignored += 1
@@ -208,6 +189,23 @@ def check(echo: Echo, reply: bytes, expected: bytes) -> bool:
 
 
 # --- the server: receive, play a bad network, answer ---
+BATCH = 64  # datagrams read before they are answered: fewer turns, and Ctrl-C is still heard
+# what answers by itself there: SSDP, NFS, SIP, mDNS, memcached, and this script
+SERVICES = {1900, 2049, 5060, 5353, 11211, 12000, *range(1024)}
+ECHO_LIMIT = 50  # of so many datagrams of a sender without a small letter one is not answered
+SLOTS = 4096  # counters for them: senders whose addresses have the same hash share one
+GRACE = 2.0  # seconds that Ctrl-C leaves for answers that --delay holds back
+# seconds that --reorder holds an answer for others to overtake it; less than the first try waits
+LATE = 0.05
+# answers that --delay, --rate and --reorder hold; more are lost, as in a full router
+MAX_WAITING = 1000
+MAX_PEERS = 10000  # clients whose datagrams are counted; with one more, all begin anew
+
+
+def log(text: str) -> None:
+    say(time.strftime("%Y-%m-%d %H:%M:%S ") + text)
+
+
 def outcome(args: Namespace, host: str, number: int) -> tuple[bool, bool, bool]:
     """Whether a client's datagram of that number is lost, doubled, reordered.
 
@@ -223,14 +221,13 @@ class Server:
     def __init__(self, args: Namespace, sock: socket.socket) -> None:
         self.args = args
         self.sock = sock
-        self.stop = Stop()
+        self.stop = Stop()  # Ctrl-C, as something that select() can wait for (far below)
         self.services = SERVICES | {sock.getsockname()[1]}
         self.capitals = [0] * SLOTS  # of the senders of a slot: datagrams without a small letter
         self.told: set[str] = set()  # what is said once
-        self.numbers: dict[Address, int] = {}  # how many datagrams each client has sent
-        # a heap: when it is due, its turn, the answer, to whom
-        self.waiting: list[tuple[float, int, bytes, Address]] = []
-        self.turn = itertools.count()
+        self.numbers: Counter[Address] = Counter()  # how many datagrams each client has sent
+        # when it is due, the answer, to whom; the next one stands first
+        self.waiting: list[tuple[float, bytes, Address]] = []
         plays = args.loss or args.dup or args.reorder or args.delay or args.rate
         self.send = self.dispatch if plays or args.truncate < LARGEST else self.reply
         self.free = 0.0  # when --rate lets the next answer out
@@ -239,7 +236,7 @@ class Server:
     def run(self) -> None:
         watched: list[Any] = [self.stop, self.sock]
         while not self.stop.asked and self.finished < self.args.requests:
-            ready, _, _ = select.select(watched, [], [], self.release())
+            ready = select.select(watched, [], [], self.release())[0]
             self.stop.drain()
             if self.sock in ready:
                 answer(self.sock, self, min(BATCH, self.args.requests - self.finished))
@@ -275,7 +272,8 @@ class Server:
 
     def dispatch(self, reply: bytes, peer: "Address") -> None:
         """Treat an answer as the bad network would that the options play."""
-        number = self.numbers[peer] = self.numbers.get(peer, 0) + 1
+        self.numbers[peer] += 1
+        number = self.numbers[peer]
         if len(self.numbers) > MAX_PEERS:
             self.numbers.clear()
         lost, doubled, reordered = outcome(self.args, peer[0], number)
@@ -293,7 +291,8 @@ class Server:
     def hand_over(self, reply: bytes, peer: "Address", late: float) -> None:
         """Put an answer into the queue, which it leaves when its time has come."""
         self.free = hold_back(self.args, self.free, len(reply))
-        heapq.heappush(self.waiting, (self.free + late, next(self.turn), reply, peer))
+        self.waiting.append((self.free + late, reply, peer))
+        self.waiting.sort(key=lambda each: each[0])
 
     def reply(self, reply: bytes, peer: "Address") -> None:
         self.finished += 1
@@ -306,7 +305,7 @@ class Server:
     def release(self) -> Optional[float]:
         """Send the answers that are due. Returns the seconds until the next is, None for none."""
         while self.waiting and (pause := self.waiting[0][0] - time.monotonic()) <= 0:
-            _, _, reply, peer = heapq.heappop(self.waiting)
+            _, reply, peer = self.waiting.pop(0)
             self.reply(reply, peer)
         return pause if self.waiting else None
 
@@ -325,18 +324,66 @@ def serve(args: Namespace) -> int:
     # of a host's addresses the least, IPv4 before IPv6: the client takes the same one
     family, target = min(resolve(args.host, args.port, socket.SOCK_DGRAM))
     sock = bind(socket_class(args), family, target, reuse=False)
-    with sock:
-        server = Server(args, sock)  # from here on a signal is heard
-        announce(sock)
-        server.run()
+    server = Server(args, sock)  # from here on a signal is heard
+    announce(sock)
+    server.run()
     return 0
 
 
 # --- the client: a prompt, a pipe, a ping, a message ---
+PROMPT = "Input lowercase sentence: "
+PING_WAIT = 1.0  # seconds of silence after the last ping until the missing ones count as lost
+PIECE = 65536  # bytes of standard input that are read at once
+LONGEST = 1 << 20  # bytes of a line that are read to name its size when it is too long
+
+
 def wait_for_reply(echo: Echo, deadline: float) -> bool:
     """Whether a datagram has come in time. One that is there counts, however late it is."""
     left = max(0.0, deadline - time.perf_counter())
     return bool(select.select([echo.sock], [], [], left)[0])
+
+
+def no_echo(echo: Echo) -> "Failure":
+    """No answer came. The kernel may have said why, each time."""
+    problem = echo.problem
+    args = echo.args
+    if problem and problem.errno == errno.EMSGSIZE:
+        ipv6 = echo.sock.family == socket.AF_INET6
+        version, limit = ("IPv6", 65527) if ipv6 else ("IPv4", 65507)
+        return Failure(
+            2,
+            f"the datagram is {echo.asked} bytes, the {version} maximum is {limit}",
+            "UDP sends a datagram whole or not at all; some systems take even less",
+            "send shorter lines, or use TCP: tcp_upper.py takes any size",
+        )
+    if isinstance(problem, ConnectionError):
+        return Failure(
+            7,
+            f"nothing is listening on {place(args)} (every try was refused)",
+            "the host answered each datagram with: no program has that port open (ICMP)",
+            server_command(args),
+        )
+    if problem:
+        return Failure(
+            7,
+            f"cannot reach {place(args)} ({problem.strerror})",
+            "this machine has no way to that address",
+            "check the address that the server printed, and the network",
+        )
+    if echo.beginnings:
+        return Failure(
+            18,
+            f"the reply is truncated: {max(echo.beginnings)} of {echo.asked} bytes came back",
+            "a buffer on the way was smaller than the datagram, and UDP drops what does not fit",
+            "start server and client with a larger --recv-size and no --truncate",
+        )
+    asked = f"after {len(TRIES)} tries ({', '.join(map(str, TRIES))} s)"
+    return Failure(
+        28,
+        f"no reply from {place(args)} {f'to {args.ping} pings' if args.ping else asked}",
+        "UDP cannot tell a lost datagram from a server that is not running",
+        server_command(args),
+    )
 
 
 def printable(text: str) -> str:
@@ -348,13 +395,16 @@ def printable(text: str) -> str:
 
 def ping_report(sent: int, trips: Mapping[bytes, float], doubled: int) -> str:
     """The end of --ping: trips are the milliseconds until each answer came, in their order."""
-    numbers, times = [int(reply[5:]) for reply in trips], trips.values()
-    highest = itertools.accumulate(numbers, max)
-    overtaken = sum(number < most for number, most in zip(numbers, highest))
+    highest = overtaken = 0
+    for reply in trips:
+        number = int(reply[5:])
+        overtaken += number < highest
+        highest = max(highest, number)
     lines = f"sent {sent}, received {len(trips)}, lost {sent - len(trips)}"
     lines += f", doubled {doubled}, out of order {overtaken}"
     if trips:
-        mean = sum(times) / len(trips)
+        times = trips.values()
+        mean = sum(times) / len(times)
         lines += f"\nround trip min/avg/max {min(times):.3f}/{mean:.3f}/{max(times):.3f} ms"
     return lines + "\n"
 
@@ -403,9 +453,11 @@ def converse(echo: Echo) -> None:
         while True:
             message = os.fsencode(input(PROMPT))
             try:
-                write_out(exchange(echo, message) + b"\n")
-            except NotAnEcho:  # the next one may get through
-                say(str(no_echo(echo)))
+                reply = exchange(echo, message)
+            except Failure as failure:  # the next one may get through
+                say(str(failure))
+            else:
+                write_out(reply + b"\n")
     say("")
 
 
@@ -423,37 +475,40 @@ def stream(echo: Echo) -> None:
 def ping(echo: Echo) -> None:
     """Send numbered messages, one each --interval, and time what comes back meanwhile."""
     args = echo.args
+    number = pongs = 0
     left: dict[bytes, float] = {}  # when each question left, by its answer
-    for number in range(1, args.ping + 1):
-        echo.pings, last = number, number == args.ping
-        now = left[b"PING %d" % number] = time.perf_counter()
-        send_message(echo, b"ping %d" % number)
-        for _ in range(MAX_STALE + args.ping):
-            reply = receive(echo, now + (min(PING_WAIT, args.timeout) if last else args.interval))
-            if reply in left:
-                echo.pongs += 1
-                echo.trips.setdefault(reply, 1000 * (time.perf_counter() - left[reply]))
-            elif reply is not None:
-                echo.ignored += 1
-            if reply is None or len(echo.trips) == args.ping:
-                break
-            if last:
-                now = time.perf_counter()
-    if not echo.trips:
-        raise NotAnEcho
+    trips: dict[bytes, float] = {}  # of each answer: milliseconds until it came first
+    try:
+        for number in range(1, args.ping + 1):
+            last = number == args.ping
+            pause = min(PING_WAIT, args.timeout) if last else args.interval
+            now = left[b"PING %d" % number] = time.perf_counter()
+            send_message(echo, b"ping %d" % number)
+            for _ in range(MAX_STALE + args.ping):
+                reply = receive(echo, now + pause)
+                if reply is None:
+                    break
+                if reply not in left:
+                    echo.ignored += 1
+                    continue
+                pongs += 1
+                trips.setdefault(reply, 1000 * (time.perf_counter() - left[reply]))
+                if len(trips) == args.ping:
+                    break
+                if last:
+                    now = time.perf_counter()
+    finally:
+        write_out(ping_report(number, trips, pongs - len(trips)).encode())
+    if not trips:
+        raise no_echo(echo)
 
 
 def talk(echo: Echo) -> None:
     """What the command line asks for: a ping, a message, a prompt or a pipe."""
-    args = echo.args
-    if args.ping:
-        try:
-            ping(echo)
-        finally:
-            doubled = echo.pongs - len(echo.trips)
-            write_out(ping_report(echo.pings, echo.trips, doubled).encode())
-    elif args.text:
-        write_out(exchange(echo, os.fsencode(" ".join(args.text))) + b"\n")
+    if echo.args.ping:
+        ping(echo)
+    elif echo.args.text:
+        write_out(exchange(echo, os.fsencode(" ".join(echo.args.text))) + b"\n")
     elif is_terminal(0):
         converse(echo)
     else:
@@ -484,8 +539,6 @@ def client(args: Namespace) -> int:
     with echo.sock:
         try:
             talk(echo)
-        except NotAnEcho:
-            raise no_echo(echo) from None
         finally:
             if echo.ignored:
                 say(f"ignored {echo.ignored} late or foreign datagrams")
@@ -534,11 +587,14 @@ class Capture:
 
     def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
         """From the first end to the second. The checksum stands between the header and the rest."""
-        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
-        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
-        hosts = b"".join(socket.inet_pton(family, name) for name in names)
-        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        hosts = ports = b""
+        for end in ends:
+            # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            hosts += socket.inet_pton(family, host)
+            ports += struct.pack("!H", end[1])
+        header = ports + header
         size = len(header) + 2 + len(rest)
         header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
         start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
@@ -581,7 +637,6 @@ class Traced(socket.socket):
     number = sent = received = 0
     touched = 0.0  # when the last call ended
     lasted = 0.0  # milliseconds from there, or from its beginning, to the end of this call
-    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         if not self.prints:
@@ -589,7 +644,7 @@ class Traced(socket.socket):
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
-        if self.dump and data:
+        if self.dump:
             text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
@@ -607,17 +662,6 @@ class Traced(socket.socket):
             self.touched = time.perf_counter()
             self.lasted = 1000 * (self.touched - began)
 
-    def connect(self, target: Any) -> None:
-        what = f"connect {address(target)}"
-        self.attempt("*", what, super().connect, target)
-        here = address(self.getsockname())
-        self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
-
-    def close(self) -> None:
-        if self.fileno() >= 0:
-            self.show("*", f"close (sent {self.sent}, received {self.received})")
-        super().close()
-
 
 # --- end trace ---
 
@@ -625,7 +669,11 @@ class Traced(socket.socket):
 class TracedDatagrams(Traced):
     """The same for UDP: connect() sends nothing, an empty datagram ends nothing."""
 
-    handshake = "UDP: nothing is sent,"
+    def connect(self, target: Any) -> None:
+        what = f"connect {address(target)}"
+        self.attempt("*", what, super().connect, target)
+        here = address(self.getsockname())
+        self.show("*", f"{what} ok from {here} (UDP: nothing is sent, {self.lasted:.2f} ms)")
 
     def send(self, data: Any, flags: int = 0) -> int:
         return self.move("send", super().send, data)
@@ -658,10 +706,16 @@ class TracedDatagrams(Traced):
                 ends = [(probe.getsockname()[0], self.getsockname()[1]), peer]
             self.capture.packet(17, ends[::order], struct.pack("!H", 8 + len(data)), data)
 
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            self.show("*", f"close (sent {self.sent}, received {self.received})")
+        super().close()
+
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """The class of all sockets: if nothing is shown the plain one, so that it costs nothing."""
-    Traced.capture, Traced.dump = args.pcap, args.trace_hex
+    Traced.capture = args.pcap
+    Traced.dump = args.trace_hex
     Traced.prints = args.trace or args.trace_hex
     return TracedDatagrams if Traced.prints or args.pcap else socket.socket
 
@@ -762,51 +816,41 @@ def bind(
     except OSError as error:
         if sock:
             sock.close()
-        raise cannot_listen(error, family, kind, target) from None
+        raise cannot_listen(error, target) from None
 
 
-def cannot_listen(problem: OSError, family: int, kind: int, target: "Address") -> "Failure":
+# by errno: what is wrong, why, what to try
+CANNOT_LISTEN = {
+    errno.EADDRINUSE: (
+        "port {port} is already in use",
+        "another program is using it",
+        "--port 0 takes any free one; ss -ltnup shows which program has it",
+    ),
+    errno.EADDRNOTAVAIL: (
+        "{host} is not an address of this machine",
+        "its own are {own}",
+        "--host 0.0.0.0 listens on all of them",
+    ),
+    errno.EACCES: (
+        "port {port} needs administrator rights",
+        "ports below 1024 are kept for the system's services",
+        "--port {spare}",
+    ),
+}
+
+
+def cannot_listen(problem: OSError, target: "Address") -> "Failure":
     host, port = target[:2]
-    if problem.errno == errno.EADDRINUSE:
-        return Failure(
-            45,
-            f"port {port} is already in use",
-            who_has_port(family, kind, target),
-            "--port 0 takes any free one; ss -ltnup shows which program has it",
-        )
-    if problem.errno == errno.EADDRNOTAVAIL:
-        return Failure(
-            45,
-            f"{host} is not an address of this machine",
-            "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
-            "--host 0.0.0.0 listens on all of them",
-        )
-    if problem.errno == errno.EACCES and port < 1024:
-        return Failure(
-            45,
-            f"port {port} needs administrator rights",
-            "ports below 1024 are kept for the system's services",
-            f"--port {8000 + port}",
-        )
-    return Failure(
-        45,
-        f"cannot listen on {address(target)} ({problem.strerror})",
-        "the system refuses it",
-        "--host 127.0.0.1 --port 0",
-    )
-
-
-def who_has_port(family: int, kind: int, target: "Address") -> str:
-    """A second bind tells: SO_REUSEADDR ignores connections in TIME_WAIT, but not a server."""
-    with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
-        if kind == socket.SOCK_STREAM and os.name == "posix":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(target)
-            return (
-                "no server has it: connections that ended here a moment ago "
-                "are in TIME_WAIT, for a minute or so"
-            )
-    return "another program is using it"
+    reason = problem.errno or 0
+    if os.name == "nt" and reason == errno.EACCES:  # another program keeps it for itself
+        reason = errno.EADDRINUSE
+    texts = CANNOT_LISTEN.get(reason)
+    if texts is None or (reason == errno.EACCES and port > 1023):
+        error = f"cannot listen on {address(target)} ({problem.strerror})"
+        return Failure(45, error, "the system refuses it", "--host 127.0.0.1 --port 0")
+    own = ", ".join(["127.0.0.1", *own_addresses()])
+    known = {"host": host, "port": port, "spare": 8000 + port, "own": own}
+    return Failure(45, *(text.format(**known) for text in texts))
 
 
 # --- end listening ---
@@ -847,9 +891,9 @@ class Failure(Exception):
 
 
 def speak_utf8() -> None:
-    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    """A pipe of Windows, and NUL, have a code page that lacks most letters."""
     for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
-        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
@@ -873,11 +917,10 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     name = host.encode() if host.isascii() else host
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
-        found = socket.getaddrinfo(name, port, type=kind)
-        return [(family, target) for family, _, _, _, target in found]
+        return [(each[0], each[4]) for each in socket.getaddrinfo(name, port, type=kind)]
     raise Failure(
         6,
-        f'cannot find host "{ascii(host)[1:-1]}"',
+        f'cannot find host "{printable(host)}"',
         "it is neither an address nor a name that this machine can look up",
         "check the spelling, or use the address",
     )
@@ -943,10 +986,6 @@ class Parser(argparse.ArgumentParser):
 
 
 # --- the command line ---
-def log(text: str) -> None:
-    say(time.strftime("%Y-%m-%d %H:%M:%S ") + text)
-
-
 def place(args: Namespace) -> str:
     return address((args.host, args.port))
 
@@ -955,48 +994,6 @@ def server_command(args: Namespace) -> str:
     """The command that starts the server which this client looks for."""
     host = "" if args.host in ("127.0.0.1", "localhost") else f" --host {shlex.quote(args.host)}"
     return f"{SERVER}{host} --port {args.port}"
-
-
-def no_echo(echo: Echo) -> Failure:
-    """No answer came. The kernel may have said why, each time."""
-    problem, args = echo.problem, echo.args
-    if problem and problem.errno == errno.EMSGSIZE:
-        ipv6 = echo.sock.family == socket.AF_INET6
-        version, limit = ("IPv6", 65527) if ipv6 else ("IPv4", 65507)
-        return Failure(
-            2,
-            f"the datagram is {echo.asked} bytes, the {version} maximum is {limit}",
-            "UDP sends a datagram whole or not at all; some systems take even less",
-            "send shorter lines, or use TCP: tcp_upper.py takes any size",
-        )
-    if isinstance(problem, ConnectionError):
-        return Failure(
-            7,
-            f"nothing is listening on {place(args)} (every try was refused)",
-            "the host answered each datagram with: no program has that port open (ICMP)",
-            server_command(args),
-        )
-    if problem:
-        return Failure(
-            7,
-            f"cannot reach {place(args)} ({problem.strerror})",
-            "this machine has no way to that address",
-            "check the address that the server printed, and the network",
-        )
-    if echo.beginnings:
-        return Failure(
-            18,
-            f"the reply is truncated: {max(echo.beginnings)} of {echo.asked} bytes came back",
-            "a buffer on the way was smaller than the datagram, and UDP drops what does not fit",
-            "start server and client with a larger --recv-size and no --truncate",
-        )
-    asked = f"after {len(TRIES)} tries ({', '.join(map(str, TRIES))} s)"
-    return Failure(
-        28,
-        f"no reply from {place(args)} {f'to {args.ping} pings' if args.ping else asked}",
-        "UDP cannot tell a lost datagram from a server that is not running",
-        server_command(args),
-    )
 
 
 def check_client(args: Namespace) -> None:
@@ -1029,51 +1026,58 @@ def announce(sock: socket.socket) -> None:
         say("for others, start it with --host 0.0.0.0")
 
 
+def add_flags(parser: argparse.ArgumentParser, *rows: tuple[str, Any, str, str]) -> None:
+    for name, kind, metavar, text in rows:
+        parser.add_argument(name, type=kind, metavar=metavar, help=text)
+
+
 def common_flags(parser: argparse.ArgumentParser) -> None:
     """They may stand before the role or after it: each default is in one place, build_parser()."""
     parser.argument_default = argparse.SUPPRESS
-    flag, seconds = parser.add_argument, between(0.01, 1e6, float)
-    flag("--host", help="the server's name or address (default 127.0.0.1)")
-    flag("--port", type=between(0, 65535), help="its port; a server takes 0 too (default 12000)")
-    flag("--timeout", type=seconds, metavar="S", help="silence allowed in an answer (default 30)")
-    size = between(1, 1 << 30)
-    flag("--recv-size", type=size, metavar="N", help="bytes asked of one recv (default 65536)")
-    flag("--trace", action="store_true", help="print a line for each socket call")
-    flag("--trace-hex", action="store_true", help="the same, with the first bytes")
-    flag(
-        "--pcap",
-        type=Capture,
-        metavar="FILE",
-        help="store all that is sent, passwords too, for Wireshark",
+    add_flags(
+        parser,
+        ("--host", str, "HOST", "the server's name or address (default 127.0.0.1)"),
+        ("--port", between(0, 65535), "PORT", "its port; a server takes 0 too (default 12000)"),
+        ("--timeout", between(0.01, 1e6, float), "S", "silence allowed in an answer (default 30)"),
+        ("--recv-size", between(1, 1 << 30), "N", "bytes asked of one recv (default 65536)"),
+        ("--pcap", Capture, "FILE", "store what is sent and received, for Wireshark"),
     )
+    parser.add_argument("--trace", action="store_true", help="print a line for each socket call")
+    parser.add_argument("--trace-hex", action="store_true", help="the same, with the first bytes")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="udp_upper.py")
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     roles = parser.add_subparsers(dest="role", metavar="server|client", required=True)
-    count, some, seconds = between(0, 1e12), between(1, 1e12), between(0, 3600, float)
+    count = between(0, 1e12)
+    some = between(1, 1e12)
+    seconds = between(0, 3600, float)
     share = between(0, 1, float)
 
     server = roles.add_parser("server", help="wait for clients and answer them")
-    flag = server.add_argument
-    flag("--requests", type=some, metavar="N", help="end after so many answers (default never)")
-    flag("--rate", type=count, metavar="N", help="bytes a second, for all (default no limit)")
-    flag("--delay", type=seconds, metavar="S", help="hold each answer back so long")
-    flag("--loss", type=share, metavar="P", help="share of the datagrams that get no answer")
-    flag("--dup", type=share, metavar="P", help="share that is answered twice")
-    flag("--reorder", type=share, metavar="P", help="share whose answer later ones overtake")
-    flag("--truncate", type=count, metavar="N", help="bytes left of an answer (default all)")
-    flag("--seed", type=count, metavar="K", help="another seed is another bad network (default 1)")
+    add_flags(
+        server,
+        ("--requests", some, "N", "end after so many answers (default never)"),
+        ("--rate", count, "N", "bytes a second, for all (default no limit)"),
+        ("--delay", seconds, "S", "hold each answer back so long"),
+        ("--loss", share, "P", "share of the datagrams that get no answer"),
+        ("--dup", share, "P", "share that is answered twice"),
+        ("--reorder", share, "P", "share whose answer later ones overtake"),
+        ("--truncate", count, "N", "bytes left of an answer (default all)"),
+        ("--seed", count, "K", "another seed is another bad network (default 1)"),
+    )
     server.set_defaults(requests=sys.maxsize, rate=0, delay=0.0, loss=0.0, dup=0.0, reorder=0.0)
     server.set_defaults(truncate=LARGEST, seed=1)
 
     client = roles.add_parser("client", help="send text, print what comes back")
-    flag = client.add_argument
     words = "the message; without it, each line of standard input is one"
-    flag("text", nargs="*", metavar="TEXT", help=words)
-    flag("--ping", type=count, metavar="N", help="send N numbered messages and time them")
-    flag("--interval", type=seconds, metavar="S", help="from ping to ping (default 0.2)")
+    client.add_argument("text", nargs="*", metavar="TEXT", help=words)
+    add_flags(
+        client,
+        ("--ping", count, "N", "send N numbered messages and time them"),
+        ("--interval", seconds, "S", "from ping to ping (default 0.2)"),
+    )
     client.set_defaults(ping=0, interval=0.2)
     for each in parser, server, client:
         common_flags(each)

@@ -1138,6 +1138,17 @@ def test_the_answer_to_the_same_head_is_remembered_for_as_long_as_its_file_stays
     assert twice()[0].status == 308
 
 
+def test_the_answer_is_remembered_too_where_each_request_has_a_connection_of_its_own(
+    remembering, folder, ask
+):
+    server, _ = remembering()
+    first, second = (ask("GET", "/a.txt", "Connection: close\r\n", to=server) for _ in range(2))
+    assert first.fields["number"] == second.fields["number"] == "0"
+    assert second.body == b"hello\n" and second.fields["connection"] == "close"
+    (folder / "a.txt").write_bytes(b"other\n")
+    assert ask("GET", "/a.txt", "Connection: close\r\n", to=server).body == b"other\n"
+
+
 def test_what_was_remembered_is_not_served_through_a_folder_that_became_a_link(
     remembering, folder, tmp_path
 ):

@@ -2046,6 +2046,28 @@ def test_a_drop_box_does_nothing_else_and_does_not_tell_whether_a_name_exists(bo
     assert tree(folder) == {b"a.txt": b"hello\n", b"anna/h.txt": b"one"}
 
 
+def test_in_a_drop_box_a_name_below_ones_own_file_is_answered_like_every_other_one(
+    box, ask, folder
+):
+    assert ask("PUT", "/h.txt", sender("anna"), b"one", to=box).status == 201
+    for path, stored in [("/h.txt/x", "h%20%281%29.txt/x"), ("/none/x", "none/x")]:
+        reply = ask("PUT", path, sender("anna"), b"two", to=box)
+        assert (reply.status, reply.fields["stored-as"]) == (201, stored)
+        assert ask("MKCOL", path + "/sub/", sender("anna"), to=box).status == 201
+        fields, data = sender("anna") + FORM, form((b'name="folder"; filename="x/y"', b"3"))
+        assert ask("POST", path[:-1], fields, data, to=box).status == 201
+        assert ask("POST", path, fields, data, to=box).status == 201
+    assert tree(folder) == {
+        b"a.txt": b"hello\n",
+        b"anna/h.txt": b"one",
+        **{
+            b"anna/%b/%b" % (way, name): data
+            for way in (b"h (1).txt", b"none")
+            for name, data in ((b"x", b"two"), (b"x (1)/y", b"3"), (b"x (1)/x/y", b"3"))
+        },
+    }
+
+
 def test_in_a_drop_box_an_upload_is_resumed_by_its_own_sender_alone(box, ask, folder):
     for stored in "big", "big%20%281%29":
         location = begin(ask, "/", 10, sender("anna"), to=box)

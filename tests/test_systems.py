@@ -1,8 +1,13 @@
 """What other systems have and this one lacks, or the reverse: shown here by taking calls away, or by making them answer as there."""
 
+import errno
+import fcntl
 import importlib
 import io
 import os
+import readline
+import socket
+import sys
 import tarfile
 import types
 
@@ -143,6 +148,17 @@ def test_a_limit_that_is_named_but_not_granted_is_asked_for_in_part(script, tmp_
     assert mark.exists()
 
 
+@pytest.mark.parametrize("script", ["server", "httpserver", "tcp_upper", "udp_upper"])
+def test_a_port_that_another_keeps_for_itself_is_called_taken(script, monkeypatch):
+    """Windows answers with 10013, access denied, where another system says that it is in use."""
+    module = importlib.import_module(script)
+    denied = PermissionError(errno.EACCES, "access denied")
+    monkeypatch.setattr(module, "os", types.SimpleNamespace(name="nt"))
+    monkeypatch.setattr(module, "own_addresses", lambda: [])
+    told = str(module.cannot_listen(denied, ("127.0.0.1", 8000)))
+    assert "port 8000 is already in use" in told and "denied" not in told, told
+
+
 CLIENTS = ["client", "httpclient", "tcp_upper", "udp_upper"]
 
 
@@ -185,3 +201,45 @@ def test_letters_that_a_disk_takes_apart_are_the_same_name(script, tmp_path):
     together, apart = tmp_path / "Gr\u00fcn.py", tmp_path / "Gru\u0308n.py"
     assert together != apart and module.path_key(str(together)) == module.path_key(str(apart))
     assert module.folder_key(str(together)) == module.folder_key(str(apart))
+
+
+@pytest.mark.parametrize("script", ["server", "client", "httpserver"])
+def test_a_file_reaches_the_disk_itself_where_fsync_does_not_bring_it(
+    script, monkeypatch, tmp_path
+):
+    """macOS: fsync() leaves it in the disk's memory, and some file systems lack the other call."""
+    module, called = importlib.import_module(script), []
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(os, "fsync", lambda fd: called.append("fsync"))
+    monkeypatch.setattr(fcntl, "fcntl", lambda fd, what: called.append(what))
+    module.sync_to_disk(3)
+    assert called == [51]
+
+    def refuse(fd, what):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    module.sync_to_disk(3)
+    assert called == [51, "fsync"]
+
+
+def test_the_idle_time_of_a_connection_is_set_by_its_other_name_too(monkeypatch):
+    """macOS calls TCP_KEEPIDLE TCP_KEEPALIVE."""
+    module, number = importlib.import_module("server"), socket.TCP_KEEPIDLE
+    monkeypatch.delattr(socket, "TCP_KEEPIDLE")
+    monkeypatch.setattr(socket, "TCP_KEEPALIVE", number, raising=False)
+    with socket.socket() as sock:
+        module.Wire.keep_alive(types.SimpleNamespace(sock=sock))
+        assert sock.getsockopt(socket.IPPROTO_TCP, number) == module.KEEPALIVE["TCP_KEEPALIVE"]
+
+
+@pytest.mark.parametrize("library", ["GNU readline", "libedit readline"])
+def test_the_tab_key_completes_with_either_library(library, monkeypatch):
+    """macOS has libedit under readline's name, which binds a key by other words."""
+    bound = []
+    monkeypatch.setattr(readline, "__doc__", f"Importing this uses {library}.")
+    monkeypatch.setattr(readline, "parse_and_bind", bound.append)
+    importlib.import_module("client").prepare_completion()
+    assert bound == ["tab: complete" if library[0] == "G" else "bind ^I rl_complete"]
+    readline.set_completer(None)

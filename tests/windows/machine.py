@@ -76,7 +76,7 @@ class Machine:
         process = subprocess.Popen(
             [PYTHON, "-W", "error", str(ROOT / script), *map(str, args)],
             stdin=more.pop("stdin", subprocess.DEVNULL),
-            stdout=subprocess.PIPE,
+            stdout=more.pop("stdout", subprocess.PIPE),
             stderr=subprocess.PIPE,
             env={**os.environ, **(env or {})},
             **more,

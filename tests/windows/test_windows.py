@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import tarfile
 import zipfile
 
@@ -228,7 +229,7 @@ def test_more_connections_than_select_takes_are_answered_and_the_server_lives(
             with contextlib.suppress(ConnectionError):
                 sock.sendall(request)
                 answered += bool(sock.recv(100))
-        assert answered >= 300
+        assert answered >= 200  # most of the 240 that it holds at once
     if script == "server.py":
         # full until it has seen that the others are gone
         until(lambda: lines(server, "ping") == ["ok ping"], "an answer")
@@ -380,6 +381,13 @@ def test_utf8_that_is_piped_in_is_read_as_such(windows, tcp, tmp_path):
         "client.py", "--port", tcp.port, input="stat GRüN.txt\nlogout\n".encode(), cwd=tmp_path
     )
     assert done.code == 0 and "GRüN.txt".encode() in done.out, done
+    with tcp.connect() as other:
+        other.sendall(b"chat\n")
+        heard = other.recv(1000)
+        windows.run("client.py", "--port", tcp.port, "chat", input="grüße ş\n".encode())
+        while b"left" not in heard:
+            heard += other.recv(1000)
+    assert "grüße ş\n".encode() in heard
 
 
 # --- consoles ---
@@ -414,6 +422,14 @@ def test_nul_is_no_console(windows, tcp, tmp_path):
         out, err = process.communicate(timeout=50)
         assert process.returncode == 0 and b"nput lowercase" not in err, err
         assert b"help lists" not in err and out == b"", (out, err)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_manual_goes_into_nul(windows, script):
+    """isatty() is true of it, and its code page has few letters."""
+    process = windows.popen(script, "--help", stdout=subprocess.DEVNULL)
+    _, err = process.communicate(timeout=50)
+    assert (process.returncode, err) == (0, b"")
 
 
 # --- lines of errors ---
