@@ -1566,10 +1566,9 @@ class Inbox:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        # (sender, folder) -> what the folder is called here
-        self.named: dict[tuple[str, str], str] = {}
+        # (sender, file or folder) -> what it is called here; "" if its user did not want it
+        self.names: dict[tuple[str, str], str] = {}
         self.last_note = 0.0  # when the sender was last told how far it is
-        self.admitted: dict[tuple[str, str], bool] = {}  # what was asked for: sender, name
         self.top = destination(args.output or ".")
         self.folder = functools.lru_cache(OPEN_FOLDERS)(
             functools.partial(self.top.descend, make=True)
@@ -1630,16 +1629,16 @@ class Inbox:
         known = {endpoint, endpoint.rpartition(":")[0].strip("[]"), nick.lower()}
         if self.args.senders and not known.intersection(map(str.lower, self.args.senders)):
             raise Refused("not-wanted")
-        key = endpoint, name.partition("/")[0]
-        if key not in self.admitted:
+        key = endpoint, check_name(name, self.args.hidden)[0]
+        if key not in self.names:
             size = f", {readable_size(request.number('size'))}" if "size" in request.keys else ""
             text = f"{self.sender(request)} sends {printable(key[1])}{size}"
             if not self.args.quiet and (self.args.ask or is_terminal(2)):
                 say_in_rows(text)
-            self.admitted[key] = not self.args.ask or self.is_taken()
-            if len(self.admitted) > SENDERS:
-                del self.admitted[next(iter(self.admitted))]
-        if not self.admitted[key]:
+            self.names[key] = key[1] if not self.args.ask or self.is_taken() else ""
+            if len(self.names) > SENDERS:
+                del self.names[next(iter(self.names))]
+        if not self.names[key]:
             raise Refused("not-wanted")
 
     def is_taken(self) -> bool:
@@ -1656,7 +1655,7 @@ class Inbox:
     def locate(self, name: str, request: "Line") -> tuple["Folder", list[str]]:
         """The folder that it goes to, made where it is missing, and its whole name here."""
         top, *rest = check_name(name, self.args.hidden)
-        parts = [self.named.get((request.keys.get("from", ""), top), top), *rest]
+        parts = [self.names[request.keys.get("from", ""), top], *rest]
         folder = self.folder(tuple(parts[:-1]))
         folder.protect(parts[-1])
         return folder, parts
@@ -1664,18 +1663,14 @@ class Inbox:
     def make(self, name: str, request: "Line") -> None:
         """A folder. If its sender has not sent it before, it gets a name that is free here."""
         folder, parts = self.locate(name, request)
-        sender = request.keys.get("from", ""), name
         if len(parts) > 1 or self.args.force:
             folder.below(parts[-1], make=True)
         else:
-            self.named.pop(sender, None)
             for leaf in numbered_names(name):
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(folder.at(leaf), dir_fd=folder.fd)
                     break
-            self.named[sender] = leaf
-            if len(self.named) > SENDERS:
-                del self.named[next(iter(self.named))]
+            self.names[request.keys.get("from", ""), name] = leaf
         self.link.put(line("ok", "mkdir", name))
 
     def store(self, name: str, request: "Line") -> None:
@@ -1860,31 +1855,25 @@ class Chat:
     def show(self, found: "Line") -> None:
         """A line of a peer begins with its name, a line of this program with a star."""
         words, keys = found.words or [""], found.keys
-        if found.verb == "said":
+        if found.verb in ("said", "told"):
             name, _, text = words[0].partition(" ")
             said = {"from": unquote(name[5:]), "text": text}
             known = said in self.recent or said["from"] == self.nick
-            if not (self.rejoins and known):
+            if found.verb == "told":
+                self.show_line(f"{said['from']} to you alone: {text}", {**said, "private": True})
+            elif not (self.rejoins and known):
                 self.show_line(f"{said['from']}: {text}", said)
             self.recent.append(said)
-        elif found.verb == "told":
-            name, _, text = words[0].partition(" ")
-            facts = {"from": unquote(name[5:]), "text": text, "private": True}
-            self.show_line(f"{facts['from']} to you alone: {text}", facts)
         elif found.verb in ("joined", "left"):
             self.show_line(f"* {words[0]} {found.verb}", {found.verb: words[0]})
         elif found.verb == "client":
-            self.show_line(
-                "* "
-                + "  ".join([words[0], *(keys[key] for key in ("nick", "mode") if key in keys)]),
-                {**keys, "client": words[0]},
-            )
+            known_as = [keys[key] for key in ("nick", "mode") if key in keys]
+            text = "  ".join([words[0], *known_as])
+            self.show_line(f"* {text}", {**keys, "client": words[0]})
         elif "lost" in keys:
-            self.show_line(
-                f"* {plural(found.number('lost'), 'line')} of others lost: "
-                "they came faster than you took them",
-                {"lost": found.number("lost")},
-            )
+            lost = found.number("lost")
+            text = f"* {plural(lost, 'line')} of others lost: they came faster than you took them"
+            self.show_line(text, {"lost": lost})
         elif found.verb in ("ok", "err") and words[0] in ("say", "tell", "who", "chat"):
             self.unanswered -= 1
             if found.verb == "err":
