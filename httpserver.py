@@ -646,6 +646,12 @@ def listing_type(accept: str) -> str:
     return best if wanted.get(best, 0.0) > page else "text/html"
 
 
+def wants_page(request: "Request") -> bool:
+    """Whether a browser asks: who would rather have JSON or text gets text."""
+    accept = request.fields.get("accept", "")
+    return "text/html" in accept and listing_type(accept) == "text/html"
+
+
 @functools.lru_cache(maxsize=1024)
 def type_of(name: str) -> str:
     """The media type by a name's extension.
@@ -1652,8 +1658,8 @@ class Connection:
         # a bug of this server too: the client must get an answer
         except Exception as problem:  # noqa: BLE001
             refused = as_refusal(problem)
-            wants_page = refused.text and "text/html" in request.fields.get("accept", "")
-            return error_page(request, refused) if wants_page else refusal_answer(refused)
+            as_page = refused.text and wants_page(request)
+            return error_page(request, refused) if as_page else refusal_answer(refused)
 
     def head(self, request: Optional[Request], answer: Answer) -> bytes:
         """The status line and header fields."""
@@ -3263,7 +3269,7 @@ def post_form(conn: Connection, request: Request) -> Answer:
             stored.append(names)
     if not stored:
         raise Refusal(400, "the form holds no file")
-    if "text/html" in request.fields.get("accept", ""):
+    if wants_page(request):
         # the browser shows the folder again
         folder = request.names[1:] if conn.args.drop_box else request.names
         return text_answer(303, "stored", {"Location": url_path(folder, slash=True)})
@@ -3530,7 +3536,7 @@ def hand_in(conn: Connection, request: Request) -> Answer:
     own = upload and request.names and (not login_name(conn) or request.names[0] == folder)
     if own and request.method in ("HEAD", "PATCH", "DELETE"):
         return METHODS[request.method](conn, request)
-    if request.method == "GET" and "text/html" in request.fields.get("accept", ""):
+    if request.method == "GET" and wants_page(request):
         fields = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
         crumbs = (os.path.basename(conn.server.shared.path) or "files", *request.names)
         page = drop_page(crumbs, login_name(conn)).encode()
