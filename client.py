@@ -456,7 +456,9 @@ class Batch:
         self.progress.count_file(size)
         self.settle(file, "ok", size=size, sha256=sha256, **facts)
 
-    def skip_same(self, file: File, size: int) -> None:
+    def skip_same(self, file: File, size: int, sha256: str = "") -> None:
+        if file.tried:  # this run sent it, and the answer was lost
+            return self.done(file, size, sha256)
         self.progress.resumed += size
         self.progress.count_file(size)
         self.settle(file, "same", size=size)
@@ -752,9 +754,7 @@ class Puts(Batch):
             there = yield ready
             if there.keys.get("reason") not in NAME_IS_FREE:
                 if self.is_same(file, status, there):
-                    if file.tried:  # this run sent it, and the answer was lost
-                        return self.done(file, status.st_size, there.keys.get("sha256", ""))
-                    return self.skip_same(file, status.st_size)
+                    return self.skip_same(file, status.st_size, there.keys.get("sha256", ""))
                 self.check_force(file, status, there)
                 over = True
             part = there.number("part")
