@@ -244,6 +244,7 @@ READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 # types in which a browser runs scripts
 ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
+MORE = getattr(socket, "MSG_MORE", 0)  # more follows: wait for it with what fills no segment
 UTF_8 = "; charset=utf-8"
 DIR_FD = {
     os.open,
@@ -1719,6 +1720,8 @@ class Connection:
         if answer.pieces is not None:
             self.pieces = self.framed(request is None or request.minor > 0, answer)
             self.cork(answer, 1)
+        if isinstance(answer.pieces, list):
+            self.next_piece()  # it can be had at once, and leaves with the head
 
     def framed(self, can_chunk: bool, answer: Answer) -> Iterator[Piece]:
         """The body, as the head has announced it."""
@@ -1771,7 +1774,8 @@ class Connection:
         """Send what the kernel has room for: bytes that are left, or a file, or the next piece."""
         while self.rest or self.span or self.next_piece():
             if self.rest:
-                count = self.sock.send(self.rest[: self.server.slice])
+                data = self.rest[: self.server.slice]
+                count = self.sock.send(data, MORE) if self.span else self.sock.send(data)
                 self.rest = self.rest[count:]
             else:
                 count = self.send_file()
@@ -1798,7 +1802,7 @@ class Connection:
         elif isinstance(piece, Span):
             self.span = piece
         else:
-            self.rest = memoryview(piece)
+            self.rest = bytes(self.rest) + piece if self.rest else memoryview(piece)
         return piece is not None
 
     def give_up(self, why: str) -> bool:
@@ -1946,10 +1950,10 @@ class Connection:
     def cork(self, answer: Answer, on: int) -> None:
         """Send full segments alone until the end, or each page of a file would be one segment.
 
-        A listing, whose length nobody knows, leaves as it is made: a browser draws what has come.
-        """
-        is_known = answer.pieces is not None and answer.length is not None
-        if is_known and hasattr(socket, "TCP_CORK"):
+        For a short answer MSG_MORE does that for less. A listing, whose length nobody knows, leaves
+        as it is made: a browser draws what has come."""
+        is_long = answer.pieces is not None and (answer.length or 0) > QUICK
+        if is_long and hasattr(socket, "TCP_CORK"):
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
     def send(self, data: bytes) -> None:
