@@ -813,6 +813,7 @@ def do_send(session: "Session", request: "Line", to: str, name: str) -> None:
     except (Lost, Broken, Refused) as error:
         relay.give_up(reason_of(error) if isinstance(error, Refused) else "sender-gone")
         session.relays.remove(relay)
+        session.moved = relay.moved
         if isinstance(error, Lost):
             session.log(f"send {name}: cut after {relay.moved} bytes ({error})")
         raise

@@ -625,7 +625,7 @@ def test_a_receiver_that_asks_something_while_a_file_arrives_gets_the_file_then_
     assert sender.answer().startswith("got ") and sender.answer().endswith("verified=1")
 
 
-def test_a_receiver_that_refuses_inside_the_body_hears_that_it_ends(peer):
+def test_a_receiver_that_refuses_inside_the_body_hears_that_it_ends(server, peer):
     sender, bob = peer(), peer("receive nick=bob")
     sender.tell(b"send bob x size=9\ndata 3\nhel")
     assert bob.line().startswith("put x ") and bob.line() == "data 3" and bob.file.read(3)
@@ -633,6 +633,7 @@ def test_a_receiver_that_refuses_inside_the_body_hears_that_it_ends(peer):
     assert bob.answer() == "abort reason=refused"
     assert sender.answer().endswith("reason=disk-full nick=bob")
     assert sender.answer() == "err send x reason=not-received receivers=1 verified=0"
+    server.wait_for("send bob x: 3 bytes, .*, not-received")
 
 
 @pytest.mark.parametrize("claim", ["sha256=" + "0" * 64, ""])
