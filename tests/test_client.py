@@ -275,7 +275,7 @@ def test_what_a_pattern_matches_does_not_all_get_one_name(do, here, box):
 def test_a_pattern_that_many_names_match_is_not_kept_in_memory(server, here, box):
     for number in range(9):
         (box / f"{number}.txt").touch()
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import client; client.LISTED = 2; sys.exit(client.main(sys.argv[1:]))"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import client; client.LISTED_IN_MEMORY = 2; sys.exit(client.main(sys.argv[1:]))"
     subprocess.run(
         [sys.executable, "-c", code, "--port", str(server.port), "get", "*.txt"],
         cwd=here,
@@ -708,7 +708,7 @@ def test_a_silent_standard_input_keeps_the_upload_alive_and_a_refusal_is_heard_m
 
     heard = []
     listeners.append(Listener(talk))
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import client; client.LIFE = 0.05; sys.exit(client.main(sys.argv[1:]))"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import client; client.STDIN_SILENCE = 0.05; sys.exit(client.main(sys.argv[1:]))"
     reader, writer = os.pipe()
     os.write(writer, b"a\n")  # before it starts, for it tells of silence soon
     with os.fdopen(reader) as stdin, os.fdopen(writer):
@@ -1652,7 +1652,7 @@ def test_clock():
 
 
 def test_listing_beyond_memory_comes_back_the_same(monkeypatch):
-    monkeypatch.setattr(script, "LISTED", 2)
+    monkeypatch.setattr(script, "LISTED_IN_MEMORY", 2)
     lines = [
         script.Line("file", [f"a {number}\udcff"], {"size": str(number)}) for number in range(5)
     ]

@@ -1805,7 +1805,7 @@ def test_from_a_pipe_it_says_what_comes_in_and_prints_what_it_hears(server, peer
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import client; client.PIPE_RATE = 1e9; sys.exit(client.main(sys.argv[1:]))"
     hasty = ["-c", code, *["--insecure"] * server.tls, "--port", server.port]
     # 13 seconds' worth
-    done = run(*hasty, "chat", "--json", "--quiet", input=b"z" * 300 * script.LONGEST + b"\n")
+    done = run(*hasty, "chat", "--json", "--quiet", input=b"z" * 300 * script.CHAT_LINE + b"\n")
     assert (
         done.code == 9
         and json.loads(done.out.splitlines()[0])
@@ -1900,7 +1900,9 @@ def test_a_pipe_into_a_chat_waits_for_a_server_that_does_not_answer(listeners, r
     )
     listeners[-1].threads[-1].join(DEADLINE)
     # one is counted late now and then
-    assert done.code == 28 and len(said) in range(script.AHEAD, script.AHEAD + 4), (done, said)
+    assert done.code == 28 and len(said) in range(
+        script.CHAT_UNANSWERED, script.CHAT_UNANSWERED + 4
+    ), (done, said)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
