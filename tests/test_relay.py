@@ -1235,6 +1235,26 @@ def test_a_sender_whose_server_is_gone_says_so_and_promises_nothing(server, peer
     )
 
 
+def test_where_there_is_no_poll_select_waits_for_bell_and_connection(here, tmp_path):
+    (here / "x").write_bytes(BIG)
+    runner = tmp_path / "run.py"
+    runner.write_text(f"""
+import runpy, selectors, sys
+del selectors.PollSelector
+path = {str(ROOT)!r} + "/" + sys.argv.pop(1)
+sys.argv[0] = path
+runpy.run_path(path, run_name="__main__")
+""")
+    server = Server(str(runner), "server.py", tmp_path / "box")
+    common = "client.py", "--port", server.port
+    bob = Process(str(runner), *common, "receive", "--count", "1", "-o", "got/", cwd=here)
+    name = bob.wait_for(r"--to\s+(\S+)")[1]
+    anna = Process(str(runner), *common, "send", "x", "--to", name, cwd=here)
+    assert (anna.wait(), bob.wait()) == (0, 0), (anna.err, bob.err)
+    assert (here / "got/x").read_bytes() == BIG
+    server.stop()
+
+
 KILLED = """
 import os, runpy, signal, socket
 left, true = [{turn}], socket.socket.{call}
