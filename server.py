@@ -2595,14 +2595,11 @@ class Relay:
         self.sender.send_line("got", *words, **keys, nick=nick or None)
 
     def answer(self) -> None:
-        sender, facts, result = self.sender, {"receivers": self.count}, "ok"
-        if self.taken:
-            sender.send_line("ok", "send", self.name, **facts, verified=self.verified)
-        else:
-            result = "not-received"
-            sender.send_line("err", "send", self.name, reason=result, **facts, verified=0)
+        verb, reason = ("ok", None) if self.taken else ("err", "not-received")
+        facts = {"receivers": self.count, "verified": self.verified}
+        self.sender.send_line(verb, "send", self.name, reason=reason, **facts)
         elapsed = time.monotonic() - self.started
-        sender.log(f"{self.what}: {self.moved} bytes, {elapsed:.3f} s, {result}")
+        self.sender.log(f"{self.what}: {self.moved} bytes, {elapsed:.3f} s, {reason or verb}")
 
     # the receivers' threads
     def settle(self, session: "Session", result: Line) -> None:
