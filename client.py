@@ -748,10 +748,10 @@ class Puts(Batch):
 
     def put_file(self, file: File, status: os.stat_result) -> Conversation:
         """What the server has of that name decides whether the bytes are sent."""
-        ready, part, over = file._replace(status=status, fresh=False), 0, False
+        part, over = 0, False
         if not file.fresh:
             self.ask_about(file, status)
-            there = yield ready
+            there = yield file._replace(status=status)
             if there.keys.get("reason") not in NAME_IS_FREE:
                 if self.is_same(file, status, there):
                     return self.skip_same(file, status.st_size, there.keys.get("sha256", ""))
@@ -760,7 +760,7 @@ class Puts(Batch):
             part = there.number("part")
         if self.args.dry_run:
             return self.plan("replace" if over else "new", file, status.st_size)
-        yield from self.send_file(ready, part, over)
+        yield from self.send_file(file, part, over)
 
     def ask_about(self, file: File, status: os.stat_result) -> None:
         """What does the server have of that name, and of an earlier attempt to send this file?"""
@@ -776,7 +776,7 @@ class Puts(Batch):
             offset, sha256, given_up = self.send_bytes(file, fd, status, part, over)
         finally:
             os.close(fd)
-        answer = yield file._replace(tried=True)
+        answer = yield file._replace(status=status, fresh=False, tried=True)
         if answer.keys.get("reason") == "exists" and not file.tried:
             # another client was quicker: look whether it was with the same
             return self.files.append(iter([file._replace(tried=True, fresh=False)]))
