@@ -334,6 +334,7 @@ class Batch:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
+        connected(args)  # before the clock runs: a password may have to be typed
         self.progress = Progress(args)
         self.files: list[Iterator[File]] = []  # still to begin, the last first
         self.waiting: deque[tuple[File, Conversation]] = deque()  # in the order of their requests
@@ -558,8 +559,9 @@ class Batch:
         self.lost_at = self.where(files[0], self.progress.current) if files else ""
         self.progress.current = 0
         self.progress.clear()
-        for hint in filter(None, map(self.cannot_repeat, files)):
-            raise self.lost_failure(lost, hint)
+        hints = [*filter(None, map(self.cannot_repeat, files))]
+        if hints:
+            raise self.lost_failure(lost, hints[0])
 
     def lost_failure(self, lost: "Lost", hint: str) -> "Failure":
         return lost_failure(lost, 18, f"connection lost{self.lost_at}", hint)
@@ -1580,10 +1582,9 @@ class Inbox:
         self.link.keep_alive()
         if not self.args.quiet:
             known = printable(answer.keys.get("nick") or answer.keys.get("you", "?"))
-            port = f" --port {self.args.port}" * (self.args.port != PORT)
+            flags = endpoint_flags(self.args) + trust_options(self.args)
             say(
-                "waiting for files; others send them with:  python3 client.py "
-                f"--host {shlex.quote(self.args.host)}{port}{trust_options(self.args)} "
+                f"waiting for files; others send them with:  python3 client.py{flags} "
                 f"send PATH --to {known}"
             )
         while self.args.count:  # below zero, without --count, it comes to no end
