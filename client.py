@@ -3153,13 +3153,14 @@ def lock_file(fd: int, free: bool = False) -> bool:
     Without a lock only the writers in one server know of each other."""
     if sys.platform == "win32":
         return lock_byte(fd)
-    with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
+    try:
         import fcntl  # not at the top: Windows has none
 
-        try:
-            fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+        fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # Lustre, for one, may have none
+        pass
     return True
 
 
@@ -4191,6 +4192,8 @@ def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # a second handshake costs its server a lot, and would make a send wait for what is received
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
     made_of = socket_class(args)
     if issubclass(made_of, Traced):
         context.sslsocket_class = type("TracedTLS", (made_of, ssl.SSLSocket), {})

@@ -484,9 +484,11 @@ def stream(echo: Echo) -> None:
         with contextlib.suppress(OSError):
             echo.sock.shutdown(socket.SHUT_WR)
 
-    threading.Thread(target=send_input, daemon=True).start()
+    sender = threading.Thread(target=send_input, daemon=True)
+    sender.start()
     while chunk := receive(echo):
         write_out(chunk)
+    sender.join()  # it has sent FIN, but perhaps not yet shown it
     if problems:
         raise problems[0]
 
@@ -882,38 +884,38 @@ def bind(
         raise cannot_listen(error, target) from None
 
 
-# by errno: what is wrong, why, what to try
-CANNOT_LISTEN = {
-    errno.EADDRINUSE: (
-        "port {port} is already in use",
-        "another program is using it",
-        "--port 0 takes any free one; ss -ltnup shows which program has it",
-    ),
-    errno.EADDRNOTAVAIL: (
-        "{host} is not an address of this machine",
-        "its own are {own}",
-        "--host 0.0.0.0 listens on all of them",
-    ),
-    errno.EACCES: (
-        "port {port} needs administrator rights",
-        "ports below 1024 are kept for the system's services",
-        "--port {spare}",
-    ),
-}
-
-
 def cannot_listen(problem: OSError, target: "Address") -> "Failure":
     host, port = target[:2]
-    reason = problem.errno or 0
+    reason = problem.errno
     if os.name == "nt" and reason == errno.EACCES:  # another program keeps it for itself
         reason = errno.EADDRINUSE
-    texts = CANNOT_LISTEN.get(reason)
-    if texts is None or (reason == errno.EACCES and port > 1023):
-        error = f"cannot listen on {address(target)} ({problem.strerror})"
-        return Failure(45, error, "the system refuses it", "--host 127.0.0.1 --port 0")
-    own = ", ".join(["127.0.0.1", *own_addresses()])
-    known = {"host": host, "port": port, "spare": 8000 + port, "own": own}
-    return Failure(45, *(text.format(**known) for text in texts))
+    if reason == errno.EADDRINUSE:
+        return Failure(
+            45,
+            f"port {port} is already in use",
+            "another program is using it",
+            "--port 0 takes any free one; ss -ltnup shows which program has it",
+        )
+    if reason == errno.EADDRNOTAVAIL:
+        return Failure(
+            45,
+            f"{host} is not an address of this machine",
+            "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
+            "--host 0.0.0.0 listens on all of them",
+        )
+    if reason == errno.EACCES and port < 1024:
+        return Failure(
+            45,
+            f"port {port} needs administrator rights",
+            "ports below 1024 are kept for the system's services",
+            f"--port {8000 + port}",
+        )
+    return Failure(
+        45,
+        f"cannot listen on {address(target)} ({problem.strerror})",
+        "the system refuses it",
+        "--host 127.0.0.1 --port 0",
+    )
 
 
 # --- end listening ---

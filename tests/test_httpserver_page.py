@@ -855,11 +855,15 @@ def test_an_error_in_a_browser_is_a_page_and_for_a_program_a_line(browser, spawn
         )
         for who, accept in heads.items()
     }
-    assert got["program"] == got["ours"] == [
-        401,
-        "text/plain; charset=utf-8",
-        "401 Unauthorized: a password is asked for\n",
-    ]
+    assert (
+        got["program"]
+        == got["ours"]
+        == [
+            401,
+            "text/plain; charset=utf-8",
+            "401 Unauthorized: a password is asked for\n",
+        ]
+    )
     status, kind, text = got["page"]
     assert (status, kind) == (401, "text/html; charset=utf-8")
     assert "<h1>A password is asked for.</h1>" in text
