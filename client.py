@@ -334,7 +334,6 @@ class Batch:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        connected(args)  # before the clock runs: a password may have to be typed
         self.progress = Progress(args)
         self.files: list[Iterator[File]] = []  # still to begin, the last first
         self.waiting: deque[tuple[File, Conversation]] = deque()  # in the order of their requests
@@ -346,6 +345,8 @@ class Batch:
     def use_link(self, link: "Link") -> None:
         self.link = link
         link.handle_note = self.handle_note
+        if not self.counts:  # the clock begins here: before, a password may have been typed
+            self.progress.began = time.monotonic()
 
     def handle_note(self, note: "Line") -> None:
         for key in ("received", "checked"):
@@ -2815,7 +2816,8 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
     why, hint = WHYS.get(reason, ("the server says so", "the server's log tells more"))
     if "why" in answer.keys:
         why, hint = printable(answer.keys["why"]), "use another name or folder"
-    code = CODES.get(reason, 25 if verb in ("put", "send") else 9)
+    upload = verb in ("put", "send") and reason != "wrong-digest"
+    code = 25 if upload else CODES.get(reason, 9)
     if "limit" in answer.keys:
         why += f" ({readable_size(answer.number('limit'))})"
     if "received" in answer.keys:
