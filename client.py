@@ -1394,10 +1394,12 @@ class Gets(Batch):
     ) -> "Failure":
         what = f"cannot write {printable(file.path)} ({error.strerror}) "
         what += f"after {part.received:,} of {size:,} bytes"
-        if error.errno not in FULL or not part.name:
+        if not part.name:
+            why, hint = "what reads it has ended, or its disk is full", "-o DEST for another place"
+        elif error.errno not in FULL:
             why, hint = "what was there before is untouched", "-o DEST for another place"
         else:
-            folder = printable(os.path.abspath(part.folder.path))
+            folder = printable(part.folder.path)
             needed = plural(size - part.received * kept, "byte")
             why = f"{needed} more must fit on the disk of {folder}"
             hint = "make room, then run the same command" + " again: it resumes" * kept
