@@ -345,6 +345,8 @@ class Batch:
     def use_link(self, link: "Link") -> None:
         self.link = link
         link.handle_note = self.handle_note
+        if not self.counts:  # the clock begins here: before, a password may have been typed
+            self.progress.began = time.monotonic()
 
     def handle_note(self, note: "Line") -> None:
         for key in ("received", "checked"):
@@ -558,8 +560,9 @@ class Batch:
         self.lost_at = self.where(files[0], self.progress.current) if files else ""
         self.progress.current = 0
         self.progress.clear()
-        for hint in filter(None, map(self.cannot_repeat, files)):
-            raise self.lost_failure(lost, hint)
+        hints = [*filter(None, map(self.cannot_repeat, files))]
+        if hints:
+            raise self.lost_failure(lost, hints[0])
 
     def lost_failure(self, lost: "Lost", hint: str) -> "Failure":
         return lost_failure(lost, 18, f"connection lost{self.lost_at}", hint)
@@ -748,10 +751,10 @@ class Puts(Batch):
 
     def put_file(self, file: File, status: os.stat_result) -> Conversation:
         """What the server has of that name decides whether the bytes are sent."""
-        ready, part, over = file._replace(status=status, fresh=False), 0, False
+        part, over = 0, False
         if not file.fresh:
             self.ask_about(file, status)
-            there = yield ready
+            there = yield file._replace(status=status)
             if there.keys.get("reason") not in NAME_IS_FREE:
                 if self.is_same(file, status, there):
                     return self.skip_same(file, status.st_size, there.keys.get("sha256", ""))
@@ -760,7 +763,7 @@ class Puts(Batch):
             part = there.number("part")
         if self.args.dry_run:
             return self.plan("replace" if over else "new", file, status.st_size)
-        yield from self.send_file(ready, part, over)
+        yield from self.send_file(file, part, over)
 
     def ask_about(self, file: File, status: os.stat_result) -> None:
         """What does the server have of that name, and of an earlier attempt to send this file?"""
@@ -776,7 +779,7 @@ class Puts(Batch):
             offset, sha256, given_up = self.send_bytes(file, fd, status, part, over)
         finally:
             os.close(fd)
-        answer = yield file._replace(tried=True)
+        answer = yield file._replace(status=status, fresh=False, tried=True)
         if answer.keys.get("reason") == "exists" and not file.tried:
             # another client was quicker: look whether it was with the same
             return self.files.append(iter([file._replace(tried=True, fresh=False)]))
@@ -1391,10 +1394,12 @@ class Gets(Batch):
     ) -> "Failure":
         what = f"cannot write {printable(file.path)} ({error.strerror}) "
         what += f"after {part.received:,} of {size:,} bytes"
-        if error.errno not in FULL or not part.name:
+        if not part.name:
+            why, hint = "what reads it has ended, or its disk is full", "-o DEST for another place"
+        elif error.errno not in FULL:
             why, hint = "what was there before is untouched", "-o DEST for another place"
         else:
-            folder = printable(os.path.abspath(part.folder.path))
+            folder = printable(part.folder.path)
             needed = plural(size - part.received * kept, "byte")
             why = f"{needed} more must fit on the disk of {folder}"
             hint = "make room, then run the same command" + " again: it resumes" * kept
@@ -1580,10 +1585,9 @@ class Inbox:
         self.link.keep_alive()
         if not self.args.quiet:
             known = printable(answer.keys.get("nick") or answer.keys.get("you", "?"))
-            port = f" --port {self.args.port}" * (self.args.port != PORT)
+            flags = endpoint_flags(self.args) + trust_options(self.args)
             say(
-                "waiting for files; others send them with:  python3 client.py "
-                f"--host {shlex.quote(self.args.host)}{port}{trust_options(self.args)} "
+                f"waiting for files; others send them with:  python3 client.py{flags} "
                 f"send PATH --to {known}"
             )
         while self.args.count:  # below zero, without --count, it comes to no end
@@ -2814,7 +2818,8 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
     why, hint = WHYS.get(reason, ("the server says so", "the server's log tells more"))
     if "why" in answer.keys:
         why, hint = printable(answer.keys["why"]), "use another name or folder"
-    code = CODES.get(reason, 25 if verb in ("put", "send") else 9)
+    upload = verb in ("put", "send") and reason != "wrong-digest"
+    code = 25 if upload else CODES.get(reason, 9)
     if "limit" in answer.keys:
         why += f" ({readable_size(answer.number('limit'))})"
     if "received" in answer.keys:

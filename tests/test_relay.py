@@ -1365,9 +1365,7 @@ def test_a_receiver_tells_the_command_that_another_client_needs(start, here):
             cwd=here,
             env={**os.environ, "SIXSOCKETS_PASSWORD": "w ord"},
         )
-        box.wait_for(
-            f"client.py --host 127.0.0.1 --port {server.port} {told} --ask-password send PATH --to 127"
-        )
+        box.wait_for(f"client.py --port {server.port} {told} --ask-password send PATH --to 127")
         box.kill()
 
 
