@@ -4,7 +4,7 @@
     python3 client.py list                        what is on 127.0.0.1:9000
     python3 client.py put notes.txt photos/       files and whole folders
     python3 client.py get notes.txt photos        into the current folder; -o DEST for elsewhere
-    python3 client.py put src --exclude '*.o' --delete --dry-run    how a tree would be made alike
+    python3 client.py put src --exclude '*.o' --delete --dry-run    what that would send and delete
     python3 client.py --host 192.0.2.7 --tls --password WORD get '*.jpg' -o pictures/
                                                   (as the server printed it at its start; a password
                                                   of your own needs --pin SHA256 too)
@@ -49,6 +49,8 @@ Links inside a folder are skipped and named, names that start with a dot unless 
 # The map
 #
 # Begin at do_list(), the smallest command, then Link.ask(), which sends its request; then Batch.
+# A put comes through main(), run_words(), do_put(), Batch.run(), Puts.put_file(), send_body() and
+# Puts.accept(); a get through do_get(), Batch.run(), Gets.get_file() and Gets.receive().
 #
 #   one question       do_list(), do_stat(), do_help(), do_who(), hear_lines(), ask()
 #   many files         File, Batch, Batch.exchange(), Batch.go_on(), Changes, expand()
@@ -77,7 +79,8 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
+    own = os.path.dirname(os.path.realpath(__file__))
+    library = os.path.dirname(os.__file__)
     for folder in sys.path[:]:
         path = folder or "."
         if folder == library or not os.path.exists(path):
@@ -128,37 +131,40 @@ UNANSWERED_BYTES = 24576
 NUDGE_AFTER, NUDGE = 1.0, b"note -\r\n\r\n"
 NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
 LEAST_WINDOW = 8192  # bytes that the kernel may hold for a client that takes them slowly
-LIFE = 1.0  # seconds of silence of standard input after which the server is told that more may come
+# seconds of silence of standard input after which the server is told that more may come
+STDIN_SILENCE = 1.0
 RATE_AFTER = 0.5  # seconds after which a rate means something
 REDRAW = 0.1  # seconds from one picture of the progress bar to the next
 # seconds until the first new attempt, and at most: each pause is twice as long as the one before
 BACK_OFF, LONGEST_PAUSE = 0.5, 10.0
-LARGE = 1 << 23  # bytes of a file from which the server is asked before it is sent
+ASKED_FIRST = 1 << 23  # bytes of a file from which the server is asked before it is sent
 RETRIES = 16  # attempts after a lost connection: their pauses add up to two minutes
 # exit codes of a server that does not answer: refused or no route, silent, gone before its greeting
-ABSENT = {7, 28, 52}
+NO_SERVER = {7, 28, 52}
 # how a line that answers something can begin
 ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client", "got")
 # a password that a server made: no 0, 1, i, l, o, which look alike
-MADE = re.compile("[a-hj-km-np-z2-9]{6}(?:-[a-hj-km-np-z2-9]{6}){2}")
+MADE_PASSWORD = re.compile("[a-hj-km-np-z2-9]{6}(?:-[a-hj-km-np-z2-9]{6}){2}")
 CHAT_PROMPT = "> "
 # lines a second that a pipe says, and how many at once: a little less than every server takes
 PIPE_RATE, PIPE_BURST = 18.0, 30.0
 # lines of a pipe that may wait for answers: a link that stood still brings them all at once, and
 # PIPE_BURST others after them
-AHEAD = 8
-PARTING = 1.0  # seconds that a chat which is stopped has for the answers to what was said last
-LONGEST = 1000  # characters of one line of the chat; more are several
+CHAT_UNANSWERED = 8
+GOODBYE = 1.0  # seconds that a chat which is stopped has for the answers to what was said last
+CHAT_LINE = 1000  # characters of one line of the chat; more are several
 SENDERS = 1000  # folders from others whose names here are remembered
 # folders that stay open: what is asked for runs ahead of what comes, often into the next folder
-NEAR = 4
+OPEN_FOLDERS = 4
 REPLAYED = 50  # lines from before that a server tells who joins
 NICK = re.compile(r"[\w.-]{1,32}")
 CHAT_COMMANDS = "/who", "/nick", "/msg", "/quit"
 CHAT_HELP = "/who, /nick NAME, /msg NICK TEXT, /quit; a line that starts with a slash needs two"
 CONTINUED = "  | "  # how a row begins that goes on with the line above it
 CONTINUED_ROOM = 20  # columns of such a row at least
-LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
+LISTED_IN_MEMORY = (
+    12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
+)
 
 
 # --- one question: list, stat, help, who ---
@@ -234,7 +240,7 @@ class Listing:
         self.rest: Any = None
 
     def add(self, entry: "Line") -> None:
-        if len(self.lines) < LISTED:
+        if len(self.lines) < LISTED_IN_MEMORY:
             return self.lines.append(entry)
         if self.rest is None:
             import tempfile  # not at the top: it is slow to load
@@ -288,7 +294,7 @@ class File(NamedTuple):
     status: Optional[os.stat_result] = None  # of the one here, where a walk has looked at it
     listed: Optional["Line"] = None  # what a listing of the server says of it
     fresh: bool = False  # the server can have nothing of that name
-    asked: bool = False  # whether it was asked for on a connection that was lost
+    tried: bool = False  # it was asked for before, and what came of that is not known
     doomed: bool = False  # --delete removes it
     stream: Optional["Stream"] = None  # standard output, and what of the file is in it already
 
@@ -299,9 +305,16 @@ Conversation = Generator[File, "Line", None]
 
 
 # what the server says of a name that is free, or where it does not tell
-ABSENT_THERE = {"no-such-file", "no-such-folder", "drop-box"}
+NAME_IS_FREE = {"no-such-file", "no-such-folder", "drop-box"}
 # what the server says to the same request again if it had been done before the connection was lost
 DONE = {"delete": "no-such-file", "mkdir": "exists"}
+# what the last line tells besides what was sent or fetched
+LAST_LINE = {
+    "same": "{:,} already there",
+    "skipped": "skipped {}",
+    "deleted": "deleted {:,}",
+    "failed": "{:,} failed",
+}
 # what is left out of a tree, and why
 SKIPPED = {
     "hidden": "its name starts with a dot (--hidden takes such names)",
@@ -409,8 +422,8 @@ class Batch:
     def go_on(self, file: File, conversation: Conversation, answer: Optional["Line"]) -> None:
         """Let a conversation go on until it waits for its next answer, or ends."""
         try:
-            file = conversation.send(answer) if answer else next(conversation)
-            self.waiting.append((file, conversation))
+            waiting = conversation.send(answer) if answer else next(conversation)
+            self.waiting.append((waiting, conversation))
         except StopIteration:
             pass
         except Failure as failure:
@@ -443,7 +456,9 @@ class Batch:
         self.progress.count_file(size)
         self.settle(file, "ok", size=size, sha256=sha256, **facts)
 
-    def skip_same(self, file: File, size: int) -> None:
+    def skip_same(self, file: File, size: int, sha256: str = "") -> None:
+        if file.tried:  # this run sent it, and the answer was lost
+            return self.done(file, size, sha256)
         self.progress.resumed += size
         self.progress.count_file(size)
         self.settle(file, "same", size=size)
@@ -481,11 +496,11 @@ class Batch:
         if self.args.dry_run:
             return self.plan(verb, file)
         self.link.request(verb, file.name, *more, **keys)
-        answer = yield file._replace(asked=True)
+        answer = yield file._replace(tried=True)
         reason = answer.keys.get("reason")
         if file.doomed and reason == "not-empty":
             return  # what is in it was left alone
-        if not (file.asked and reason == DONE.get(verb)):
+        if not (file.tried and reason == DONE.get(verb)):
             require_ok(answer, verb, file.name)
         self.settle(file, "deleted" if file.doomed else "ok")
 
@@ -543,7 +558,7 @@ class Batch:
         self.lost_at = self.where(files[0], self.progress.current) if files else ""
         self.progress.current = 0
         self.progress.clear()
-        for hint in filter(None, map(self.only_once, files)):
+        for hint in filter(None, map(self.cannot_repeat, files)):
             raise self.lost_failure(lost, hint)
 
     def lost_failure(self, lost: "Lost", hint: str) -> "Failure":
@@ -555,8 +570,8 @@ class Batch:
         size = file.listed.number("size") if file.listed else size
         return f" at {current:,} of {size:,} bytes of {printable(file.name)}" if size else ""
 
-    def only_once(self, file: File) -> str:
-        """What to do if it cannot be begun again by itself."""
+    def cannot_repeat(self, file: File) -> str:
+        """Where it cannot be begun again by itself: what to do then."""
         return ""
 
     def summary(self) -> None:
@@ -575,23 +590,21 @@ class Batch:
         }
         if self.args.json:
             return tell_json(facts)
+        rate = readable_size(self.bytes / max(elapsed, 0.001))
+        facts["skipped"] = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
+        clauses = [form.format(facts[key]) for key, form in LAST_LINE.items() if facts[key]]
         text = f"{plural(facts['files'], 'file')}, {readable_size(self.bytes)}"
         if self.args.dry_run:
             would = "fetch" if self.verb == "get" else "send"
             text = f"{self.verb} --dry-run: would {would} {text}"
-        else:
-            rate = readable_size(self.bytes / max(elapsed, 0.001))
+        elif facts["files"]:
             text = f"{self.verb}: {text} in {elapsed:.2f} s ({rate}/s)"
-        left_out = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
-        more = {
-            f"{counts['same']:,} already there": counts["same"],
-            f"skipped {left_out}": skipped,
-            f"deleted {facts['deleted']:,}": facts["deleted"],
-            f"{counts['failed']:,} failed": counts["failed"],
-        }
-        notable = [clause for clause, count in more.items() if count]
-        if not self.args.quiet and (notable or facts["files"]):
-            say("; ".join([text, *notable]))
+        else:
+            text = f"{self.verb}: 0 files"
+        # of one failure alone all is told already
+        alone = sum(counts.values()) == counts["failed"] < 2
+        if not self.args.quiet and (self.args.delete or not alone):
+            say("; ".join([text, *clauses]))
 
 
 class Changes(Batch):
@@ -613,7 +626,7 @@ class Changes(Batch):
                     found.append(File(entry.words[0], listed=entry))
         self.files.append(reversed(found))  # a folder comes after what is in it
 
-    def only_once(self, file: File) -> str:
+    def cannot_repeat(self, file: File) -> str:
         return "" if self.verb in DONE else "list shows what is there now"
 
     def where(self, file: File, current: int) -> str:
@@ -672,6 +685,16 @@ def matching(args: argparse.Namespace, pattern: str, below: bool = False) -> Ite
             yield entry
 
 
+def walk(top: str) -> Iterator[tuple[str, os.stat_result]]:
+    """What is in a folder here: first what is in a folder, then the folder, which ends in "/"."""
+    for above, folders, names in os.walk(top, topdown=False):
+        below = os.path.join(above, "")[len(os.path.join(top, "")) :].replace(os.sep, "/")
+        for name in [*names, *folders]:
+            with contextlib.suppress(OSError):  # it has gone meanwhile
+                status = os.lstat(os.path.join(above, name))
+                yield below + name + "/" * stat.S_ISDIR(status.st_mode), status
+
+
 # --- put: files go out ---
 class Puts(Batch):
     """Each file: is it there already? If not, its bytes, and the answer that they arrived."""
@@ -680,7 +703,7 @@ class Puts(Batch):
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
-        self.folder = functools.lru_cache(NEAR)(self.open_folder)
+        self.folder = functools.lru_cache(OPEN_FOLDERS)(self.open_folder)
 
     def sources(self) -> Iterator[File]:
         """What the command line names. Folders on the way to --into are made."""
@@ -729,11 +752,9 @@ class Puts(Batch):
         if not file.fresh:
             self.ask_about(file, status)
             there = yield ready
-            if there.keys.get("reason") not in ABSENT_THERE:
+            if there.keys.get("reason") not in NAME_IS_FREE:
                 if self.is_same(file, status, there):
-                    if file.asked:  # this run sent it, and the answer was lost
-                        return self.done(file, status.st_size, there.keys.get("sha256", ""))
-                    return self.skip_same(file, status.st_size)
+                    return self.skip_same(file, status.st_size, there.keys.get("sha256", ""))
                 self.check_force(file, status, there)
                 over = True
             part = there.number("part")
@@ -745,7 +766,7 @@ class Puts(Batch):
         """What does the server have of that name, and of an earlier attempt to send this file?"""
         resumable = status.st_size >= RESUMABLE and self.args.resume
         keys = {"size": status.st_size, "mtime_ns": status.st_mtime_ns} if resumable else {}
-        content = file.asked or self.args.compare == "content"
+        content = file.tried or self.args.compare == "content"
         self.link.request("stat", file.name, **keys, digest="yes" if content else None)
 
     def send_file(self, file: File, part: int, over: bool) -> Conversation:
@@ -755,10 +776,10 @@ class Puts(Batch):
             offset, sha256, given_up = self.send_bytes(file, fd, status, part, over)
         finally:
             os.close(fd)
-        answer = yield file._replace(asked=True)
-        if answer.keys.get("reason") == "exists" and not file.asked:
+        answer = yield file._replace(tried=True)
+        if answer.keys.get("reason") == "exists" and not file.tried:
             # another client was quicker: look whether it was with the same
-            return self.files.append(iter([file._replace(asked=True, fresh=False)]))
+            return self.files.append(iter([file._replace(tried=True, fresh=False)]))
         if given_up == "changed":
             raise Failure(
                 18,
@@ -777,7 +798,7 @@ class Puts(Batch):
         has no room for, or says where to begin."""
         size, sha = status.st_size, hashlib.sha256()
         begun = part if part <= size else 0
-        asks = self.verb == "put" and (begun or size >= LARGE)
+        asks = self.verb == "put" and (begun or size >= ASKED_FIRST)
         mine = digest(fd, begun, sha, self.show_checked) if asks else None
         self.announce(
             file,
@@ -800,7 +821,9 @@ class Puts(Batch):
         return offset, sha.hexdigest(), given_up
 
     def may_go_on(self, count: int) -> bool:
-        """Between chunks: or has the server refused it already?"""
+        """Between chunks: or has the server refused it already?
+
+        What is smaller leaves together with other files: of those nothing has come yet."""
         return count < BATCH or not self.link.peek()
 
     def accept(self, file: File, answer: "Line", size: int, sha256: str, offset: int = 0) -> None:
@@ -863,7 +886,7 @@ class Puts(Batch):
         answer = yield file._replace(fresh=False)
         if answer.keys.get("type") == "dir" or answer.keys.get("reason") == "exists":
             return False
-        if answer.keys.get("reason") not in ABSENT_THERE:
+        if answer.keys.get("reason") not in NAME_IS_FREE:
             require_ok(answer, "put", file.name)
         return True
 
@@ -896,9 +919,10 @@ class Puts(Batch):
             return True
 
     def keeps_copy(self, file: File) -> Generator[File, "Line", bool]:
-        """Whether the server stores in this folder what is sent: then a copy would contain a copy.
+        """Whether the server stores in this very folder what is sent to it.
 
-        Only a folder of the same name on this machine can be it. What the server makes tells."""
+        Then each copy would contain a copy, without end. It can only be a folder on this machine,
+        called like the one that is sent. To know, let the server make a folder, and look here."""
         goal = file.name.partition("/")[0]
         if self.verb != "put" or not file.top or not file.name.endswith(f"/{goal}"):
             return False
@@ -920,15 +944,11 @@ class Puts(Batch):
             with contextlib.suppress(OSError):
                 if not os.path.isdir(path):
                     self.progress.expect(os.stat(path).st_size)
-            for top, folders, names in os.walk(path):
-                below = os.path.join(top, "")[len(os.path.join(path, "")) :].replace(os.sep, "/")
-                folders[:] = [name for name in folders if not self.kept_out(f"{below}{name}/")]
-                for name in names:
-                    status = os.lstat(os.path.join(top, name))
-                    if stat.S_ISREG(status.st_mode) and not self.kept_out(below + name):
-                        self.progress.expect(status.st_size)
+            for below, status in walk(path):
+                if stat.S_ISREG(status.st_mode) and not self.kept_out(below):
+                    self.progress.expect(status.st_size)
 
-    def only_once(self, file: File) -> str:
+    def cannot_repeat(self, file: File) -> str:
         once = "run it again from the start: standard input cannot be resumed"
         return once if file.path == "-" else ""
 
@@ -1015,7 +1035,7 @@ class Puts(Batch):
         while (
             not (refused := self.link.peek())
             and os.name != "nt"
-            and not select.select([0], [], [], LIFE)[0]
+            and not select.select([0], [], [], STDIN_SILENCE)[0]
         ):
             self.link.put(line("note", name))
             self.link.flush()
@@ -1066,6 +1086,36 @@ def local_names(path: str) -> list[str]:
 
 
 # --- get: files come in ---
+FULL = {errno.ENOSPC, errno.EDQUOT}  # of a disk
+# why a body is not taken for the file: exit code, what it did, why, what to do
+UNFIT = {
+    "aborted": (
+        18,
+        "changed while the server sent it",
+        "what came of it is not kept",
+        "run the same command again when nothing writes to it",
+    ),
+    "incomplete": (
+        18,
+        "ended too early",
+        "the server had announced more",
+        "run the same command again",
+    ),
+    "too-long": (
+        56,
+        "is longer than the server said",
+        "it breaks the protocol",
+        "run the same command again",
+    ),
+    "wrong-digest": (
+        56,
+        "arrived changed",
+        "its SHA-256 is not what the server computed: nothing is kept",
+        "run the same command again",
+    ),
+}
+
+
 class Gets(Batch):
     """Each file: is it here already? If not, its bytes, into a part, and then its name."""
 
@@ -1078,7 +1128,7 @@ class Gets(Batch):
         self.top = self.choose(args.output)
         # for --delete: a folder's path here -> the names that the server has in it
         self.known: dict[str, set[str]] = {}
-        self.folder = functools.lru_cache(NEAR)(self.open_folder)
+        self.folder = functools.lru_cache(OPEN_FOLDERS)(self.open_folder)
 
     def choose(self, output: Optional[str]) -> Optional["Folder"]:
         """DEST: a folder, a name, - for standard output, or a device or FIFO."""
@@ -1225,7 +1275,12 @@ class Gets(Batch):
         for path, known in self.known.items():
             if self.top is None or self.is_new(File("", path)):
                 continue
-            content = self.content(self.folder(tuple(check_name(path))), "")
+            content = (
+                below
+                for below, status in walk(os.path.join(self.top.path, path))
+                if stat.S_ISDIR(status.st_mode)
+                or (stat.S_ISREG(status.st_mode) and not PART.fullmatch(os.path.basename(below)))
+            )
             for below in self.choose_doomed(path, content, known.__contains__):
                 self.remove(File(f"{path}/{below}".rstrip("/")), below.endswith("/"))
         return iter(())
@@ -1238,16 +1293,6 @@ class Gets(Batch):
             folder.protect(leaf, is_folder)
             folder.remove(leaf, is_folder)
             self.settle(file, "deleted")
-
-    def content(self, folder: "Folder", below: str) -> Iterator[str]:
-        """The files and folders in it, a folder after what is in it."""
-        for leaf in folder.entries():
-            status = folder.stat(leaf)
-            if status and stat.S_ISDIR(status.st_mode):
-                yield from self.content(folder.below(leaf), f"{below}{leaf}/")
-                yield f"{below}{leaf}/"
-            elif status and stat.S_ISREG(status.st_mode) and not PART.fullmatch(leaf):
-                yield below + leaf
 
     def is_same(self, file: File, facts: "Line", folder: "Folder", leaf: str) -> bool:
         there, size = folder.stat(leaf), facts.number("size")
@@ -1364,37 +1409,6 @@ class Gets(Batch):
         return Failure(code, what, str(why), "-o DEST for another place")
 
 
-FULL = {errno.ENOSPC, errno.EDQUOT}
-
-
-UNFIT = {
-    "aborted": (
-        18,
-        "changed while the server sent it",
-        "what came of it is not kept",
-        "run the same command again when nothing writes to it",
-    ),
-    "incomplete": (
-        18,
-        "ended too early",
-        "the server had announced more",
-        "run the same command again",
-    ),
-    "too-long": (
-        56,
-        "is longer than the server said",
-        "it breaks the protocol",
-        "run the same command again",
-    ),
-    "wrong-digest": (
-        56,
-        "arrived changed",
-        "its SHA-256 is not what the server computed: nothing is kept",
-        "run the same command again",
-    ),
-}  # why a body is not taken for the file
-
-
 def destination(path: str) -> "Folder":
     """The folder that something comes to, made when missing, without what nobody came back for."""
     try:
@@ -1427,7 +1441,7 @@ def do_get(args: argparse.Namespace) -> int:
 
 # --- from client to client: send, receive, chat ---
 # reasons of who gets nothing more either
-AWAY = {"gone", "left", "no-such-client", "not-receiving", "stalled"}
+NO_RECEIVER = {"gone", "left", "no-such-client", "not-receiving", "stalled"}
 
 
 class Sends(Puts):
@@ -1506,7 +1520,7 @@ class Sends(Puts):
         if not self.link.got:
             raise refusal(answer, "send", file.name)
         reasons = [self.count_result(file, found, size, sha256) for found in self.link.got]
-        if all(reasons) and AWAY.issuperset(reasons):
+        if all(reasons) and NO_RECEIVER.issuperset(reasons):
             self.nobody = True
             if self.waiting or self.next_file():
                 say("nobody is left who receives: the rest is not sent")
@@ -1552,12 +1566,13 @@ class Inbox:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        # (sender, folder) -> what the folder is called here
-        self.named: dict[tuple[str, str], str] = {}
+        # (sender, file or folder) -> what it is called here; "" if its user did not want it
+        self.names: dict[tuple[str, str], str] = {}
         self.last_note = 0.0  # when the sender was last told how far it is
-        self.admitted: dict[tuple[str, str], bool] = {}  # what was asked for: sender, name
         self.top = destination(args.output or ".")
-        self.folder = functools.lru_cache(NEAR)(functools.partial(self.top.descend, make=True))
+        self.folder = functools.lru_cache(OPEN_FOLDERS)(
+            functools.partial(self.top.descend, make=True)
+        )
 
     def run(self) -> int:
         self.link = connected(self.args)
@@ -1582,11 +1597,11 @@ class Inbox:
         """Read until the server closes, because the next file may be on its way.
 
         If we closed with that unread, a reset could overtake our last answer."""
-        until = time.monotonic() + PARTING
+        until = time.monotonic() + GOODBYE
         with contextlib.suppress(Lost, OSError):
             self.link.put(line("bye"))
             self.link.flush()
-            self.link.sock.settimeout(PARTING)
+            self.link.sock.settimeout(GOODBYE)
             while self.link.sock.recv(65536) and time.monotonic() < until:
                 pass
         close_link(self.args)
@@ -1614,16 +1629,16 @@ class Inbox:
         known = {endpoint, endpoint.rpartition(":")[0].strip("[]"), nick.lower()}
         if self.args.senders and not known.intersection(map(str.lower, self.args.senders)):
             raise Refused("not-wanted")
-        key = endpoint, name.partition("/")[0]
-        if key not in self.admitted:
+        key = endpoint, check_name(name, self.args.hidden)[0]
+        if key not in self.names:
             size = f", {readable_size(request.number('size'))}" if "size" in request.keys else ""
             text = f"{self.sender(request)} sends {printable(key[1])}{size}"
             if not self.args.quiet and (self.args.ask or is_terminal(2)):
                 say_in_rows(text)
-            self.admitted[key] = not self.args.ask or self.is_taken()
-            if len(self.admitted) > SENDERS:
-                del self.admitted[next(iter(self.admitted))]
-        if not self.admitted[key]:
+            self.names[key] = key[1] if not self.args.ask or self.is_taken() else ""
+            if len(self.names) > SENDERS:
+                del self.names[next(iter(self.names))]
+        if not self.names[key]:
             raise Refused("not-wanted")
 
     def is_taken(self) -> bool:
@@ -1640,7 +1655,7 @@ class Inbox:
     def locate(self, name: str, request: "Line") -> tuple["Folder", list[str]]:
         """The folder that it goes to, made where it is missing, and its whole name here."""
         top, *rest = check_name(name, self.args.hidden)
-        parts = [self.named.get((request.keys.get("from", ""), top), top), *rest]
+        parts = [self.names[request.keys.get("from", ""), top], *rest]
         folder = self.folder(tuple(parts[:-1]))
         folder.protect(parts[-1])
         return folder, parts
@@ -1648,18 +1663,14 @@ class Inbox:
     def make(self, name: str, request: "Line") -> None:
         """A folder. If its sender has not sent it before, it gets a name that is free here."""
         folder, parts = self.locate(name, request)
-        sender = request.keys.get("from", ""), name
         if len(parts) > 1 or self.args.force:
             folder.below(parts[-1], make=True)
         else:
-            self.named.pop(sender, None)
             for leaf in numbered_names(name):
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(folder.at(leaf), dir_fd=folder.fd)
                     break
-            self.named[sender] = leaf
-            if len(self.named) > SENDERS:
-                del self.named[next(iter(self.named))]
+            self.names[request.keys.get("from", ""), name] = leaf
         self.link.put(line("ok", "mkdir", name))
 
     def store(self, name: str, request: "Line") -> None:
@@ -1740,7 +1751,7 @@ def do_receive(args: argparse.Namespace) -> int:
 class Typist(enum.Enum):
     """Where the main thread of a chat is."""
 
-    AWAY = "it has not begun"
+    ELSEWHERE = "it has not begun"
     TYPING = "it waits for a line, and a signal can wake it"
     GONE = "no more lines come"
 
@@ -1755,8 +1766,8 @@ class Chat:
 
         self.args, self.link = args, connected(args)
         self.live = is_terminal(0) and is_terminal(1)
-        self.typist = Typist.AWAY
-        self.typed: deque[str] = deque()  # lines for the thread
+        self.typist = Typist.ELSEWHERE
+        self.to_say: deque[str] = deque()  # lines for the thread
         self.bell, self.ringer = socket.socketpair()
         self.unanswered = self.code = 0
         self.due = 0.0  # when the next line from a pipe may be said
@@ -1782,7 +1793,7 @@ class Chat:
     # the thread that has the connection
     def run(self) -> None:
         try:
-            while self.typist is not Typist.GONE or self.typed or self.unanswered:
+            while self.typist is not Typist.GONE or self.to_say or self.unanswered:
                 self.wait_and_pass_on()
             say_bye(self.args)
         except (Lost, Broken, Failure) as problem:
@@ -1807,8 +1818,8 @@ class Chat:
             raise Silent(f"silent for {self.args.timeout:g} s")
         if self.bell in heard:
             self.bell.recv(4096)
-            while self.typed:
-                self.send_typed(self.typed.popleft())
+            while self.to_say:
+                self.send_typed(self.to_say.popleft())
         if self.link.sock in heard:
             self.link.receive(self.args.timeout)
         while self.link.buffer.find(b"\n", self.link.start, self.link.end) >= 0:
@@ -1833,8 +1844,8 @@ class Chat:
 
     def say(self, text: str) -> None:
         clean = "".join(" " if char < " " or char == "\x7f" else char for char in text)
-        for start in range(0, len(clean), LONGEST):
-            piece = clean[start : start + LONGEST].encode(errors="surrogateescape")
+        for start in range(0, len(clean), CHAT_LINE):
+            piece = clean[start : start + CHAT_LINE].encode(errors="surrogateescape")
             self.request(b"say %b\n" % piece)
 
     def request(self, text: bytes) -> None:
@@ -1844,31 +1855,25 @@ class Chat:
     def show(self, found: "Line") -> None:
         """A line of a peer begins with its name, a line of this program with a star."""
         words, keys = found.words or [""], found.keys
-        if found.verb == "said":
+        if found.verb in ("said", "told"):
             name, _, text = words[0].partition(" ")
             said = {"from": unquote(name[5:]), "text": text}
             known = said in self.recent or said["from"] == self.nick
-            if not (self.rejoins and known):
+            if found.verb == "told":
+                self.show_line(f"{said['from']} to you alone: {text}", {**said, "private": True})
+            elif not (self.rejoins and known):
                 self.show_line(f"{said['from']}: {text}", said)
             self.recent.append(said)
-        elif found.verb == "told":
-            name, _, text = words[0].partition(" ")
-            facts = {"from": unquote(name[5:]), "text": text, "private": True}
-            self.show_line(f"{facts['from']} to you alone: {text}", facts)
         elif found.verb in ("joined", "left"):
             self.show_line(f"* {words[0]} {found.verb}", {found.verb: words[0]})
         elif found.verb == "client":
-            self.show_line(
-                "* "
-                + "  ".join([words[0], *(keys[key] for key in ("nick", "mode") if key in keys)]),
-                {**keys, "client": words[0]},
-            )
+            known_as = [keys[key] for key in ("nick", "mode") if key in keys]
+            text = "  ".join([words[0], *known_as])
+            self.show_line(f"* {text}", {**keys, "client": words[0]})
         elif "lost" in keys:
-            self.show_line(
-                f"* {plural(found.number('lost'), 'line')} of others lost: "
-                "they came faster than you took them",
-                {"lost": found.number("lost")},
-            )
+            lost = found.number("lost")
+            text = f"* {plural(lost, 'line')} of others lost: they came faster than you took them"
+            self.show_line(text, {"lost": lost})
         elif found.verb in ("ok", "err") and words[0] in ("say", "tell", "who", "chat"):
             self.unanswered -= 1
             if found.verb == "err":
@@ -1921,13 +1926,13 @@ class Chat:
             signal.signal(signal.SIGUSR1, self.stop_typing)
         patience = None
         try:
-            while not self.problem and (text := self.next_line()) != "/quit":
-                self.typed.append(text)
+            while not self.problem and (text := self.read_line()) != "/quit":
+                self.to_say.append(text)
                 self.ring()
         except EOFError:
             pass
         except KeyboardInterrupt:
-            patience = PARTING
+            patience = GOODBYE
             raise
         finally:
             self.typist = Typist.GONE
@@ -1942,15 +1947,20 @@ class Chat:
             raise self.problem
         return 0 if self.live else self.code
 
-    def next_line(self) -> str:
+    def read_line(self) -> str:
         self.typist = Typist.TYPING
         text, now = next_line(CHAT_PROMPT), time.monotonic()
         if not self.live:  # a pipe is read no faster than the server takes it
             self.due = (
-                max(self.due, now - PIPE_BURST / PIPE_RATE) + (1 + len(text) // LONGEST) / PIPE_RATE
+                max(self.due, now - PIPE_BURST / PIPE_RATE)
+                + (1 + len(text) // CHAT_LINE) / PIPE_RATE
             )
             time.sleep(max(0.0, self.due - now))
-        while not self.live and self.unanswered + len(self.typed) >= AHEAD and not self.problem:
+        while (
+            not self.live
+            and self.unanswered + len(self.to_say) >= CHAT_UNANSWERED
+            and not self.problem
+        ):
             time.sleep(REDRAW)
         return text
 
@@ -2572,7 +2582,7 @@ def proof_suffices(args: argparse.Namespace) -> bool:
     Who is in between hears our proof, and can try passwords on it: this is safe only with one that
     a server made, of 89 random bits. One that a person made needs --pin or --cacert."""
     unpinned = not (args.pin or args.cacert or args.insecure)
-    return unpinned and bool(MADE.fullmatch(given_password(args, args.host, args.port)))
+    return unpinned and bool(MADE_PASSWORD.fullmatch(given_password(args, args.host, args.port)))
 
 
 def link_flags(args: argparse.Namespace) -> list[Any]:
@@ -2610,7 +2620,7 @@ def connected(args: argparse.Namespace) -> Link:
     except Failure as failure:
         # a server that was there before may be on its way back; but one that is there and refuses
         # would do so again, or lock us out
-        if failure.code in ABSENT and args.reached == flags:
+        if failure.code in NO_SERVER and args.reached == flags:
             raise Lost("no server answers") from None
         raise
     args.reached = flags
@@ -2686,7 +2696,7 @@ WHYS = {
     ),
     "not-empty": (
         "the folder is not empty, or holds names that are not shown",
-        "delete what is in it first",
+        "delete -r deletes what is in it too",
     ),
     "not-permitted": (
         "the server's user may not do that there",
@@ -2765,6 +2775,7 @@ THERE = {  # the same codes from a receiver
 }
 
 
+# reasons that come instead of the greeting
 TURNED_AWAY = {
     "server-full": (
         7,
@@ -2784,7 +2795,11 @@ TURNED_AWAY = {
         "it was started with --tls",
         "--pin SHA256 as the server printed it, or --cacert FILE, or --tls",
     ),
-}  # reasons that come instead of the greeting
+}
+
+
+# exit codes of reasons; others depend on what was asked
+CODES = {"wrong-digest": 56, "no-such-file": 78, "no-such-folder": 78}
 
 
 def require_ok(answer: Line, verb: str, name: str) -> Line:
@@ -2799,19 +2814,11 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
     why, hint = WHYS.get(reason, ("the server says so", "the server's log tells more"))
     if "why" in answer.keys:
         why, hint = printable(answer.keys["why"]), "use another name or folder"
+    code = CODES.get(reason, 25 if verb in ("put", "send") else 9)
     if "limit" in answer.keys:
         why += f" ({readable_size(answer.number('limit'))})"
     if "received" in answer.keys:
         reason += f" after {answer.number('received'):,} bytes"
-    code = (
-        56
-        if reason.startswith("wrong-digest")
-        else 25
-        if verb in ("put", "send")
-        else 78
-        if reason in ("no-such-file", "no-such-folder")
-        else 9
-    )
     what = f"server refused to {verb} {printable(name)}".rstrip()
     return Failure(code, f"{what} ({printable(reason)})", why, hint)
 
@@ -3145,13 +3152,14 @@ def lock_file(fd: int, free: bool = False) -> bool:
     Without a lock only the writers in one server know of each other."""
     if sys.platform == "win32":
         return lock_byte(fd)
-    with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
+    try:
         import fcntl  # not at the top: Windows has none
 
-        try:
-            fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+        fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # Lustre, for one, may have none
+        pass
     return True
 
 
@@ -3695,7 +3703,9 @@ def change_local_folder(args: argparse.Namespace) -> None:
 
 
 def show_shell_help(args: argparse.Namespace) -> None:
-    tell(f"{command_lines({**COMMANDS, **SHELL_COMMANDS})}\n{SHELL_HELP}")
+    for text in [command_lines({**COMMANDS, **SHELL_COMMANDS}), SHELL_HELP]:
+        for row in text.splitlines():
+            tell(row)
 
 
 def leave(args: argparse.Namespace) -> None:
@@ -4181,6 +4191,8 @@ def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # a second handshake costs its server a lot, and would make a send wait for what is received
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
     made_of = socket_class(args)
     if issubclass(made_of, Traced):
         context.sslsocket_class = type("TracedTLS", (made_of, ssl.SSLSocket), {})
@@ -4274,11 +4286,14 @@ class Capture:
 
     def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
         """From the first end to the second. The checksum stands between the header and the rest."""
-        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
-        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
-        hosts = b"".join(socket.inet_pton(family, name) for name in names)
-        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        hosts = ports = b""
+        for end in ends:
+            # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            hosts += socket.inet_pton(family, host)
+            ports += struct.pack("!H", end[1])
+        header = ports + header
         size = len(header) + 2 + len(rest)
         header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
         start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
@@ -4381,7 +4396,8 @@ class TracedStream(Traced):
     def begin(self, peer: Any, asks: int) -> None:
         """The handshake, for the capture alone."""
         if self.capture:
-            self.ends, self.talking = (self.getsockname(), peer), frozenset((US, PEER))
+            self.ends = self.getsockname(), peer
+            self.talking = frozenset((US, PEER))
             self.store(asks, SYN)
             self.store(-asks, SYN_ACK)
             self.store(asks, ACK)
@@ -4394,8 +4410,8 @@ class TracedStream(Traced):
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
         other *= flags != SYN  # the first packet acknowledges nothing
         for start in range(0, len(data) or 1, SEGMENT):
-            numbers = (mine + start) % (1 << 32), other % (1 << 32)
-            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
+            header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
             self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
@@ -4430,11 +4446,13 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
+        side = "sending = FIN"
         if how == socket.SHUT_RD:
+            side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
             self.talking -= {PEER}
         super().shutdown(how)
-        self.show("*", f"shutdown of {'receiving' if how == socket.SHUT_RD else 'sending = FIN'}")
+        self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:
             self.store(US, FIN)
 

@@ -76,7 +76,8 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
+    own = os.path.dirname(os.path.realpath(__file__))
+    library = os.path.dirname(os.__file__)
     for folder in sys.path[:]:
         path = folder or "."
         if folder == library or not os.path.exists(path):
@@ -3594,6 +3595,8 @@ def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # a second handshake costs its server a lot, and would make a send wait for what is received
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
     made_of = socket_class(args)
     if issubclass(made_of, Traced):
         context.sslsocket_class = type("TracedTLS", (made_of, ssl.SSLSocket), {})
@@ -3687,11 +3690,14 @@ class Capture:
 
     def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
         """From the first end to the second. The checksum stands between the header and the rest."""
-        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
-        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
-        hosts = b"".join(socket.inet_pton(family, name) for name in names)
-        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        hosts = ports = b""
+        for end in ends:
+            # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            hosts += socket.inet_pton(family, host)
+            ports += struct.pack("!H", end[1])
+        header = ports + header
         size = len(header) + 2 + len(rest)
         header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
         start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
@@ -3794,7 +3800,8 @@ class TracedStream(Traced):
     def begin(self, peer: Any, asks: int) -> None:
         """The handshake, for the capture alone."""
         if self.capture:
-            self.ends, self.talking = (self.getsockname(), peer), frozenset((US, PEER))
+            self.ends = self.getsockname(), peer
+            self.talking = frozenset((US, PEER))
             self.store(asks, SYN)
             self.store(-asks, SYN_ACK)
             self.store(asks, ACK)
@@ -3807,8 +3814,8 @@ class TracedStream(Traced):
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
         other *= flags != SYN  # the first packet acknowledges nothing
         for start in range(0, len(data) or 1, SEGMENT):
-            numbers = (mine + start) % (1 << 32), other % (1 << 32)
-            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
+            header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
             self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
@@ -3843,11 +3850,13 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
+        side = "sending = FIN"
         if how == socket.SHUT_RD:
+            side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
             self.talking -= {PEER}
         super().shutdown(how)
-        self.show("*", f"shutdown of {'receiving' if how == socket.SHUT_RD else 'sending = FIN'}")
+        self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:
             self.store(US, FIN)
 

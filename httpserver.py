@@ -58,7 +58,8 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 
 # The map
 #
-# Begin with Connection.advance() and Connection.answer_to(): a request is read and answered.
+# Begin with Connection.ready(), Connection.advance() and Connection.answer_to(): what has come is
+# read and answered.
 # The sections, in the order of the file:
 #   a request          Request, parse_head(), evaluate(), parse_ranges(), client_behind()
 #   the folder         check_name(), Place, Entry, Shared, rename(), Part
@@ -105,7 +106,8 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
+    own = os.path.dirname(os.path.realpath(__file__))
+    library = os.path.dirname(os.__file__)
     for folder in sys.path[:]:
         path = folder or "."
         if folder == library or not os.path.exists(path):
@@ -178,8 +180,9 @@ MAX_THREADS = 512  # transfers and folder walks at once
 FOREVER = float("inf")  # a deadline that never comes
 SPARE_THREADS = 4  # workers kept for the next long request
 MAX_LINGERING = 256  # refused connections that wait until the client has read why
-# heads that are remembered with what was answered: all together 50 MB at most
-MAX_KEPT, KEPT_HEAD, KEPT_BODY = 2048, 2048, 16384
+# heads that are remembered, the bytes of such a head, and those of the answer that is remembered
+# with it: all together 50 MB at most
+MAX_KNOWN, KNOWN_HEAD, KNOWN_BODY = 2048, 2048, 16384
 SMALL = 131072  # bytes of an answer that the loop sends itself
 PIECE = 262144  # bytes read or written at a time
 SLICE = 1 << 24  # bytes that are read for a digest before another request reads on
@@ -200,12 +203,12 @@ LOOK_EVERY = 0.2
 # seconds that a worker waits for the next request before it gives its connection back
 NEXT_WAIT = 0.002
 LOG_DELAY = 0.1  # seconds for which log lines are gathered
-# find a client that vanished within two minutes, even while it is idle
-# the first two are one, as Linux and as macOS call it
+# This finds a client that vanished within two minutes, even while it is idle. The first two options
+# are the same one: Linux and macOS name it differently.
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() if no descriptor or memory is left
-# seconds that another thread has to release a lock; the first and the last pause between tries
-BUSY_WAIT, BUSY_STEPS = 2.0, (0.0005, 0.02)
+# how often a lock that another thread has is tried, and the seconds between: two in all
+BUSY_TRIES, BUSY_PAUSE = 1000, 0.002
 PART_AGE = 7 * 86400  # seconds for which an interrupted upload can be resumed
 # the token of an upload that nobody can resume begins so; its part stays so long after a kill
 PLAIN, PLAIN_AGE = "0" * 8, 3600
@@ -222,8 +225,8 @@ UNCHANGED = 2.0
 MAX_SEARCHED = 10000  # folders whose last search for old parts is remembered
 # in either case: some disks do not distinguish them
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
-# a client must name this version of the resumable-upload draft to get interim answers
 EXECUTABLE = "X-Executable"  # our own field: 1 for a file that its owner may execute
+# a client must name this version of the resumable-upload draft to get interim answers
 INTEROP = "8"
 ANYBODY = "any"  # the user name of who gives none
 REFUSED = "This is a drop box: files can be added, and nothing else can be done."
@@ -315,8 +318,8 @@ class Refusal(Exception):
 class Complete(Refusal):
     """The upload has become a file: nothing can be appended. For HEAD that is no error."""
 
-    def __init__(self, path: str, size: int) -> None:
-        super().__init__(400, "the upload is complete", {"Location": path})
+    def __init__(self, fields: Fields, size: int) -> None:
+        super().__init__(400, "the upload is complete", fields)
         self.size = size
 
 
@@ -332,8 +335,8 @@ TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 
 LINE = re.compile(rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])")
 
-# A line ends in CRLF. A lone LF is accepted too (§2.2), so that a request can be typed into netcat;
-# a lone CR is not.
+# A line ends in CRLF. A lone LF is accepted too (§2.2), so that a request can be typed into
+# netcat; a lone CR is not.
 HEAD = re.compile(
     rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([0-9])\r?\n"
     rf"((?:{TOKEN}:[^\x00-\x08\x0a-\x1f\x7f]*\r?\n)*)\r?\n"
@@ -357,12 +360,11 @@ CHUNK = re.compile(rf"([0-9A-Fa-f]{{1,15}})(?:;{TOKEN}(?:=(?:{TOKEN}|{QUOTED}))?
 
 
 class Request:
-    """A request's head, all its values checked. Immutable, because parse_head() caches it.
+    """A request's head, all its values checked. Nobody changes it: cached_head() gives it again.
 
-    Only the loop keeps the last short answer with it, which recall() gives to the next such head.
-    """
+    Only the loop adds the last short answer, which recall() gives to the next such head."""
 
-    kept: "Optional[Answer]" = None
+    remembered: "Optional[Answer]" = None
 
     def __init__(self, method: str, target: str, minor: int, fields: Fields) -> None:
         self.method, self.minor, self.fields = method, minor, fields
@@ -373,13 +375,16 @@ class Request:
         self.keep = "close" not in words if minor else "keep-alive" in words  # (§9.3)
         self.host, path = split_target(method, target, fields.get("host"), minor)
         self.names, self.slash, self.query = parse_path(path)
-        # the loop answers these itself: reads of one file
+        # the loop itself answers these: most are reads of one file
         self.is_light = (
             method in READING
             and not self.has_body
             and not self.query
             and "want-repr-digest" not in fields
         )
+
+    def field(self, name: str) -> str:
+        return self.fields.get(name, "")
 
     def below(self, folder: str) -> "Request":
         """The same request for a name in this folder, whatever is there."""
@@ -394,8 +399,8 @@ HEADS: dict[bytes, Request] = {}  # those of one client are often the same: pars
 
 def cached_head(head: bytes) -> Request:
     request = parse_head(head)
-    if len(head) <= KEPT_HEAD:
-        if len(HEADS) >= MAX_KEPT:
+    if len(head) <= KNOWN_HEAD:
+        if len(HEADS) >= MAX_KNOWN:
             HEADS.clear()
         HEADS[head] = request
     return request
@@ -645,6 +650,12 @@ def listing_type(accept: str) -> str:
     return best if wanted.get(best, 0.0) > page else "text/html"
 
 
+def wants_page(request: "Request") -> bool:
+    """Whether a browser asks: who would rather have JSON or text gets text."""
+    accept = request.fields.get("accept", "")
+    return "text/html" in accept and listing_type(accept) == "text/html"
+
+
 @functools.lru_cache(maxsize=1024)
 def type_of(name: str) -> str:
     """The media type by a name's extension.
@@ -832,7 +843,8 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text[:1000])
 
 
-Where = Union[int, str]  # noqa: UP007  (3.9) an open folder; its path where the system has no dir_fd
+# an open folder; its path where the system has no dir_fd
+Where = Union[int, str]  # noqa: UP007  (3.9)
 
 
 class Place(NamedTuple):
@@ -1086,17 +1098,18 @@ def tree(place: Place) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
 
     Programs on this machine may have made it deeper than the recursion limit of Python."""
     levels, folders = [scan_folder(place)], []
-    while levels:
+    while True:
         below, item = next(levels[-1], (place, None))
         if item and is_real_folder(item):
             folders.append((below, item))
             levels.append(scan_folder(below))
-        elif item:
-            yield below, item, len(levels)
-        else:
+            continue
+        if not item:
             levels.pop()
-            if folders:
-                yield *folders.pop(), len(levels)
+            if not folders:
+                return
+            below, item = folders.pop()
+        yield below, item, len(levels)
 
 
 def hides_nothing(place: Place, hidden: bool) -> bool:
@@ -1179,13 +1192,13 @@ def retry(conn: "Connection", attempt: Callable[[], bool], problem: str) -> None
     """Try until it succeeds, for a while, unless the client leaves.
 
     Count tries, not time: if the machine was suspended, the other thread got no time either."""
-    left, (step, longest) = BUSY_WAIT, BUSY_STEPS
-    while not attempt():
-        if left <= 0 or left < BUSY_WAIT - LOOK_EVERY and conn.has_left():
-            raise Refusal(503, problem, {"Retry-After": "2"})
-        left -= step
-        time.sleep(step)
-        step = min(longest, 2 * step)
+    for tries in range(1, BUSY_TRIES):
+        if attempt():
+            return
+        if tries % 100 == 0 and conn.has_left():
+            break
+        time.sleep(BUSY_PAUSE)
+    raise Refusal(503, problem, {"Retry-After": "2"})
 
 
 @contextlib.contextmanager
@@ -1223,7 +1236,8 @@ class Part:
     ) -> None:
         """A new part, or the one with this token: another writer may have it until it is locked."""
         fresh = secrets.token_hex(16) if resumable else PLAIN + secrets.token_hex(12)
-        self.kept, self.token = bool(token), token or fresh
+        # whether it stays when it is closed, so that the upload can be resumed
+        self.kept, self.token = resumable or bool(token), token or fresh
         self.place, self.own = place, place.beside(f".six-{self.token}.part")
         # an empty file, while another connection waits for this part
         self.waiting_sign = place.beside(f".six-{PLAIN}{self.token[:7:-1]}.part")
@@ -1294,7 +1308,6 @@ class Part:
                 raise Refusal(412, "what it was to replace has changed meanwhile")
             info = self.set_facts(old, mtime)
             final = self.rename_to(plan.names[-1], plan.over)
-        self.kept = True  # in its place: nothing to clear away
         if conn.args.durable:
             sync_folder(self.place)
         return final, info, bool(old)
@@ -1416,7 +1429,8 @@ def in_memory(span: Span) -> Iterator[bytes]:
 
 
 class Answer:
-    """What is sent back: a short body, or pieces that are produced while they are sent."""
+    """What is sent back: a short body, or pieces. A list of pieces is parts of open files and what
+    stands between them; other pieces are produced while they are sent."""
 
     note = ""  # for the log
     close = False  # the connection ends after it
@@ -1521,6 +1535,7 @@ class Connection:
         "scanned",
         "sent",
         "server",
+        "shared",
         "sock",
         "span",
         "state",
@@ -1530,19 +1545,21 @@ class Connection:
     )
 
     def __init__(self, server: "Server", sock: socket.socket, peer: "Address") -> None:
-        self.server, self.sock, self.args = server, sock, server.args
-        # the peer, and the client of the last request: a proxy speaks for many
+        self.server, self.sock, self.args, self.shared = server, sock, server.args, server.shared
+        # hop is the peer; peer is the client of the last request, for whom a proxy may speak
         self.hop = self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
         self.user = "-"  # the name in the login, as the log shows it
         self.state, self.deadline, self.events = State.CLOSED, 0.0, 0
-        self.buffer = b""
-        self.scanned = self.sent = self.moved = 0
-        self.waited = 0.0
-        # what is to be sent next: bytes, then those of a file
+        self.buffer = b""  # what has been read
+        self.scanned = 0  # bytes of it in which no head ends
+        self.sent = 0  # bytes of the answer under way, without its head
+        # by a worker: bytes that came or went while it waited so many seconds for the client
+        self.moved, self.waited = 0, 0.0
+        # what is to be sent next: bytes, then those of a file, then more pieces
         self.rest: Data = b""
         self.span: Span | None = None
         self.pieces: Iterator[Piece] | None = None
-        self.unsent: tuple[Optional[Request], Answer]  # whose answer that is, in the loop
+        self.unsent: tuple[Optional[Request], Answer]  # the answer under way
         self.held: list[Found] = []  # what is open for the answer under way
         self.body: BodyReader  # of the request that a worker answers
         self.part: Part | None = None  # what is being received
@@ -1551,7 +1568,7 @@ class Connection:
     def ready(self) -> None:
         """Something has come, or there is room for the rest of an answer."""
         if self.state is State.ANSWERING:
-            return self.advance() if not self.rest or self.send_rest() else None
+            return self.advance() if not self.is_sending() or self.send_rest() else None
         try:
             if self.state is State.HANDSHAKE and not self.handshake():
                 return None
@@ -1581,8 +1598,8 @@ class Connection:
             answer = self.recall(request) or self.respond(request)
             if answer.pieces is not None and not self.is_quick(answer):
                 return self.server.hand_over(Task(self, request, answer))
-            if answer.source and answer.pieces is None and len(answer.body) <= KEPT_BODY:
-                request.kept = answer
+            if answer.source and answer.pieces is None and len(answer.body) <= KNOWN_BODY:
+                request.remembered = answer
             if not self.send_at_once(request, answer):
                 return None
             if not self.buffer:
@@ -1630,10 +1647,10 @@ class Connection:
 
         This costs one look at each name of the path, and opens nothing. What a password or the
         time decides is never kept."""
-        answer = request.kept
+        answer = request.remembered
         if not answer or not answer.source:
             return None
-        return answer if answer.source.is_current(self.server.shared.root) else None
+        return answer if answer.source.is_current(self.shared.root) else None
 
     def respond(self, request: Request) -> Answer:
         answer = self.answer_to(request)
@@ -1651,8 +1668,8 @@ class Connection:
         # a bug of this server too: the client must get an answer
         except Exception as problem:  # noqa: BLE001
             refused = as_refusal(problem)
-            wants_page = refused.text and "text/html" in request.fields.get("accept", "")
-            return error_page(request, refused) if wants_page else refusal_answer(refused)
+            as_page = refused.text and wants_page(request)
+            return error_page(request, refused) if as_page else refusal_answer(refused)
 
     def head(self, request: Optional[Request], answer: Answer) -> bytes:
         """The status line and header fields."""
@@ -1761,18 +1778,25 @@ class Connection:
         """Send what the kernel has room for: bytes that are left, or a file, or the next piece."""
         while self.rest or self.span or self.next_piece():
             if self.rest:
-                data = self.rest[: self.server.slice]
-                count = self.sock.send(data)
+                count = self.sock.send(self.rest[: self.server.slice])
                 self.rest = self.rest[count:]
-            elif self.span:
-                file, start, end = self.span
-                count = os.sendfile(self.sock.fileno(), file, start, min(SENDFILE, end - start))
-                if not count:
-                    # the client sees that it got less than was announced
-                    raise Gone(f"the file shrank by {end - start} bytes")
-                self.span = Span(file, start + count, end) if start + count < end else None
+            else:
+                count = self.send_file()
             self.sent += count
             self.moved += count
+
+    def send_file(self) -> int:
+        assert self.span
+        file, start, end = self.span
+        count = os.sendfile(self.sock.fileno(), file, start, min(SENDFILE, end - start))
+        if not count:
+            # the client sees that it got less than was announced
+            raise Gone(f"the file shrank by {end - start} bytes")
+        self.span = Span(file, start + count, end) if start + count < end else None
+        return count
+
+    def is_sending(self) -> bool:
+        return bool(self.rest or self.span or self.pieces)
 
     def next_piece(self) -> bool:
         piece = next(self.pieces, None) if self.pieces else None
@@ -1785,7 +1809,7 @@ class Connection:
         return piece is not None
 
     def give_up(self, why: str) -> bool:
-        if self.rest or self.span or self.pieces:
+        if self.is_sending():
             request, answer = self.unsent
             size = "?" if answer.length is None else answer.length
             cut = f"ended at {max(0, self.sent)} of {size} bytes: {why}"
@@ -2149,6 +2173,14 @@ class Server:
     What takes long is left in a queue from which workers take it. So an idle or slow connection
     costs a socket, a long transfer costs a thread, and no short request waits for a long one."""
 
+    workers = 0  # threads
+    count = 0  # answers
+    lost = 0  # lines of the log that could not be written
+    log_at = 0.0  # when the log was written
+    accept_at = FOREVER  # when a pause of accept() ends
+    stopping = False  # no connection goes on after its answer
+    satisfied = False  # --once: one client has got the whole of a file
+
     def __init__(
         self,
         args: argparse.Namespace,
@@ -2158,54 +2190,56 @@ class Server:
         stop: "Stop",
         log: int,
     ) -> None:
-        self.door, self.slice = door, TLS_SLICE if door.tls else SENDFILE
+        self.door = door
+        self.slice = TLS_SLICE if door.tls else SENDFILE  # bytes of one send() at most
         # these mean: nothing can be read or written now
         self.waits: tuple[type[OSError], ...] = (BlockingIOError,)
         if door.tls:
             import ssl
 
             self.waits += ssl.SSLWantReadError, ssl.SSLWantWriteError
-        password = door.guard.password if door.guard else ""
-        self.secret = hashlib.sha256(password.encode("utf-8", "surrogateescape")).digest()
         # the bell too: a signal, the last answer and a worker all ring it
         self.args, self.sock, self.shared, self.stop = args, sock, shared, stop
-        self.read_only = args.read_only or bool(shared.only)
-        self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
-        self.names = own_names(args.host) | {name.lower() for name in args.allow_host}
-        self.proxies = frozenset(args.trust_proxy)
-        self.replaced = frozenset(line.partition(":")[0].lower() for line in args.header)
-        self.extra = "".join(f"{line}\r\n" for line in args.header)
+        self.set_policy(args)
         self.selector = selectors.DefaultSelector()
         # the connections in each state: since all may stay in it for the same time, the first
         # deadline comes first, and the one that has been idle longest
         self.queues: dict[State, dict[Connection, None]] = {state: {} for state in State}
-        self.patience = dict.fromkeys(State, args.timeout)
-        self.patience |= {State.LINGERING: LINGER, State.IDLE: FOREVER, State.HANDED_OVER: FOREVER}
+        self.limits = dict.fromkeys(State, args.timeout)  # seconds in each state
+        self.limits |= {State.LINGERING: LINGER, State.IDLE: FOREVER, State.HANDED_OVER: FOREVER}
         self.tasks: queue.SimpleQueue[Optional[Task]] = queue.SimpleQueue()  # for the workers
-        self.workers = 0
         self.later: deque[Callable[[], None]] = deque()  # for the loop
         self.lock = threading.Lock()  # guards what several threads count
-        self.count = 0  # answers
+        self.log_to = log
         self.lines: deque[str] = deque()
-        self.log_to, self.lost = log, 0  # lines that could not be written
-        self.log_at, self.accept_at = 0.0, FOREVER
         self.digests: dict[tuple[int, ...], bytes] = {}
         self.hashing: dict[tuple[int, ...], Hashing] = {}  # digests under way
         # folders that were searched for old parts, and the hour
         self.searched: set[tuple[int, int, int]] = set()
         # --once: the ranges that each client has of each file
         self.received: dict[tuple[str, str], Ranges] = {}
-        self.stopping = self.satisfied = False
         self.progress = time.monotonic()
         self.selector.register(sock, selectors.EVENT_READ, self.accept)
         self.selector.register(stop, selectors.EVENT_READ, stop.drain)
 
+    def set_policy(self, args: argparse.Namespace) -> None:
+        """Who may ask for what, as the command line says it."""
+        password = self.door.guard.password if self.door.guard else ""
+        self.secret = hashlib.sha256(password.encode("utf-8", "surrogateescape")).digest()
+        self.read_only = args.read_only or bool(self.shared.only)
+        self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
+        self.names = own_names(args.host) | {name.lower() for name in args.allow_host}
+        self.proxies = frozenset(args.trust_proxy)
+        # --header: the names of these fields, and the lines
+        self.replaced = frozenset(line.partition(":")[0].lower() for line in args.header)
+        self.extra = "".join(f"{line}\r\n" for line in args.header)
+
     def run(self) -> int:
-        while not self.stop.asked and not self.stopping and self.turn(self.patience_of_once()):
+        while not self.stop.asked and not self.stopping and self.turn(self.end_of_once()):
             pass
         return self.finish(self.stop.asked)
 
-    def patience_of_once(self) -> float:
+    def end_of_once(self) -> float:
         waits = self.args.once and not self.queues[State.HANDED_OVER]
         return self.progress + self.args.timeout if waits else FOREVER
 
@@ -2230,6 +2264,7 @@ class Server:
         return now < end
 
     def call(self, callback: Callable[[], object]) -> None:
+        """Mostly the method of a connection, which is closed if the method fails."""
         try:
             callback()
         except Exception as bug:  # noqa: BLE001  a bug must not end the loop
@@ -2244,7 +2279,7 @@ class Server:
         if state is conn.state is State.HEAD:
             return
         self.queues[conn.state].pop(conn, None)
-        conn.deadline = time.monotonic() + self.patience[state]
+        conn.deadline = time.monotonic() + self.limits[state]
         if state is not State.CLOSED:
             self.queues[state][conn] = None
         if state is not conn.state:
@@ -2424,9 +2459,9 @@ class Server:
         if answer.status == 304 and answer.fields.get("Cache-Control") == "no-store":
             return  # an open page asks every few seconds whether its folder has changed
         if not self.args.quiet:
-            line = f'"{request.line}" {answer.status}' if request else f'"-" {answer.status}'
+            line = request.line if request else "-"
             noted = f' "{printable(note)}"' if note else ""
-            text = f"{line} {sent or '-'}{noted}"
+            text = f'"{line}" {answer.status} {sent or "-"}{noted}'
             if self.args.json:
                 self.log(conn.peer, text)
             else:
@@ -2506,8 +2541,8 @@ class Server:
             say(f"lines of the log that are lost: {self.lost}")
         if asked:
             say(
-                f"stopped: {self.count} request{'s' * (self.count != 1)} answered, "
-                f"{len(dropped)} transfer{'s' * (len(dropped) != 1)} cut off"
+                f"stopped: {plural(self.count, 'request')} answered, "
+                f"{plural(len(dropped), 'transfer')} cut off"
             )
         if self.args.once and not self.satisfied and not asked:
             raise Failure(
@@ -2540,24 +2575,21 @@ class Hashing:
 
     def digest(self, descriptor: int, conn: Optional[Connection] = None) -> bytes:
         """Of the whole file. For a connection, this stops when the client closes."""
-        while not (self.turn.acquire(timeout=LOOK_EVERY) and self.read_slice(descriptor)):
+        while not self.read_slice(descriptor):
             if conn and conn.has_left():
                 raise Refusal(503, "the client closed before the digest was computed", close=True)
         return self.sha.digest()
 
     def read_slice(self, descriptor: int) -> bool:
-        """With the turn, which this gives back. True at the end of the file."""
-        end = self.offset + SLICE
-        try:
-            while self.offset < end:
+        """Read on, for all who wait. True at the end of the file."""
+        with self.turn:
+            for _ in range(SLICE // PIECE):
                 chunk = read_at(descriptor, PIECE, self.offset)
                 if not chunk:
                     return True
                 self.sha.update(chunk)
                 self.offset += len(chunk)
-            return False
-        finally:
-            self.turn.release()
+        return False
 
 
 @functools.lru_cache(maxsize=16)
@@ -2671,7 +2703,7 @@ def check_password(conn: Connection, request: Request, guard: "Guard") -> None:
     reads = request.method in ("GET", "HEAD") and "upload" not in parameters(request.query)
     if conn.args.public_read and reads:
         return
-    login = basic_login(request.fields.get("authorization", ""))
+    login = basic_login(request.field("authorization"))
     if login is None:
         raise Refusal(401, "a password is asked for", CHALLENGE)
     user, given = login
@@ -2697,7 +2729,7 @@ def basic_login(field: str) -> Optional[tuple[bytes, bytes]]:
 
 def own_hosts(request: Request) -> tuple[str, str]:
     """Under which names the client knows this server: a proxy in front adds the second."""
-    return request.host.lower(), request.fields.get("x-forwarded-host", "").lower()
+    return request.host.lower(), request.field("x-forwarded-host").lower()
 
 
 def is_foreign(request: Request) -> bool:
@@ -2716,7 +2748,7 @@ def get(conn: Connection, request: Request) -> Answer:
     options = parameters(request.query) if request.query else {}
     if "upload" in options:
         return upload_state(conn, request)
-    shared = conn.server.shared
+    shared = conn.shared
     if shared.only and not request.names:
         return redirect(url_path([shared.only]), request)
     found = conn.hold(shared.open(request.names))
@@ -2737,7 +2769,7 @@ def redirect(path: str, request: Request) -> Answer:
 
 
 def get_folder(conn: Connection, request: Request, found: "Found", options: Fields) -> Answer:
-    shared, kind = conn.server.shared, listing_type(request.fields.get("accept", "*/*"))
+    shared, kind = conn.shared, listing_type(request.fields.get("accept", "*/*"))
     crumbs = (os.path.basename(shared.path) or "files", *request.names)
     if "tar" in options:
         return get_tar(conn, request, found, crumbs[-1])
@@ -2850,7 +2882,7 @@ def wanted_ranges(
 def prefer_gzip(conn: Connection, names: Names, found: "Found") -> "tuple[Found, str]":
     """name.gz beside it, if it is not older."""
     with contextlib.suppress(OSError, Refusal):
-        packed = conn.hold(conn.server.shared.open([*names[:-1], names[-1] + ".gz"]))
+        packed = conn.hold(conn.shared.open([*names[:-1], names[-1] + ".gz"]))
         if not packed.is_folder and packed.info.st_mtime >= found.info.st_mtime:
             return packed, "gzip"
     return found, ""
@@ -2902,7 +2934,7 @@ def put(conn: Connection, request: Request) -> Answer:
         raise Refusal(409, "a folder has that name; POST puts files into it")
     size = check_size(conn, request)
     try:  # a request that is conditional on an existing file must not create folders
-        where = conn.server.shared.locate(
+        where = conn.shared.locate(
             request.names, change=True, make=not evaluate(request.fields, None, 0, reading=False)
         )
     except FileNotFoundError:
@@ -2928,7 +2960,7 @@ def post(conn: Connection, request: Request) -> Answer:
 def store_new(conn: Connection, request: Request, names: Names) -> Answer:
     """Store a body, or a form's files, under names that are new: one that exists gets a number."""
     size = check_size(conn, request)
-    with conn.server.shared.locate(names, change=True, make=True) as place:
+    with conn.shared.locate(names, change=True, make=True) as place:
         check_space(conn, place, size)
         if has_form(request):
             return post_form(conn, request)
@@ -2936,7 +2968,7 @@ def store_new(conn: Connection, request: Request, names: Names) -> Answer:
 
 
 def has_form(request: Request) -> bool:
-    kind = request.fields.get("content-type", "").lower()
+    kind = request.field("content-type").lower()
     return request.method == "POST" and kind.startswith("multipart/form-data")
 
 
@@ -2954,7 +2986,7 @@ def announced_length(request: Request) -> Optional[int]:
 def is_folder(conn: Connection, names: Names) -> bool:
     with (
         contextlib.suppress(FileNotFoundError, NotADirectoryError),
-        contextlib.closing(conn.server.shared.open(names)) as found,
+        contextlib.closing(conn.shared.open(names)) as found,
     ):
         return found.is_folder
     return False
@@ -3034,8 +3066,10 @@ def receive_upload(conn: Connection, request: Request, place: "Place", plan: Pla
     conn.server.search_old_parts(place)
     executable = fields.get(EXECUTABLE.lower()) == "1"
     with contextlib.closing(Part(place, resumable=resumable, executable=executable)) as part:
+        # Ask the disk how it keeps the time that the file is to have: the URL says that. Then back
+        # to now, or a part that has just begun could look too old.
         dated = part.date(began if mtime is None else mtime)
-        part.date(began)  # or a part that has just begun could look too old
+        part.date(began)
         plan = plan._replace(
             upload=part.token,
             length=announced_length(request),
@@ -3045,7 +3079,6 @@ def receive_upload(conn: Connection, request: Request, place: "Place", plan: Pla
             file=dated.st_ino,
         )
         if resumable:
-            part.kept = True
             send_interim(
                 conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
             )
@@ -3061,14 +3094,11 @@ def wanted_mtime(request: Request, began: int) -> Optional[int]:
     text = request.fields.get("x-oc-mtime")
     if text is None:
         return None
-    found = re.fullmatch(r"(-?[0-9]{1,11})(?:\.([0-9]{1,9}))?", text)
-    if not found:
+    if not re.fullmatch(r"-?[0-9]{1,11}(\.[0-9]{1,9})?", text):
         raise Refusal(400, "X-OC-Mtime is not a time in seconds since 1970, of at most 11 digits")
-    seconds = int(found[1]) * 10**9
-    if not found[2]:
-        return seconds + began % 10**9
-    fraction = int(found[2].ljust(9, "0"))
-    return seconds - fraction if text[0] == "-" else seconds + fraction
+    import decimal  # not at the top: few uploads have a time
+
+    return int(decimal.Decimal(text).scaleb(9)) + (0 if "." in text else began % 10**9)
 
 
 def send_interim(conn: Connection, request: Request, fields: Fields) -> None:
@@ -3094,7 +3124,7 @@ def fill_part(
     finally:
         conn.part = None
     if complete:
-        return complete_upload(conn, part, plan)
+        return complete_upload(conn, request, part, plan)
     fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
     if request.method == "PATCH":
         return Answer(204, fields)
@@ -3138,9 +3168,8 @@ def reporting(conn: Connection, request: Request, part: "Part") -> Iterator[Data
             send_interim(conn, request, {"Upload-Offset": str(part.size)})
 
 
-def complete_upload(conn: Connection, part: "Part", plan: Plan) -> Answer:
+def complete_upload(conn: Connection, request: Request, part: "Part", plan: Plan) -> Answer:
     resumable = part.kept
-    part.kept = False
     fields = {"Upload-Complete": "?1"} if resumable else {}
     try:
         if plan.length not in (None, part.size):
@@ -3148,9 +3177,9 @@ def complete_upload(conn: Connection, part: "Part", plan: Plan) -> Answer:
             raise Refusal(400, text)
         actual = check_digest(conn, part, plan)
     except Refusal as refused:
+        part.kept = False
         refused.fields |= fields
         raise
-    part.kept = resumable  # until the lock on the folder is held
     mtime = plan.time if resumable else plan.mtime
     name, info, replaced = part.finish_upload(conn, plan, mtime)
     log_hand_in(conn, plan, name, part.size, actual)
@@ -3161,8 +3190,26 @@ def complete_upload(conn: Connection, part: "Part", plan: Plan) -> Answer:
         fields["Repr-Digest"] = digest_field(actual)
     if replaced:
         return Answer(204, fields)
-    path = url_path([*plan.names[:-1], name])
-    return text_answer(201, f"stored as {path}", {"Location": path, **fields})
+    return stored_answer(conn, request, [(*plan.names[:-1], name)], fields)
+
+
+def place_fields(conn: Connection, names: Names) -> Fields:
+    """Where something is stored. Nobody can fetch it from a drop box: its name for the sender."""
+    if conn.args.drop_box:
+        return {"Stored-As": url_path(names[1:])[1:]}
+    return {"Location": url_path(names)}
+
+
+def stored_answer(
+    conn: Connection, request: Request, stored: Sequence[Names], fields: Fields, more: str = ""
+) -> Answer:
+    """The 201 for what is stored; in a drop box, a page gets it as JSON."""
+    fields = {**place_fields(conn, stored[0]), **fields}
+    if conn.args.drop_box and "application/json" in request.field("accept"):
+        body = json.dumps({"name": utf8_name("/".join(stored[0][1:]))}) + "\n"
+        return Answer(201, {**fields, "Content-Type": "application/json"}, body.encode())
+    paths = [path for names in stored for path in place_fields(conn, names).values()]
+    return text_answer(201, f"stored as {' '.join(paths)}{more}", fields)
 
 
 def check_digest(conn: Connection, part: "Part", plan: Plan) -> Optional[bytes]:
@@ -3181,14 +3228,14 @@ def suggested_name(request: Request) -> str:
     """The name for a body that is posted to a folder.
 
     It comes from Content-Disposition, or from time and type."""
-    wanted = request.fields.get("content-disposition", "").encode("latin-1")
+    wanted = request.field("content-disposition").encode("latin-1")
     found = re.search(rb"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
     if found:
         # a backslash in it is meant as one: our page sends it so
         return os.fsdecode(urllib.parse.unquote_to_bytes(found[1])).rpartition("/")[2]
     if plain := filename_in(wanted):
         return re.split(r"[/\\]", os.fsdecode(plain))[-1]
-    kind = request.fields.get("content-type", "").partition(";")[0].strip().lower()
+    kind = request.field("content-type").partition(";")[0].strip().lower()
     return time.strftime("upload-%Y%m%d-%H%M%S") + (mimetypes.guess_extension(kind) or ".bin")
 
 
@@ -3234,37 +3281,39 @@ def form_file_name(head: bytes) -> str:
 
 def post_form(conn: Connection, request: Request) -> Answer:
     """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
-    stored, count = [], 0
+    stored: list[Names] = []
+    count = 0
     for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
         name = form_file_name(head)
         if not name:
             deque(data, maxlen=0)
             continue
-        path, count = store_file(conn, request, data, name), count + 1
+        names, count = store_file(conn, request, data, name), count + 1
         # all names could be a thousand times what was sent: each begins with the folder's path
         if count <= MAX_LISTED:
-            stored.append(path)
+            stored.append(names)
     if not stored:
         raise Refusal(400, "the form holds no file")
-    if "text/html" in request.fields.get("accept", ""):
+    if wants_page(request):
         # the browser shows the folder again
-        return text_answer(303, "stored", {"Location": url_path(request.names, slash=True)})
+        folder = request.names[1:] if conn.args.drop_box else request.names
+        return text_answer(303, "stored", {"Location": url_path(folder, slash=True)})
     more = f" and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
-    return text_answer(201, f"stored as {' '.join(stored)}{more}", {"Location": stored[0]})
+    return stored_answer(conn, request, stored, {}, more)
 
 
-def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
+def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> Names:
     names: Names = (*request.names, *name.split("/"))
     plan = Plan(passing_files(conn, names) if conn.args.drop_box else names, "number")
     with (
-        conn.server.shared.locate(plan.names, change=True, make=True) as place,
+        conn.shared.locate(plan.names, change=True, make=True) as place,
         contextlib.closing(Part(place)) as part,
     ):
         conn.server.search_old_parts(place)
         write_body(conn, part, data)
         final, _, _ = part.finish_upload(conn, plan)
         log_hand_in(conn, plan, final, part.size, None)
-    return url_path([*plan.names[:-1], final])
+    return (*plan.names[:-1], final)
 
 
 def form_fields(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
@@ -3370,21 +3419,21 @@ def upload_state(conn: Connection, request: Request) -> Answer:
 def resumed(conn: Connection, request: Request) -> "Iterator[tuple[Part, Plan]]":
     """An upload's part, locked. A connection that still writes it has failed: it is ended."""
     plan = read_plan(request)
-    with conn.server.shared.locate(plan.names, change=True) as place:
+    with conn.shared.locate(plan.names, change=True) as place:
         try:
             part = Part(place, plan.upload)
         except FileNotFoundError:
-            raise finished_upload(place, plan) from None
+            raise finished_upload(conn, place, plan) from None
         with contextlib.closing(part):
             part.take_over(conn)
             there = part.own.stat()
             if not there or there.st_nlink > 1:
                 # meanwhile: what is open here is the finished file
-                raise finished_upload(place, plan)
+                raise finished_upload(conn, place, plan)
             yield part, plan
 
 
-def finished_upload(place: "Place", plan: Plan) -> Refusal:
+def finished_upload(conn: Connection, place: "Place", plan: Plan) -> Refusal:
     """The error for an upload without a part: not found, or complete.
 
     It is complete as long as the file that it became stands in its place."""
@@ -3393,7 +3442,7 @@ def finished_upload(place: "Place", plan: Plan) -> Refusal:
         info = place.beside(name).stat()
         same = info and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
         if info and same and stat.S_ISREG(info.st_mode) and plan.length in (None, info.st_size):
-            return Complete(url_path([*plan.names[:-1], name]), info.st_size)
+            return Complete(place_fields(conn, [*plan.names[:-1], name]), info.st_size)
     return Refusal(404, "there is no such upload")
 
 
@@ -3406,7 +3455,7 @@ def delete(conn: Connection, request: Request) -> Answer:
         return Answer(204)
     if not request.names:
         raise Refusal(403, "the shared folder itself stays")
-    shared = conn.server.shared
+    shared = conn.shared
     with shared.locate(request.names, change=True) as place:
         found = look_at(place)
         if request.slash and not found.is_folder:
@@ -3435,7 +3484,7 @@ def new_place(conn: Connection, names: Names) -> "Place":
     """A place for something new, in a folder that must exist (RFC 4918)."""
     check_depth(len(names))
     try:
-        return conn.server.shared.locate(names, change=True)
+        return conn.shared.locate(names, change=True)
     except (FileNotFoundError, NotADirectoryError):
         raise Refusal(409, "the folder that it is to be in does not exist") from None
 
@@ -3447,7 +3496,7 @@ def mkcol(conn: Connection, request: Request) -> Answer:
         if not request.names:
             raise FileExistsError(errno.EEXIST, "")
         with new_place(conn, request.names) as place:
-            conn.server.shared.make_folder(place)
+            conn.shared.make_folder(place)
     except FileExistsError:
         # RFC 4918 §9.3.1
         raise Refusal(405, "that name exists", {"Allow": conn.server.allowed}) from None
@@ -3456,7 +3505,7 @@ def mkcol(conn: Connection, request: Request) -> Answer:
 
 def move(conn: Connection, request: Request) -> Answer:
     """RFC 4918 §9.9, for what rename() can do."""
-    target = request.fields.get("destination", "")
+    target = request.field("destination")
     host, path = split_target("MOVE", target, request.host or None, 0) if target else ("", "")
     if not path or host.lower() not in own_hosts(request):
         raise Refusal(502 if path else 400, "Destination must be a path or URL of this server")
@@ -3464,13 +3513,13 @@ def move(conn: Connection, request: Request) -> Answer:
     if not request.names or not names:
         raise Refusal(403, "the shared folder itself stays")
     with (
-        conn.server.shared.locate(request.names, change=True) as old,
+        conn.shared.locate(request.names, change=True) as old,
         new_place(conn, names) as new,
         renaming(conn, old, new),
     ):
         found = look_at(old)
         for end in (request.names, names) if found.is_folder else ():
-            conn.server.shared.refuse_program(end, holds_program)
+            conn.shared.refuse_program(end, holds_program)
         # all that is in it becomes as deep
         if found.is_folder and len(names) > len(request.names):
             for _, _, depth in tree(old):
@@ -3511,15 +3560,15 @@ def hand_in(conn: Connection, request: Request) -> Answer:
     # without a login, whoever knows the upload's URL is its sender: nobody can guess that
     own = upload and request.names and (not login_name(conn) or request.names[0] == folder)
     if own and request.method in ("HEAD", "PATCH", "DELETE"):
-        return handed_in(METHODS[request.method](conn, request), request.names[0], request)
-    if request.method == "GET" and "text/html" in request.fields.get("accept", ""):
+        return METHODS[request.method](conn, request)
+    if request.method == "GET" and wants_page(request):
         fields = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
-        crumbs = (os.path.basename(conn.server.shared.path) or "files", *request.names)
+        crumbs = (os.path.basename(conn.shared.path) or "files", *request.names)
         page = drop_page(crumbs, login_name(conn)).encode()
         return Answer(200, fields | page_fields(), page)
     if upload or request.method not in ("PUT", "POST", "MKCOL"):
         raise Refusal(403, REFUSED)
-    return handed_in(add_to_box(conn, request.below(folder)), folder, request)
+    return add_to_box(conn, request.below(folder))
 
 
 def add_to_box(conn: Connection, request: Request) -> Answer:
@@ -3531,9 +3580,9 @@ def add_to_box(conn: Connection, request: Request) -> Answer:
         return store_new(conn, request, names)
     with (
         contextlib.suppress(FileExistsError),
-        conn.server.shared.locate(names, change=True, make=True) as place,
+        conn.shared.locate(names, change=True, make=True) as place,
     ):
-        conn.server.shared.make_folder(place)
+        conn.shared.make_folder(place)
     return text_answer(201, "made")
 
 
@@ -3551,34 +3600,15 @@ def passing_files(conn: Connection, names: Names) -> Names:
 def makes_way(conn: Connection, folders: Names) -> bool:
     with (
         contextlib.suppress(FileExistsError, NotADirectoryError),
-        conn.server.shared.locate([*folders, "-"], change=True, make=True),
+        conn.shared.locate([*folders, "-"], change=True, make=True),
     ):
         return True
     return False
 
 
-def handed_in(answer: Answer, folder: str, request: Request) -> Answer:
-    """Tell names as the sender would write them, and nothing that could be fetched."""
-    path, own = answer.fields.get("Location", ""), url_path([folder]) + "/"
-    if not path.startswith(own) or "?upload=" in path:
-        return answer
-    stored = path[len(own) :]
-    if answer.status == 303:
-        return text_answer(303, "stored", {"Location": "/" + stored})
-    fields = {name: value for name, value in answer.fields.items() if name != "Location"}
-    fields["Stored-As"] = stored
-    if answer.status != 201:
-        return Answer(answer.status, fields)
-    if "application/json" in request.fields.get("accept", ""):
-        fields["Content-Type"] = "application/json"
-        name = utf8_name(os.fsdecode(urllib.parse.unquote_to_bytes(stored)))
-        return Answer(201, fields, json.dumps({"name": name}).encode() + b"\n")
-    return Answer(201, fields, answer.body.replace(b" " + own.encode(), b" "))
-
-
 def sender_folder(conn: Connection, request: Request) -> str:
     """The name in the login, or else the one that the page has asked for, or the address."""
-    asked = urllib.parse.unquote(request.fields.get("sender", ""))
+    asked = urllib.parse.unquote(request.field("sender"))
     name = re.sub(r"[^\w.-]", "-", login_name(conn) or asked or conn.peer)
     name = name.strip(".")[:64] or "-"
     return "_" + name if WINDOWS_NAME.fullmatch(name) else name
@@ -3625,48 +3655,42 @@ METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
 
 def chosen(query: str) -> frozenset[str]:
     """What ?zip=A/B and ?tar=A/B name: only these of the folder are wanted. None named is all."""
-    listed = query.partition("=")[2].encode("latin-1")
-    names = (urllib.parse.unquote_to_bytes(part) for part in listed.split(b"/"))
-    return frozenset(os.fsdecode(name) for name in names if name)
+    names, _, _ = parse_path("/" + query.partition("=")[2])
+    return frozenset(names) - {""}
 
 
 def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
     """A folder as a tar archive; a download that was cut can be resumed.
 
     Its length and tag come from names, sizes and times alone."""
-    hidden, only = conn.server.shared.hidden, chosen(request.query)
-    read = functools.partial(walk, found.where, "", hidden, only=only)
+    fields, read = archive(conn, request, found, name, "tar")
     length, tag = tar_plan(read(conn.server.note_left_out))
-    headers = {
-        "Content-Type": "application/x-tar",
-        "Content-Disposition": disposition(name + ".tar"),
-        "ETag": tag,
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "no-cache",
-    }
+    fields |= {"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
     if is_known(request.fields, tag, NO_DATE):
-        return Answer(304, headers)
+        return Answer(304, fields)
     ranges = wanted_ranges(request, length, tag, NO_DATE, 0)
-    return one_range(
-        headers,
-        ranges,
-        length,
-        lambda start, end: tar_pieces(read(), start, end, tag),
-    )
+    return one_range(fields, ranges, length, lambda start, end: tar_pieces(read(), start, end, tag))
 
 
 def get_zip(conn: Connection, request: Request, found: Found, name: str) -> Answer:
-    hidden, only = conn.server.shared.hidden, chosen(request.query)
-    read = functools.partial(walk, found.where, "", hidden, only=only)
+    fields, read = archive(conn, request, found, name, "zip")
     length = zip_length(read(conn.server.note_left_out))
-    headers = {
-        "Content-Type": "application/zip",
-        "Content-Disposition": disposition(name + ".zip"),
-        "Cache-Control": "no-store",
-    }
-    answer = Answer(200, headers, pieces=zip_pieces(read()), length=length)
+    answer = Answer(200, fields, pieces=zip_pieces(read()), length=length)
     answer.share = "zip", length, [(0, length)]
     return answer
+
+
+def archive(
+    conn: Connection, request: Request, found: Found, name: str, kind: str
+) -> tuple[Fields, Callable[..., Iterator[Entry]]]:
+    """The fields of an archive, and what walks through the folder."""
+    fields = {
+        "Content-Type": "application/zip" if kind == "zip" else "application/x-tar",
+        "Content-Disposition": disposition(f"{name}.{kind}"),
+        "Cache-Control": "no-store",
+    }
+    only = chosen(request.query)
+    return fields, functools.partial(walk, found.where, "", conn.shared.hidden, only=only)
 
 
 def walk(
@@ -3750,13 +3774,18 @@ def tar_pieces(entries: Iterable[Entry], start: int, end: int, tag: str) -> Iter
 
 def tar_entry(entry: Entry, head: bytes) -> Iterator[Piece]:
     yield head
+    yield from content(entry)
+    yield bytes(-entry.size % 512)
+
+
+def content(entry: Entry) -> Iterator[Span]:
+    """A file as one piece, open until the next one is asked for; nothing for an empty one."""
     if entry.size:
         descriptor = entry.open()
         try:
             yield Span(descriptor, 0, entry.size)
         finally:
             os.close(descriptor)
-        yield bytes(-entry.size % 512)
 
 
 def cut(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
@@ -3849,7 +3878,7 @@ def zip_pieces(entries: Iterable[Entry]) -> Iterator[Piece]:
         for entry in entries:
             crc, count = 0, count + 1
             yield zip_local(entry)
-            for chunk in file_chunks(entry):
+            for chunk in itertools.chain.from_iterable(map(in_memory, content(entry))):
                 crc = zlib.crc32(chunk, crc)
                 yield chunk
             yield zip_after(entry, crc)
@@ -3859,21 +3888,6 @@ def zip_pieces(entries: Iterable[Entry]) -> Iterator[Piece]:
         central.seek(0)
         yield from iter(lambda: central.read(PIECE), b"")
     yield zip_end(count, size, at)
-
-
-def file_chunks(entry: Entry) -> Iterator[bytes]:
-    if entry.is_folder:
-        return
-    descriptor, left = entry.open(), entry.size
-    try:
-        while left:
-            chunk = os.read(descriptor, min(PIECE, left))
-            if not chunk:
-                raise Gone(f"{printable(entry.name)} shrank by {left} bytes")
-            left -= len(chunk)
-            yield chunk
-    finally:
-        os.close(descriptor)
 
 
 # --- the page: a folder for people, and for programs ---
@@ -5460,6 +5474,8 @@ def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # a second handshake costs its server a lot, and would make a send wait for what is received
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
     made_of = socket_class(args)
     if issubclass(made_of, Traced):
         context.sslsocket_class = type("TracedTLS", (made_of, ssl.SSLSocket), {})
@@ -5553,11 +5569,14 @@ class Capture:
 
     def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
         """From the first end to the second. The checksum stands between the header and the rest."""
-        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
-        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
-        hosts = b"".join(socket.inet_pton(family, name) for name in names)
-        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        hosts = ports = b""
+        for end in ends:
+            # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            hosts += socket.inet_pton(family, host)
+            ports += struct.pack("!H", end[1])
+        header = ports + header
         size = len(header) + 2 + len(rest)
         header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
         start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
@@ -5660,7 +5679,8 @@ class TracedStream(Traced):
     def begin(self, peer: Any, asks: int) -> None:
         """The handshake, for the capture alone."""
         if self.capture:
-            self.ends, self.talking = (self.getsockname(), peer), frozenset((US, PEER))
+            self.ends = self.getsockname(), peer
+            self.talking = frozenset((US, PEER))
             self.store(asks, SYN)
             self.store(-asks, SYN_ACK)
             self.store(asks, ACK)
@@ -5673,8 +5693,8 @@ class TracedStream(Traced):
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
         other *= flags != SYN  # the first packet acknowledges nothing
         for start in range(0, len(data) or 1, SEGMENT):
-            numbers = (mine + start) % (1 << 32), other % (1 << 32)
-            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
+            header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
             self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
@@ -5709,11 +5729,13 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
+        side = "sending = FIN"
         if how == socket.SHUT_RD:
+            side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
             self.talking -= {PEER}
         super().shutdown(how)
-        self.show("*", f"shutdown of {'receiving' if how == socket.SHUT_RD else 'sending = FIN'}")
+        self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:
             self.store(US, FIN)
 
@@ -5868,38 +5890,38 @@ def bind(
         raise cannot_listen(error, target) from None
 
 
-# by errno: what is wrong, why, what to try
-CANNOT_LISTEN = {
-    errno.EADDRINUSE: (
-        "port {port} is already in use",
-        "another program is using it",
-        "--port 0 takes any free one; ss -ltnup shows which program has it",
-    ),
-    errno.EADDRNOTAVAIL: (
-        "{host} is not an address of this machine",
-        "its own are {own}",
-        "--host 0.0.0.0 listens on all of them",
-    ),
-    errno.EACCES: (
-        "port {port} needs administrator rights",
-        "ports below 1024 are kept for the system's services",
-        "--port {spare}",
-    ),
-}
-
-
 def cannot_listen(problem: OSError, target: "Address") -> "Failure":
     host, port = target[:2]
-    reason = problem.errno or 0
+    reason = problem.errno
     if os.name == "nt" and reason == errno.EACCES:  # another program keeps it for itself
         reason = errno.EADDRINUSE
-    texts = CANNOT_LISTEN.get(reason)
-    if texts is None or (reason == errno.EACCES and port > 1023):
-        error = f"cannot listen on {address(target)} ({problem.strerror})"
-        return Failure(45, error, "the system refuses it", "--host 127.0.0.1 --port 0")
-    own = ", ".join(["127.0.0.1", *own_addresses()])
-    known = {"host": host, "port": port, "spare": 8000 + port, "own": own}
-    return Failure(45, *(text.format(**known) for text in texts))
+    if reason == errno.EADDRINUSE:
+        return Failure(
+            45,
+            f"port {port} is already in use",
+            "another program is using it",
+            "--port 0 takes any free one; ss -ltnup shows which program has it",
+        )
+    if reason == errno.EADDRNOTAVAIL:
+        return Failure(
+            45,
+            f"{host} is not an address of this machine",
+            "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
+            "--host 0.0.0.0 listens on all of them",
+        )
+    if reason == errno.EACCES and port < 1024:
+        return Failure(
+            45,
+            f"port {port} needs administrator rights",
+            "ports below 1024 are kept for the system's services",
+            f"--port {8000 + port}",
+        )
+    return Failure(
+        45,
+        f"cannot listen on {address(target)} ({problem.strerror})",
+        "the system refuses it",
+        "--host 127.0.0.1 --port 0",
+    )
 
 
 # --- end listening ---
@@ -6052,17 +6074,21 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
     if args.drop_box:
         say("drop box: who connects can add files, each in a folder of their own, and nothing else")
     others, example = reachable_at(sock), "put FILE /" if args.drop_box else "list /"
-    if not others:
-        named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
-        with_client = (
-            f"{CLIENT}{named} --port {port}{door.flags} {example}"
-            if door.flags
-            else f"curl {'-T FILE ' * args.drop_box}{url_of(door, host, port)}"
-        )
-        return say(
-            f"only this machine can reach it, with a browser or:  {with_client}\n"
-            "for others, start it with --host 0.0.0.0"
-        )
+    client = f"--port {port}{door.flags} {example}"
+    if others:
+        return tell_others(others, args, door, sock, client)
+    named = f"--host {host} " if host != "127.0.0.1" else ""  # where clients look by themselves
+    command = f"curl {'-T FILE ' * args.drop_box}{url_of(door, host, port)}"
+    if door.flags:
+        command = f"{CLIENT} {named}{client}"
+    say(f"only this machine can reach it, with a browser or:  {command}")
+    say("for others, start it with --host 0.0.0.0")
+
+
+def tell_others(
+    others: Sequence[str], args: argparse.Namespace, door: Door, sock: socket.socket, client: str
+) -> None:
+    host, port = sock.getsockname()[:2]
     found = interface_addresses(host)
     if others != [socket.gethostname()] or not found:  # the way out for a lack of a default route
         found = [*others, *found]
@@ -6072,33 +6098,32 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
     say("from another machine:  " + "\n                       ".join(urls))
     if not args.no_qr:
         show_qr(urls[0])
-    say(f"or:  {CLIENT} --host {others[0]} --port {port}{door.flags} {example}")
+    say(f"or:  {CLIENT} --host {others[0]} {client}")
     if not door.guard:
-        say(
-            "nobody is asked for a password: everybody who reaches it can "
-            + ("add files" if args.drop_box else "read it")
-            + " and change it" * (not args.read_only and not args.drop_box)
+        do = (
+            "add files"
+            if args.drop_box
+            else "read it"
+            if args.read_only
+            else "read it and change it"
         )
+        say(f"nobody is asked for a password: everybody who reaches it can {do}")
     if not door.tls:
-        say(
-            "nothing is encrypted: others on the way can read the traffic"
-            + " and the password in it" * bool(door.guard)
-            + "; --tls encrypts"
-        )
+        read = "the traffic and the password in it" if door.guard else "the traffic"
+        say(f"nothing is encrypted: others on the way can read {read}; --tls encrypts")
 
 
 def interface_addresses(host: str) -> list[str]:
     """The addresses of all interfaces, where Linux tells them, if the server listens on all."""
+    if host not in ("0.0.0.0", "::"):
+        return []
     found: list[str] = []
-    with contextlib.suppress(OSError):
-        if host in ("0.0.0.0", "::"):
-            with open("/proc/net/fib_trie") as routes:
-                found += re.findall(r"-- ([0-9.]+)\n +/32 host LOCAL", routes.read())
-        if host == "::":
-            with open("/proc/net/if_inet6") as interfaces:
-                for number, _, _, scope, _, name in map(str.split, interfaces):
-                    zone = f"%{name}" * (scope == "20")  # link-local: the same on each interface
-                    found.append(str(ipaddress.IPv6Address(int(number, 16))) + zone)
+    with contextlib.suppress(OSError), open("/proc/net/fib_trie") as routes:
+        found += re.findall(r"-- ([0-9.]+)\n +/32 host LOCAL", routes.read())
+    with contextlib.suppress(OSError), open("/proc/net/if_inet6") as interfaces:
+        for number, _, _, scope, _, name in map(str.split, interfaces if host == "::" else ()):
+            zone = f"%{name}" * (scope == "20")  # link-local: the same on each interface
+            found.append(str(ipaddress.IPv6Address(int(number, 16))) + zone)
     return [each for each in found if each != "::1" and not each.startswith("127.")]
 
 
@@ -6210,29 +6235,13 @@ def limit_flags(parser: argparse.ArgumentParser) -> None:
 
 def proxy_flags(parser: argparse.ArgumentParser) -> None:
     """What can be given several times."""
-    several: tuple[tuple[str, Callable[[str], object], str, str], ...] = (
-        (
-            "--allow-host",
-            str,
-            "NAME",
-            "a name under which clients may ask for this server; * is any",
-        ),
-        (
-            "--trust-proxy",
-            proxy_address,
-            "ADDRESS",
-            "its clients are those in its X-Forwarded-For or Forwarded",
-        ),
-        (
-            "--header",
-            header_line,
-            "'NAME: VALUE'",
-            "add this to every answer, in place of the server's own field",
-        ),
-    )
-    for flag, kind, unit, text in several:
-        add = parser.add_argument
-        add(flag, type=kind, action="append", default=[], metavar=unit, help=text)
+    add = functools.partial(parser.add_argument, action="append", default=[])
+    known = "a name under which clients may ask for this server; * is any"
+    add("--allow-host", metavar="NAME", help=known)
+    behind = "its clients are those in its X-Forwarded-For or Forwarded"
+    add("--trust-proxy", type=proxy_address, metavar="ADDRESS", help=behind)
+    added = "add this to every answer, in place of the server's own field"
+    add("--header", type=header_line, metavar="'NAME: VALUE'", help=added)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

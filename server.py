@@ -359,7 +359,8 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
+    own = os.path.dirname(os.path.realpath(__file__))
+    library = os.path.dirname(os.__file__)
     for folder in sys.path[:]:
         path = folder or "."
         if folder == library or not os.path.exists(path):
@@ -1553,13 +1554,14 @@ def lock_file(fd: int, free: bool = False) -> bool:
     Without a lock only the writers in one server know of each other."""
     if sys.platform == "win32":
         return lock_byte(fd)
-    with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
+    try:
         import fcntl  # not at the top: Windows has none
 
-        try:
-            fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+        fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # Lustre, for one, may have none
+        pass
     return True
 
 
@@ -1879,9 +1881,8 @@ class Session(Wire):
         self.connected = self.started = self.last_note = time.monotonic()
         self.moved = self.requests = 0  # bytes of this request; requests until now
         self.between_requests, self.done = True, False
-        self.admitted = (
-            server.door.guard is None
-        )  # whether the client may do more than ask and log in
+        # whether the client may do more than ask and log in
+        self.admitted = server.door.guard is None
         self.nonce = os.urandom(16).hex()
         self.nick = self.mode = self.doing = ""  # mode: "receive" or "chat" while it waits in one
         self.reason = ""  # why another thread ended it
@@ -2339,7 +2340,7 @@ class Bell:
     """Wakes the thread of a connection when others have left something for it."""
 
     def __init__(self, connection: int) -> None:
-        self.connection, self.rung, self.waiting = connection, False, False
+        self.connection, self.rung = connection, False
         self.reader, self.writer = socket.socketpair()
         self.writer.setblocking(False)
         self.selector = SELECTOR()
@@ -2347,33 +2348,30 @@ class Bell:
         self.selector.register(connection, READ)
 
     def ring(self) -> None:
-        """From any thread, after something was left. Only a thread that waits needs to be woken:
-        any other looks whether it was rung before it waits, and after that for what was left."""
-        self.rung = True
-        if self.waiting:
-            self.waiting = False
+        """From any thread, after something was left: who hears it once looks for all of that."""
+        if not self.rung:
+            self.rung = True
             with contextlib.suppress(OSError):
                 self.writer.send(b"\0")
 
     def wait(self, patience: float) -> bool:
         """Wait for the bell alone; False if it did not ring."""
-        self.waiting = True
         with contextlib.suppress(OSError):
-            self.reader.settimeout(0 if self.rung else patience)
+            self.reader.settimeout(patience)
             self.reader.recv(4096)
-        rung, self.rung, self.waiting = self.rung, False, False
-        return rung
+            self.rung = False
+            return True
+        return False
 
     def select(self, event: int, patience: Optional[float]) -> int:
         """Wait for the bell or the connection: which of READ and WRITE it can do."""
         self.selector.modify(self.connection, event)
-        able, self.waiting = 0, True
-        for key, found in self.selector.select(0 if self.rung else patience):
+        able = 0
+        for key, found in self.selector.select(patience):
             if key.fileobj is self.reader:
-                self.reader.recv(4096)
+                self.wait(0)
             else:
                 able = found
-        self.rung = self.waiting = False
         return able
 
     def close(self) -> None:
@@ -3198,6 +3196,8 @@ def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # a second handshake costs its server a lot, and would make a send wait for what is received
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)
     made_of = socket_class(args)
     if issubclass(made_of, Traced):
         context.sslsocket_class = type("TracedTLS", (made_of, ssl.SSLSocket), {})
@@ -3291,11 +3291,14 @@ class Capture:
 
     def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
         """From the first end to the second. The checksum stands between the header and the rest."""
-        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
-        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
-        hosts = b"".join(socket.inet_pton(family, name) for name in names)
-        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        hosts = ports = b""
+        for end in ends:
+            # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            hosts += socket.inet_pton(family, host)
+            ports += struct.pack("!H", end[1])
+        header = ports + header
         size = len(header) + 2 + len(rest)
         header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
         start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
@@ -3398,7 +3401,8 @@ class TracedStream(Traced):
     def begin(self, peer: Any, asks: int) -> None:
         """The handshake, for the capture alone."""
         if self.capture:
-            self.ends, self.talking = (self.getsockname(), peer), frozenset((US, PEER))
+            self.ends = self.getsockname(), peer
+            self.talking = frozenset((US, PEER))
             self.store(asks, SYN)
             self.store(-asks, SYN_ACK)
             self.store(asks, ACK)
@@ -3411,8 +3415,8 @@ class TracedStream(Traced):
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
         other *= flags != SYN  # the first packet acknowledges nothing
         for start in range(0, len(data) or 1, SEGMENT):
-            numbers = (mine + start) % (1 << 32), other % (1 << 32)
-            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
+            header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
             self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
@@ -3447,11 +3451,13 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
+        side = "sending = FIN"
         if how == socket.SHUT_RD:
+            side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
             self.talking -= {PEER}
         super().shutdown(how)
-        self.show("*", f"shutdown of {'receiving' if how == socket.SHUT_RD else 'sending = FIN'}")
+        self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:
             self.store(US, FIN)
 
@@ -3606,38 +3612,38 @@ def bind(
         raise cannot_listen(error, target) from None
 
 
-# by errno: what is wrong, why, what to try
-CANNOT_LISTEN = {
-    errno.EADDRINUSE: (
-        "port {port} is already in use",
-        "another program is using it",
-        "--port 0 takes any free one; ss -ltnup shows which program has it",
-    ),
-    errno.EADDRNOTAVAIL: (
-        "{host} is not an address of this machine",
-        "its own are {own}",
-        "--host 0.0.0.0 listens on all of them",
-    ),
-    errno.EACCES: (
-        "port {port} needs administrator rights",
-        "ports below 1024 are kept for the system's services",
-        "--port {spare}",
-    ),
-}
-
-
 def cannot_listen(problem: OSError, target: "Address") -> "Failure":
     host, port = target[:2]
-    reason = problem.errno or 0
+    reason = problem.errno
     if os.name == "nt" and reason == errno.EACCES:  # another program keeps it for itself
         reason = errno.EADDRINUSE
-    texts = CANNOT_LISTEN.get(reason)
-    if texts is None or (reason == errno.EACCES and port > 1023):
-        error = f"cannot listen on {address(target)} ({problem.strerror})"
-        return Failure(45, error, "the system refuses it", "--host 127.0.0.1 --port 0")
-    own = ", ".join(["127.0.0.1", *own_addresses()])
-    known = {"host": host, "port": port, "spare": 8000 + port, "own": own}
-    return Failure(45, *(text.format(**known) for text in texts))
+    if reason == errno.EADDRINUSE:
+        return Failure(
+            45,
+            f"port {port} is already in use",
+            "another program is using it",
+            "--port 0 takes any free one; ss -ltnup shows which program has it",
+        )
+    if reason == errno.EADDRNOTAVAIL:
+        return Failure(
+            45,
+            f"{host} is not an address of this machine",
+            "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
+            "--host 0.0.0.0 listens on all of them",
+        )
+    if reason == errno.EACCES and port < 1024:
+        return Failure(
+            45,
+            f"port {port} needs administrator rights",
+            "ports below 1024 are kept for the system's services",
+            f"--port {8000 + port}",
+        )
+    return Failure(
+        45,
+        f"cannot listen on {address(target)} ({problem.strerror})",
+        "the system refuses it",
+        "--host 127.0.0.1 --port 0",
+    )
 
 
 # --- end listening ---

@@ -29,7 +29,7 @@ its answer for --timeout seconds; a client that says nothing may stay.
 #   the conversation   Echo, answer(), send_message(), exchange(), receive()
 #   the server         outcome(), Server, Server.run(), Server.admit(), Server.reply(), serve()
 #   the client         ping_report(), write_out(), converse(), stream(), ping(), client()
-#   shared fences      Capture, TracedStream, Stop, bind(), open_connection(), Failure, Parser
+#   shared fences      Capture, TracedStream, Stop, bind(), Failure, say(), address(), Parser
 #   the command line   announce(), build_parser(), main()
 #
 # Threads: the main thread runs Server.run(); it alone accepts and refuses. Each client has a
@@ -51,7 +51,8 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
+    own = os.path.dirname(os.path.realpath(__file__))
+    library = os.path.dirname(os.__file__)
     for folder in sys.path[:]:
         path = folder or "."
         if folder == library or not os.path.exists(path):
@@ -102,7 +103,8 @@ class Echo:
 
 def answer(echo: Echo) -> None:
     """The server's side: receive, capitalise, send, until the client has no more to say."""
-    sock, args = echo.sock, echo.args
+    sock = echo.sock
+    args = echo.args
     while True:
         chunk = sock.recv(min(args.recv_size, args.reset_after - echo.received))
         if len(chunk) == 0:  # FIN: the client will send nothing more
@@ -220,7 +222,7 @@ class Server:
             watched: list[Any] = [self.stop, self.sock]
             if self.args.mode == "serial" and self.clients:
                 watched.remove(self.sock)  # the next client waits in the backlog
-            ready, _, _ = select.select(watched, [], [])
+            ready = select.select(watched, [], [])[0]
             self.stop.drain()
             if self.sock in ready:
                 self.admit()
@@ -285,7 +287,8 @@ class Server:
 
     def reply(self, conn: socket.socket, peer: "Address") -> None:
         """A client's worker: the conversation, then a line in the log."""
-        echo, problem = Echo(conn, self.args), None
+        echo = Echo(conn, self.args)
+        problem = None
         try:
             answer(echo)
         except OSError as error:
@@ -310,7 +313,8 @@ class Server:
         for sock in [self.sock, *self.refused]:
             sock.close()
         self.stop.asked = True
-        dropped, deadline = len(self.clients), time.monotonic() + GRACE
+        dropped = len(self.clients)
+        deadline = time.monotonic() + GRACE
         for worker, conn in self.clients.items():
             if self.forks:
                 worker.terminate()  # SIGTERM: its log shall tell that it was stopped
@@ -360,7 +364,8 @@ NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
 
 def wait_for_reply(echo: Echo) -> None:
     """Wait until something comes. Silence counts only while an answer is owed."""
-    silence, args = 0.0, echo.args
+    args = echo.args
+    silence = 0.0
     while silence < args.timeout:
         owed = echo.received < echo.sent  # if not, stream() may send later, and then it counts
         step = min(NOTICE_AFTER, args.timeout - silence)
@@ -479,16 +484,19 @@ def stream(echo: Echo) -> None:
         with contextlib.suppress(OSError):
             echo.sock.shutdown(socket.SHUT_WR)
 
-    threading.Thread(target=send_input, daemon=True).start()
+    sender = threading.Thread(target=send_input, daemon=True)
+    sender.start()
     while chunk := receive(echo):
         write_out(chunk)
+    sender.join()  # it has sent FIN, but perhaps not yet shown it
     if problems:
         raise problems[0]
 
 
 def ping(echo: Echo) -> None:
     """Send numbered messages and time each answer; --interval later comes the next."""
-    args, number = echo.args, 0
+    args = echo.args
+    number = 0
     trips: list[float] = []  # milliseconds until each answer
     try:
         for number in range(1, args.ping + 1):
@@ -582,11 +590,14 @@ class Capture:
 
     def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
         """From the first end to the second. The checksum stands between the header and the rest."""
-        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
-        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
-        hosts = b"".join(socket.inet_pton(family, name) for name in names)
-        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        hosts = ports = b""
+        for end in ends:
+            # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            hosts += socket.inet_pton(family, host)
+            ports += struct.pack("!H", end[1])
+        header = ports + header
         size = len(header) + 2 + len(rest)
         header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
         start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
@@ -689,7 +700,8 @@ class TracedStream(Traced):
     def begin(self, peer: Any, asks: int) -> None:
         """The handshake, for the capture alone."""
         if self.capture:
-            self.ends, self.talking = (self.getsockname(), peer), frozenset((US, PEER))
+            self.ends = self.getsockname(), peer
+            self.talking = frozenset((US, PEER))
             self.store(asks, SYN)
             self.store(-asks, SYN_ACK)
             self.store(asks, ACK)
@@ -702,8 +714,8 @@ class TracedStream(Traced):
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
         other *= flags != SYN  # the first packet acknowledges nothing
         for start in range(0, len(data) or 1, SEGMENT):
-            numbers = (mine + start) % (1 << 32), other % (1 << 32)
-            header = struct.pack("!IIHH", *numbers, 5 << 12 | flags, 65535)
+            numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
+            header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
             self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
@@ -738,11 +750,13 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
+        side = "sending = FIN"
         if how == socket.SHUT_RD:
+            side = "receiving"
             self.ended = "this side has shut its receiving"  # first: another thread may be in recv
             self.talking -= {PEER}
         super().shutdown(how)
-        self.show("*", f"shutdown of {'receiving' if how == socket.SHUT_RD else 'sending = FIN'}")
+        self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:
             self.store(US, FIN)
 
@@ -765,7 +779,8 @@ class TracedStream(Traced):
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """The class of all sockets: if nothing is shown the plain one, so that it costs nothing."""
-    Traced.capture, Traced.dump = args.pcap, args.trace_hex
+    Traced.capture = args.pcap
+    Traced.dump = args.trace_hex
     Traced.prints = args.trace or args.trace_hex
     return TracedStream if Traced.prints or args.pcap else socket.socket
 
@@ -869,38 +884,38 @@ def bind(
         raise cannot_listen(error, target) from None
 
 
-# by errno: what is wrong, why, what to try
-CANNOT_LISTEN = {
-    errno.EADDRINUSE: (
-        "port {port} is already in use",
-        "another program is using it",
-        "--port 0 takes any free one; ss -ltnup shows which program has it",
-    ),
-    errno.EADDRNOTAVAIL: (
-        "{host} is not an address of this machine",
-        "its own are {own}",
-        "--host 0.0.0.0 listens on all of them",
-    ),
-    errno.EACCES: (
-        "port {port} needs administrator rights",
-        "ports below 1024 are kept for the system's services",
-        "--port {spare}",
-    ),
-}
-
-
 def cannot_listen(problem: OSError, target: "Address") -> "Failure":
     host, port = target[:2]
-    reason = problem.errno or 0
+    reason = problem.errno
     if os.name == "nt" and reason == errno.EACCES:  # another program keeps it for itself
         reason = errno.EADDRINUSE
-    texts = CANNOT_LISTEN.get(reason)
-    if texts is None or (reason == errno.EACCES and port > 1023):
-        error = f"cannot listen on {address(target)} ({problem.strerror})"
-        return Failure(45, error, "the system refuses it", "--host 127.0.0.1 --port 0")
-    own = ", ".join(["127.0.0.1", *own_addresses()])
-    known = {"host": host, "port": port, "spare": 8000 + port, "own": own}
-    return Failure(45, *(text.format(**known) for text in texts))
+    if reason == errno.EADDRINUSE:
+        return Failure(
+            45,
+            f"port {port} is already in use",
+            "another program is using it",
+            "--port 0 takes any free one; ss -ltnup shows which program has it",
+        )
+    if reason == errno.EADDRNOTAVAIL:
+        return Failure(
+            45,
+            f"{host} is not an address of this machine",
+            "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
+            "--host 0.0.0.0 listens on all of them",
+        )
+    if reason == errno.EACCES and port < 1024:
+        return Failure(
+            45,
+            f"port {port} needs administrator rights",
+            "ports below 1024 are kept for the system's services",
+            f"--port {8000 + port}",
+        )
+    return Failure(
+        45,
+        f"cannot listen on {address(target)} ({problem.strerror})",
+        "the system refuses it",
+        "--host 127.0.0.1 --port 0",
+    )
 
 
 # --- end listening ---
@@ -1166,7 +1181,7 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
         ("--port", between(0, 65535), "PORT", "its port; a server takes 0 too (default 12000)"),
         ("--timeout", between(0.01, 1e6, float), "S", "silence allowed in an answer (default 30)"),
         ("--recv-size", between(1, 1 << 30), "N", "bytes asked of one recv (default 65536)"),
-        ("--pcap", Capture, "FILE", "store all that is sent, passwords too, for Wireshark"),
+        ("--pcap", Capture, "FILE", "store what is sent and received, for Wireshark"),
     )
     parser.add_argument("--trace", action="store_true", help="print a line for each socket call")
     parser.add_argument("--trace-hex", action="store_true", help="the same, with the first bytes")
@@ -1176,7 +1191,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="tcp_upper.py")
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     roles = parser.add_subparsers(dest="role", metavar="server|client", required=True)
-    count, some, seconds = between(0, 1e12), between(1, 1e12), between(0, 3600, float)
+    count = between(0, 1e12)
+    some = between(1, 1e12)
+    seconds = between(0, 3600, float)
 
     server = roles.add_parser("server", help="wait for clients and answer them")
     add_flags(
@@ -1188,7 +1205,8 @@ def build_parser() -> argparse.ArgumentParser:
         ("--max-clients", some, "N", "more are refused (default 2000)"),
         ("--backlog", between(0, 65535), "N", "clients that wait for accept (default 128)"),
     )
-    flag, modes = server.add_argument, ("thread", "serial", "process")
+    flag = server.add_argument
+    modes = "thread", "serial", "process"
     flag("--mode", choices=modes, help="what serves a client (default thread)")
     kept = "let TIME_WAIT keep the port"
     flag("--no-reuseaddr", dest="reuseaddr", action="store_false", help=kept)

@@ -33,7 +33,7 @@ A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network i
 #   the conversation   Echo, answer(), send_message(), exchange(), receive()
 #   the server         outcome(), Server, Server.run(), Server.admit(), Server.reply(), serve()
 #   the client         ping_report(), write_out(), converse(), stream(), ping(), client()
-#   shared fences      Capture, Traced, TracedDatagrams, Stop, bind(), Failure, Parser
+#   shared fences      Capture, Traced, Stop, bind(), Failure, say(), address(), Parser
 #   the command line   announce(), build_parser(), main()
 #
 # Threads: there is one. A server has one socket for all clients, and a client sends only after
@@ -55,7 +55,8 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
+    own = os.path.dirname(os.path.realpath(__file__))
+    library = os.path.dirname(os.__file__)
     for folder in sys.path[:]:
         path = folder or "."
         if folder == library or not os.path.exists(path):
@@ -126,7 +127,8 @@ def hold_back(args: Namespace, free: float, size: int) -> float:
 
 def send_message(echo: Echo, data: bytes) -> None:
     """Send one datagram, whole or not at all."""
-    for _ in range(2):  # a first failure may be about an earlier datagram: nobody took that one
+    # send() may first tell that nobody took an earlier datagram (ICMP): then it is called again
+    for _ in range(2):
         try:
             echo.sock.send(data)
             return
@@ -140,7 +142,7 @@ def exchange(echo: Echo, message: bytes) -> bytes:
     """The client's side: send a message until its reply comes, each time with more patience."""
     echo.asked = len(message)
     echo.beginnings = []
-    silent = False  # whether a try met no reply and no problem either
+    refusals = 0  # tries of which the kernel heard that they failed
     for seconds in TRIES:
         echo.problem = None
         deadline = time.perf_counter() + seconds
@@ -151,13 +153,12 @@ def exchange(echo: Echo, message: bytes) -> bytes:
                 break
             if check(echo, reply, message.upper()):
                 return reply
-        if echo.problem is None:
-            silent = True
+        refusals += echo.problem is not None
         if not echo.beginnings:
             why = f" ({echo.problem.strerror})" if echo.problem else ""
             say(f"no reply in {seconds:g} s{why}")  # print() to stderr
-    if silent:
-        echo.problem = None
+    if refusals < len(TRIES):
+        echo.problem = None  # silence, as far as anybody knows
     raise no_echo(echo)
 
 
@@ -180,9 +181,8 @@ def check(echo: Echo, reply: bytes, expected: bytes) -> bool:
     if reply == expected:
         echo.ignored += len(echo.beginnings)  # the whole has come, so they were late ones
     elif expected.startswith(reply):
-        echo.beginnings.append(
-            len(reply)
-        )  # the reply, truncated; or a late one to a shorter question
+        # truncated; or a late answer to a shorter question
+        echo.beginnings.append(len(reply))
     else:
         echo.ignored += 1
     return reply == expected
@@ -236,7 +236,7 @@ class Server:
     def run(self) -> None:
         watched: list[Any] = [self.stop, self.sock]
         while not self.stop.asked and self.finished < self.args.requests:
-            ready, _, _ = select.select(watched, [], [], self.release())
+            ready = select.select(watched, [], [], self.release())[0]
             self.stop.drain()
             if self.sock in ready:
                 answer(self.sock, self, min(BATCH, self.args.requests - self.finished))
@@ -345,7 +345,8 @@ def wait_for_reply(echo: Echo, deadline: float) -> bool:
 
 def no_echo(echo: Echo) -> "Failure":
     """No answer came. The kernel may have said why, each time."""
-    problem, args = echo.problem, echo.args
+    problem = echo.problem
+    args = echo.args
     if problem and problem.errno == errno.EMSGSIZE:
         ipv6 = echo.sock.family == socket.AF_INET6
         version, limit = ("IPv6", 65527) if ipv6 else ("IPv4", 65507)
@@ -473,7 +474,8 @@ def stream(echo: Echo) -> None:
 
 def ping(echo: Echo) -> None:
     """Send numbered messages, one each --interval, and time what comes back meanwhile."""
-    args, number, pongs = echo.args, 0, 0
+    args = echo.args
+    number = pongs = 0
     left: dict[bytes, float] = {}  # when each question left, by its answer
     trips: dict[bytes, float] = {}  # of each answer: milliseconds until it came first
     try:
@@ -585,11 +587,14 @@ class Capture:
 
     def packet(self, protocol: int, ends: Sequence[Any], header: bytes, rest: bytes) -> None:
         """From the first end to the second. The checksum stands between the header and the rest."""
-        # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-        names = [re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0]) for end in ends]
-        family = socket.AF_INET6 if ":" in names[0] else socket.AF_INET
-        hosts = b"".join(socket.inet_pton(family, name) for name in names)
-        header = struct.pack("!HH", ends[0][1], ends[1][1]) + header
+        hosts = ports = b""
+        for end in ends:
+            # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
+            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            hosts += socket.inet_pton(family, host)
+            ports += struct.pack("!H", end[1])
+        header = ports + header
         size = len(header) + 2 + len(rest)
         header += internet_checksum(hosts + struct.pack("!HH", protocol, size) + header + rest)
         start = struct.pack("!IHBB", 6 << 28, size, protocol, 64)
@@ -709,7 +714,8 @@ class TracedDatagrams(Traced):
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """The class of all sockets: if nothing is shown the plain one, so that it costs nothing."""
-    Traced.capture, Traced.dump = args.pcap, args.trace_hex
+    Traced.capture = args.pcap
+    Traced.dump = args.trace_hex
     Traced.prints = args.trace or args.trace_hex
     return TracedDatagrams if Traced.prints or args.pcap else socket.socket
 
@@ -813,38 +819,38 @@ def bind(
         raise cannot_listen(error, target) from None
 
 
-# by errno: what is wrong, why, what to try
-CANNOT_LISTEN = {
-    errno.EADDRINUSE: (
-        "port {port} is already in use",
-        "another program is using it",
-        "--port 0 takes any free one; ss -ltnup shows which program has it",
-    ),
-    errno.EADDRNOTAVAIL: (
-        "{host} is not an address of this machine",
-        "its own are {own}",
-        "--host 0.0.0.0 listens on all of them",
-    ),
-    errno.EACCES: (
-        "port {port} needs administrator rights",
-        "ports below 1024 are kept for the system's services",
-        "--port {spare}",
-    ),
-}
-
-
 def cannot_listen(problem: OSError, target: "Address") -> "Failure":
     host, port = target[:2]
-    reason = problem.errno or 0
+    reason = problem.errno
     if os.name == "nt" and reason == errno.EACCES:  # another program keeps it for itself
         reason = errno.EADDRINUSE
-    texts = CANNOT_LISTEN.get(reason)
-    if texts is None or (reason == errno.EACCES and port > 1023):
-        error = f"cannot listen on {address(target)} ({problem.strerror})"
-        return Failure(45, error, "the system refuses it", "--host 127.0.0.1 --port 0")
-    own = ", ".join(["127.0.0.1", *own_addresses()])
-    known = {"host": host, "port": port, "spare": 8000 + port, "own": own}
-    return Failure(45, *(text.format(**known) for text in texts))
+    if reason == errno.EADDRINUSE:
+        return Failure(
+            45,
+            f"port {port} is already in use",
+            "another program is using it",
+            "--port 0 takes any free one; ss -ltnup shows which program has it",
+        )
+    if reason == errno.EADDRNOTAVAIL:
+        return Failure(
+            45,
+            f"{host} is not an address of this machine",
+            "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
+            "--host 0.0.0.0 listens on all of them",
+        )
+    if reason == errno.EACCES and port < 1024:
+        return Failure(
+            45,
+            f"port {port} needs administrator rights",
+            "ports below 1024 are kept for the system's services",
+            f"--port {8000 + port}",
+        )
+    return Failure(
+        45,
+        f"cannot listen on {address(target)} ({problem.strerror})",
+        "the system refuses it",
+        "--host 127.0.0.1 --port 0",
+    )
 
 
 # --- end listening ---
@@ -1034,7 +1040,7 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
         ("--port", between(0, 65535), "PORT", "its port; a server takes 0 too (default 12000)"),
         ("--timeout", between(0.01, 1e6, float), "S", "silence allowed in an answer (default 30)"),
         ("--recv-size", between(1, 1 << 30), "N", "bytes asked of one recv (default 65536)"),
-        ("--pcap", Capture, "FILE", "store all that is sent, passwords too, for Wireshark"),
+        ("--pcap", Capture, "FILE", "store what is sent and received, for Wireshark"),
     )
     parser.add_argument("--trace", action="store_true", help="print a line for each socket call")
     parser.add_argument("--trace-hex", action="store_true", help="the same, with the first bytes")
@@ -1044,7 +1050,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="udp_upper.py")
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     roles = parser.add_subparsers(dest="role", metavar="server|client", required=True)
-    count, some, seconds = between(0, 1e12), between(1, 1e12), between(0, 3600, float)
+    count = between(0, 1e12)
+    some = between(1, 1e12)
+    seconds = between(0, 3600, float)
     share = between(0, 1, float)
 
     server = roles.add_parser("server", help="wait for clients and answer them")

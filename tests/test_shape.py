@@ -128,3 +128,52 @@ def test_two_hosts_are_an_error_that_says_so(run, script, hosts):
     failed = run(script, *hosts)
     assert failed.code == 2
     assert lines_of(failed)[0] == "--host is given twice, but only one address is used"
+
+
+# --- the first pages of the echo scripts ---
+def first_page(script, count=150):
+    """The syntax tree of a script, and the line on which so many lines of code have been read."""
+    source = (ROOT / script).read_text()
+    tree = ast.parse(source)
+    texts = set()  # the lines of docstrings
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            texts.update(range(node.lineno, node.end_lineno + 1))
+    code = [
+        number
+        for number, line in enumerate(source.splitlines(), 1)
+        if line.strip() and not line.lstrip().startswith("#") and number not in texts
+    ]
+    return tree, code[count - 1]
+
+
+@pytest.mark.parametrize("script", ["tcp_upper.py", "udp_upper.py"])
+def test_the_first_page_of_an_echo_script_needs_two_weeks_of_python(script):
+    tree, end = first_page(script)
+    read = [node for node in ast.walk(tree) if getattr(node, "lineno", end + 1) <= end]
+    for node in read:
+        assert not isinstance(node, ast.NamedExpr), f"a walrus in line {node.lineno}"
+        if isinstance(node, (ast.GeneratorExp, ast.ListComp)):
+            assert node.lineno == node.end_lineno, f"over two lines: {node.lineno}"
+        assert not (isinstance(node, ast.Attribute) and node.attr == "suppress"), node.lineno
+    answers = [node for node in read if isinstance(node, ast.FunctionDef)]
+    assert {"answer", "exchange"} <= {node.name for node in answers}
+
+
+@pytest.mark.parametrize("script", ["tcp_upper.py", "udp_upper.py"])
+def test_a_far_name_on_the_first_page_is_one_that_the_map_names(script):
+    tree, end = first_page(script)
+    places = {
+        node.name: node.lineno
+        for node in tree.body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    }
+    far = {
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and node.lineno <= end
+        if places.get(node.id, 0) > node.lineno + 500
+    }
+    assert far <= {"Stop", "say", "address"}
+    (shared,) = re.findall(r"^#   shared fences (.*)", (ROOT / script).read_text(), re.M)
+    assert far <= set(re.findall(r"\w+", shared))

@@ -270,6 +270,19 @@ def test_in_process_mode_each_client_has_a_process_that_ends_with_it(spawn):
     until(lambda: not children.read_text(), "both children to be collected")
 
 
+def test_in_process_mode_a_child_that_is_still_busy_after_the_grace_is_ended_too(spawn):
+    # that the connection is still open at the end is a ResourceWarning
+    flag, code = patient(SCRIPT, GRACE=0.1)
+    quiet = f"import warnings; warnings.simplefilter('ignore'); {code}"
+    server = spawn(flag, quiet, "server", "--mode", "process", "--rate", 100)
+    with server.connect() as sock:
+        sock.sendall(b"x" * 5000)  # 50 s worth of answer
+        assert sock.recv(1) == b"X"
+        child = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().strip()
+        assert "stopped: 1 client disconnected, 0 served" in server.stop()
+        until(lambda: not Path(f"/proc/{child}").exists(), "the child to be gone")
+
+
 def test_in_process_mode_a_client_hears_the_fin_while_a_later_one_is_served(spawn):
     """The later child is a copy of a process that had the first connection open too."""
     server = spawn(SCRIPT, "server", "--mode", "process")

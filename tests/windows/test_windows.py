@@ -229,7 +229,7 @@ def test_more_connections_than_select_takes_are_answered_and_the_server_lives(
             with contextlib.suppress(ConnectionError):
                 sock.sendall(request)
                 answered += bool(sock.recv(100))
-        assert answered >= 300
+        assert answered >= 200  # most of the 240 that it holds at once
     if script == "server.py":
         # full until it has seen that the others are gone
         until(lambda: lines(server, "ping") == ["ok ping"], "an answer")
@@ -381,6 +381,13 @@ def test_utf8_that_is_piped_in_is_read_as_such(windows, tcp, tmp_path):
         "client.py", "--port", tcp.port, input="stat GRüN.txt\nlogout\n".encode(), cwd=tmp_path
     )
     assert done.code == 0 and "GRüN.txt".encode() in done.out, done
+    with tcp.connect() as other:
+        other.sendall(b"chat\n")
+        heard = other.recv(1000)
+        windows.run("client.py", "--port", tcp.port, "chat", input="grüße ş\n".encode())
+        while b"left" not in heard:
+            heard += other.recv(1000)
+    assert "grüße ş\n".encode() in heard
 
 
 # --- consoles ---
