@@ -3125,14 +3125,15 @@ class Folder:
         if other and other.fd is not None and other.identity("") != self.identity(""):
             fds.append(other.fd)
         for pause in PAUSES:
-            with NAMING:
-                try:
-                    if all(map(lock_file, fds)):
-                        yield
-                        return
-                finally:
-                    for fd in fds:
-                        lock_file(fd, free=True)
+            NAMING.acquire()
+            try:
+                if all(map(lock_file, fds)):
+                    yield
+                    return
+            finally:
+                for fd in fds:
+                    lock_file(fd, free=True)
+                NAMING.release()
             time.sleep(pause)
         raise os_error(errno.EBUSY)
 
