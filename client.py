@@ -1904,9 +1904,7 @@ class Chat:
         if not readline:
             return f"\n{text}\n{CHAT_PROMPT}"
         typed = CHAT_PROMPT + printable(readline.get_line_buffer())
-        # 0: a terminal that does not know
-        columns = os.get_terminal_size(1).columns or len(typed) + 1
-        return "\r" + "\x1b[A" * (len(typed) // columns) + f"\x1b[J{text}\n{typed}"
+        return "\r" + "\x1b[A" * (len(typed) // columns_of(1)) + f"\x1b[J{text}\n{typed}"
 
     def wake_typist(self) -> None:
         """Interrupt input(): nobody is left to type for.
