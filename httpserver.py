@@ -1908,9 +1908,11 @@ class Connection:
                     return self.end
                 request, answer = self.next_request() or self.next_request_soon(), None
         except (Gone, OSError, Refusal) as problem:
-            if isinstance(problem, Refusal) and self.pieces is None:  # of the next head
+            if self.is_sending():
+                return functools.partial(self.give_up, reason_of(problem))
+            if isinstance(problem, Refusal):  # of the next head
                 return functools.partial(self.refuse_head, problem)
-            return functools.partial(self.give_up, reason_of(problem))
+            return self.close
         except Exception as bug:  # noqa: BLE001  a bug ends one connection, not the server
             self.server.note(f"mistake: {bug!r}")
             return self.close
