@@ -1387,13 +1387,6 @@ def is_old(item: os.DirEntry[str]) -> bool:
     return time.time() - item.stat(follow_symlinks=False).st_mtime > age
 
 
-def free_space(where: Where) -> int:
-    # not at the top, nor tarfile and tempfile below: slow imports that few requests need
-    import shutil
-
-    return shutil.disk_usage(where).free
-
-
 # --- a connection: it reads requests and sends answers ---
 
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
@@ -1622,7 +1615,7 @@ class Connection:
             request = HEADS.get(head) or cached_head(head)
         self.buffer, self.scanned = self.buffer[size:], 0
         self.peer, self.user = self.hop, "-"
-        if self.server.is_proxy(self):
+        if self.hop in self.server.proxies:
             self.peer = client_behind(self.server.proxies, request.fields) or self.hop
         return request
 
@@ -1915,9 +1908,11 @@ class Connection:
                     return self.end
                 request, answer = self.next_request() or self.next_request_soon(), None
         except (Gone, OSError, Refusal) as problem:
-            if isinstance(problem, Refusal) and self.pieces is None:  # of the next head
+            if self.is_sending():
+                return functools.partial(self.give_up, reason_of(problem))
+            if isinstance(problem, Refusal):  # of the next head
                 return functools.partial(self.refuse_head, problem)
-            return functools.partial(self.give_up, reason_of(problem))
+            return self.close
         except Exception as bug:  # noqa: BLE001  a bug ends one connection, not the server
             self.server.note(f"mistake: {bug!r}")
             return self.close
@@ -2226,6 +2221,8 @@ class Server:
         """Who may ask for what, as the command line says it."""
         password = self.door.guard.password if self.door.guard else ""
         self.secret = hashlib.sha256(password.encode("utf-8", "surrogateescape")).digest()
+        # whether each request needs the password
+        self.asks_all = bool(password) and not args.public_read
         self.read_only = args.read_only or bool(self.shared.only)
         self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
         self.names = own_names(args.host) | {name.lower() for name in args.allow_host}
@@ -2320,16 +2317,13 @@ class Server:
         count = sum(map(len, self.queues.values())) - len(self.queues[State.LINGERING])
         if self.door.tls:
             self.enter(conn, State.HANDSHAKE)
-            asked = guard and not self.args.public_read and not self.is_proxy(conn)
-            if asked and guard and guard.wait(conn.peer):
+            asked = self.asks_all and conn.hop not in self.proxies
+            if guard and asked and guard.wait(conn.peer):
                 return conn.refuse_handshake(DENIED)
         if count >= self.args.max_clients and not self.end_idle() and not self.end_slow(conn):
             text = f"there are {self.args.max_clients} clients"
             return conn.refuse_head(Refusal(503, text, {"Retry-After": "5"}))
         conn.ready()
-
-    def is_proxy(self, conn: Connection) -> bool:
-        return conn.hop in self.proxies
 
     def end_idle(self) -> bool:
         """Close the connection that has been idle longest, for a new client (RFC 9112 §9.5).
@@ -2390,7 +2384,9 @@ class Server:
         while task := self.tasks.get():
             what_next = task.conn.handle(task.request, task.answer)
             del task
-            self.do_later(functools.partial(self.take_back, what_next))
+            # the loop does this in its next turn, which the bell begins
+            self.later.append(functools.partial(self.take_back, what_next))
+            self.stop.wake()
 
     def take_back(self, what_next: Callable[[], object]) -> None:
         """In the loop again: what was handed over goes on."""
@@ -2398,11 +2394,6 @@ class Server:
         if self.workers > len(self.queues[State.HANDED_OVER]) + SPARE_THREADS:
             self.workers -= 1
             self.tasks.put(None)
-
-    def do_later(self, what: Callable[[], None]) -> None:
-        """From any thread: the loop does this in its next turn."""
-        self.later.append(what)
-        self.stop.wake()
 
     def digest(self, conn: Connection, found: Found) -> Optional[bytes]:
         """SHA-256 of a file, cached while the file stays the same and unchanged.
@@ -2626,7 +2617,9 @@ def serve(args: argparse.Namespace) -> int:
     if door.tls:
         door.tls.set_alpn_protocols(["http/1.1"])
     sock = bind(socket_class(args), family, target, 1024)
-    # each connection inherits these: send even a short answer at once
+    # Each connection inherits these: send even a short answer at once. TCP_DEFER_ACCEPT is not one
+    # of them: it would save a turn of the loop, but a client that has said nothing yet would not
+    # be told that the server is full or has ended.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in KEEPALIVE.items():
@@ -2677,8 +2670,7 @@ def check_request(conn: Connection, request: Request) -> None:
     # Where each request needs the password, a foreign name is no danger: a page of another site
     # that has its name point to this machine gets no password from the browser, which knows it
     # for our names alone.
-    asked = server.door.guard and not conn.args.public_read
-    if request.host and not asked and not is_own_host(request.host, server.names):
+    if request.host and not server.asks_all and not is_own_host(request.host, server.names):
         raise Refusal(421, "no name of this machine; its owner can allow it with --allow-host NAME")
     if server.door.guard:
         check_password(conn, request, server.door.guard)
@@ -2807,8 +2799,8 @@ def get_file(conn: Connection, request: Request, names: Names, found: "Found") -
     if packs and "range" not in fields:
         found, coding = prefer_gzip(conn, names, found)
     answer = file_answer(conn, request, names[-1], found, coding)
-    asked = conn.server.door.guard and not conn.args.public_read
-    if DIR_FD and not asked and not coding and "range" not in fields and is_settled(found.info):
+    is_same = not conn.server.asks_all and not coding and "range" not in fields
+    if DIR_FD and is_same and is_settled(found.info):
         folders = ["/".join(names[:count]) for count in range(1, len(names))]
         path = "/".join(names)
         answer.source = Source(path, facts_of(found.info), folders, path + ".gz" if packs else "")
@@ -3003,7 +2995,9 @@ def check_size(conn: Connection, request: Request) -> int:
 
 def check_space(conn: Connection, place: "Place", size: int) -> None:
     """Each folder may be on a disk of its own."""
-    if size + conn.args.min_free > free_space(place.folder):
+    import shutil  # not at the top, nor tarfile and tempfile below: few requests need them
+
+    if size + conn.args.min_free > shutil.disk_usage(place.folder).free:
         raise Refusal(507, "there is not that much free space", close=True)
 
 

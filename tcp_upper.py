@@ -493,6 +493,13 @@ def stream(echo: Echo) -> None:
         raise problems[0]
 
 
+def ask(echo: Echo, number: int) -> float:
+    """Send a numbered message. Returns the milliseconds until its answer is there."""
+    began = time.perf_counter()
+    exchange(echo, b"ping %d\n" % number)
+    return 1000 * (time.perf_counter() - began)
+
+
 def ping(echo: Echo) -> None:
     """Send numbered messages and time each answer; --interval later comes the next."""
     args = echo.args
@@ -500,9 +507,7 @@ def ping(echo: Echo) -> None:
     trips: list[float] = []  # milliseconds until each answer
     try:
         for number in range(1, args.ping + 1):
-            began = time.perf_counter()
-            exchange(echo, b"ping %d\n" % number)
-            trips.append(1000 * (time.perf_counter() - began))
+            trips.append(ask(echo, number))
             if number < args.ping and select.select([echo.sock], [], [], args.interval)[0]:
                 receive(echo)  # no answer is owed: this finds out what is wrong
     finally:

@@ -1898,6 +1898,17 @@ def test_a_reader_that_stops_within_a_short_answer_is_hung_up_on(spawn, folder, 
     assert not all(reader.reply().whole for _ in range(server.err.count("200 131072\n") + 1))
 
 
+def test_a_client_that_resets_its_connection_after_an_upload_is_one_log_line(spawn, folder, wire):
+    server = spawn("httpserver.py", folder)
+    for _ in range(5):  # with luck, the worker still waits for the next request
+        one = wire(server).send("PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx")
+        assert one.reply().status in (201, 204)
+        one.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        one.close()
+    log = server.stop()
+    assert log.count('"PUT /x HTTP/1.1"') == 5 and "reset" not in log
+
+
 def test_a_refused_client_that_is_let_go_of_as_it_leaves_is_not_logged_twice(
     spawn, folder, wire, tmp_path
 ):
