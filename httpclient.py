@@ -203,7 +203,7 @@ GZIP_NAMES = ".gz", ".tgz"
 DECODED = {"gzip", "deflate"}
 MAX_CODINGS = 5  # one around another, as in curl
 # what a file is called that is in another coding; if none of these, it is called like the coding
-ENDINGS = {"zstd": ".zst", "compress": ".Z"}
+ENDINGS = {"zstd": ".zst", "compress": ".Z", "gzip": ".gz"}
 CLOSED = "the server closed it"
 PART_NAME = r"\.six-[0-9a-f]{32}\.(?:part|json)"
 SIGNED = r"x-(?:amz|goog)-[^&=]*|awsaccesskeyid|googleaccessid|signature|expires"
