@@ -345,6 +345,8 @@ class Batch:
     def use_link(self, link: "Link") -> None:
         self.link = link
         link.handle_note = self.handle_note
+        if not self.counts:  # the clock begins here: before, a password may have been typed
+            self.progress.began = time.monotonic()
 
     def handle_note(self, note: "Line") -> None:
         for key in ("received", "checked"):
@@ -558,8 +560,9 @@ class Batch:
         self.lost_at = self.where(files[0], self.progress.current) if files else ""
         self.progress.current = 0
         self.progress.clear()
-        for hint in filter(None, map(self.cannot_repeat, files)):
-            raise self.lost_failure(lost, hint)
+        hints = [*filter(None, map(self.cannot_repeat, files))]
+        if hints:
+            raise self.lost_failure(lost, hints[0])
 
     def lost_failure(self, lost: "Lost", hint: str) -> "Failure":
         return lost_failure(lost, 18, f"connection lost{self.lost_at}", hint)
@@ -748,10 +751,10 @@ class Puts(Batch):
 
     def put_file(self, file: File, status: os.stat_result) -> Conversation:
         """What the server has of that name decides whether the bytes are sent."""
-        ready, part, over = file._replace(status=status, fresh=False), 0, False
+        part, over = 0, False
         if not file.fresh:
             self.ask_about(file, status)
-            there = yield ready
+            there = yield file._replace(status=status)
             if there.keys.get("reason") not in NAME_IS_FREE:
                 if self.is_same(file, status, there):
                     return self.skip_same(file, status.st_size, there.keys.get("sha256", ""))
@@ -760,7 +763,7 @@ class Puts(Batch):
             part = there.number("part")
         if self.args.dry_run:
             return self.plan("replace" if over else "new", file, status.st_size)
-        yield from self.send_file(ready, part, over)
+        yield from self.send_file(file, part, over)
 
     def ask_about(self, file: File, status: os.stat_result) -> None:
         """What does the server have of that name, and of an earlier attempt to send this file?"""
@@ -776,7 +779,7 @@ class Puts(Batch):
             offset, sha256, given_up = self.send_bytes(file, fd, status, part, over)
         finally:
             os.close(fd)
-        answer = yield file._replace(tried=True)
+        answer = yield file._replace(status=status, fresh=False, tried=True)
         if answer.keys.get("reason") == "exists" and not file.tried:
             # another client was quicker: look whether it was with the same
             return self.files.append(iter([file._replace(tried=True, fresh=False)]))
@@ -1391,10 +1394,12 @@ class Gets(Batch):
     ) -> "Failure":
         what = f"cannot write {printable(file.path)} ({error.strerror}) "
         what += f"after {part.received:,} of {size:,} bytes"
-        if error.errno not in FULL or not part.name:
+        if not part.name:
+            why, hint = "what reads it has ended, or its disk is full", "-o DEST for another place"
+        elif error.errno not in FULL:
             why, hint = "what was there before is untouched", "-o DEST for another place"
         else:
-            folder = printable(os.path.abspath(part.folder.path))
+            folder = printable(part.folder.path)
             needed = plural(size - part.received * kept, "byte")
             why = f"{needed} more must fit on the disk of {folder}"
             hint = "make room, then run the same command" + " again: it resumes" * kept
@@ -1580,10 +1585,9 @@ class Inbox:
         self.link.keep_alive()
         if not self.args.quiet:
             known = printable(answer.keys.get("nick") or answer.keys.get("you", "?"))
-            port = f" --port {self.args.port}" * (self.args.port != PORT)
+            flags = endpoint_flags(self.args) + trust_options(self.args)
             say(
-                "waiting for files; others send them with:  python3 client.py "
-                f"--host {shlex.quote(self.args.host)}{port}{trust_options(self.args)} "
+                f"waiting for files; others send them with:  python3 client.py{flags} "
                 f"send PATH --to {known}"
             )
         while self.args.count:  # below zero, without --count, it comes to no end
@@ -1900,9 +1904,7 @@ class Chat:
         if not readline:
             return f"\n{text}\n{CHAT_PROMPT}"
         typed = CHAT_PROMPT + printable(readline.get_line_buffer())
-        # 0: a terminal that does not know
-        columns = os.get_terminal_size(1).columns or len(typed) + 1
-        return "\r" + "\x1b[A" * (len(typed) // columns) + f"\x1b[J{text}\n{typed}"
+        return "\r" + "\x1b[A" * (len(typed) // columns_of(1)) + f"\x1b[J{text}\n{typed}"
 
     def wake_typist(self) -> None:
         """Interrupt input(): nobody is left to type for.
@@ -2814,7 +2816,8 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
     why, hint = WHYS.get(reason, ("the server says so", "the server's log tells more"))
     if "why" in answer.keys:
         why, hint = printable(answer.keys["why"]), "use another name or folder"
-    code = CODES.get(reason, 25 if verb in ("put", "send") else 9)
+    upload = verb in ("put", "send") and reason != "wrong-digest"
+    code = 25 if upload else CODES.get(reason, 9)
     if "limit" in answer.keys:
         why += f" ({readable_size(answer.number('limit'))})"
     if "received" in answer.keys:
@@ -2909,7 +2912,7 @@ KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with 
 NAMING = _thread.allocate_lock()  # held by the thread that gives or takes names
 # seconds from one try to lock a folder to the next: two in all
 PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
-# entries of a folder that are put in order; where there are more they come as the disk has them
+# entries of a folder that are put in order; those after them come as the disk has them
 SORTED = 20000
 SORTING = _thread.allocate_lock()  # one at a time: to sort takes several times what is kept
 LINK = os.stat_result([stat.S_IFLNK, *[0] * 9])  # of which nothing but its kind matters
@@ -3082,18 +3085,15 @@ class Folder:
         (os.rmdir if is_folder else os.unlink)(self.at(name), dir_fd=self.fd)
 
     def entries(self) -> Iterator[str]:
-        """The names in it, sorted, unless there are so many that memory would matter.
+        """The names in it, sorted; of more than SORTED only so many, because memory would matter.
 
         They are kept as one text: whoever reads them may take hours."""
-        where = self.path if self.fd is None else self.fd
-        with SORTING, os.scandir(where) as found:
-            first = (entry.name for entry in itertools.islice(found, SORTED))
-            listed, more = "/".join(sorted(first)), next(found, None)
-        if not more:
-            return (yield from (name[0] for name in re.finditer("[^/]+", listed)))
-        del listed
-        with os.scandir(where) as found:
-            yield from (entry.name for entry in found)
+        with os.scandir(self.path if self.fd is None else self.fd) as found:
+            names = (entry.name for entry in found)
+            with SORTING:
+                first = "/".join(sorted(itertools.islice(names, SORTED)))
+            yield from (name[0] for name in re.finditer("[^/]+", first))
+            yield from names
 
     def rename(self, old: str, other: "Folder", new: str, replace: bool) -> None:
         """Move a file or folder to that name. Without replace, fail if the name is taken."""
@@ -3123,14 +3123,15 @@ class Folder:
         if other and other.fd is not None and other.identity("") != self.identity(""):
             fds.append(other.fd)
         for pause in PAUSES:
-            with NAMING:
-                try:
-                    if all(map(lock_file, fds)):
-                        yield
-                        return
-                finally:
-                    for fd in fds:
-                        lock_file(fd, free=True)
+            NAMING.acquire()
+            try:
+                if all(map(lock_file, fds)):
+                    yield
+                    return
+            finally:
+                for fd in fds:
+                    lock_file(fd, free=True)
+                NAMING.release()
             time.sleep(pause)
         raise os_error(errno.EBUSY)
 
@@ -4674,6 +4675,7 @@ class Parser(argparse.ArgumentParser):
             # lines as wide as ours: if argparse had to ask for a width, it would load shutil
             formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
             add_help=False,
+            allow_abbrev=False,  # `get --as NAME` would ask for a password
             **settings,
         )
         self.add_argument(
@@ -4703,7 +4705,8 @@ class Parser(argparse.ArgumentParser):
 
             # argparse lists the possible choices after the wrong one
             known = [*self._option_string_actions, *re.findall(r"[\w-]+", message[wrong.end() :])]
-            for close in difflib.get_close_matches(wrong[1], known, 1):
+            longer = [name for name in known if name.startswith(wrong[1])]
+            for close in (longer or difflib.get_close_matches(wrong[1], known))[:1]:
                 hint = f"did you mean {close}? {hint} lists all"
         why = "the command line is not as the help describes it; nothing was done"
         say(str(Failure(2, message, why, hint)))
@@ -4814,7 +4817,7 @@ def own_flags(command: str, flag: Callable[..., object]) -> None:
         flag("-r", action="store_true", help="folders with all that is in them")
     if command in ("get", "receive"):
         what = "a folder, a name, or - for standard output (default: here)"
-        flag("-o", dest="output", metavar="DEST", help=what)
+        flag("-o", "--as", dest="output", metavar="DEST", help=what)
     if command in ("put", "send"):
         flag("--as", dest="name", metavar="NAME", help="what it is called there")
     if command in ("get", "put", "send"):

@@ -203,7 +203,7 @@ GZIP_NAMES = ".gz", ".tgz"
 DECODED = {"gzip", "deflate"}
 MAX_CODINGS = 5  # one around another, as in curl
 # what a file is called that is in another coding; if none of these, it is called like the coding
-ENDINGS = {"zstd": ".zst", "compress": ".Z"}
+ENDINGS = {"zstd": ".zst", "compress": ".Z", "gzip": ".gz"}
 CLOSED = "the server closed it"
 PART_NAME = r"\.six-[0-9a-f]{32}\.(?:part|json)"
 SIGNED = r"x-(?:amz|goog)-[^&=]*|awsaccesskeyid|googleaccessid|signature|expires"
@@ -279,6 +279,8 @@ class Head(NamedTuple):
     @property
     def codings(self) -> list[str]:
         """What the body was encoded with, one after another."""
+        if "content-encoding" not in self.fields:
+            return []
         names = self.get("content-encoding").lower().split(",")
         codings = [name.strip().removeprefix("x-") for name in names]
         # none: some servers say so
@@ -545,23 +547,26 @@ class Client:
         connection: Connection | None = None
         try:
             while waiting or asked:
-                url, reply = (asked or waiting)[0], None
+                url = (asked or waiting)[0]
                 if not connection:
-                    connection = self.retry(url, functools.partial(self.connection, url))
+                    waiting.extendleft(reversed(asked))
+                    asked.clear()
+                    opened = functools.partial(self.connection, url)
+                    connection, window = self.retry(url, opened), 1
                 try:
                     self.send_requests(connection, waiting, make, asked, window)
                     reply = Reply(connection, connection.read_head(), method, url)
                 except Failure:
                     connection.close()
-                (asked or waiting).popleft()
-                if reply:
-                    with reply:
-                        yield url, reply
+                    connection = None
+                    (asked or waiting).popleft()
+                    continue
+                asked.popleft()
+                with reply:
+                    yield url, reply
                 window = min(2 * window, most)
-                if not reply or not reply.keep:
-                    connection, window = None, 1
-                    waiting.extendleft(reversed(asked))
-                    asked.clear()
+                if not reply.keep:
+                    connection = None
             if connection:
                 self.idle[url.origin], connection = connection, None
         finally:
@@ -1175,10 +1180,10 @@ def get(client: Client) -> None:
 def read_lines(path: str) -> list[str]:
     """The URLs in a file, one a line; - is standard input. Lines that begin with # are comments."""
     try:
-        with contextlib.ExitStack() as stack:
-            file = sys.stdin if path == "-" else stack.enter_context(open(path, encoding="utf-8"))
+        standard = path == "-"
+        with open(0 if standard else path, encoding="utf-8", closefd=not standard) as file:
             lines = [line.strip() for line in file]
-    except (OSError, UnicodeError, TypeError) as error:
+    except (OSError, UnicodeError) as error:
         raise Failure(
             26,
             f"cannot read the URLs in {printable(path)}: {error}",
@@ -1972,18 +1977,24 @@ def part_name(url: URL) -> str:
 
 
 def remove_old_parts(folder: str, names: set[str]) -> None:
-    """Remove parts and notes that nobody can continue, or that are a week old, unless they are
-    locked. A part without a note or without content need not be old."""
     for stem in {name[: -len("part")] for name in names if is_part(name)}:
         ends = [end for end in ("part", "json") if stem + end in names]
-        paths = [os.path.join(folder, stem + end) for end in ends]
-        with contextlib.suppress(OSError), open(paths[0], "rb", opener=open_own) as file:
-            found = os.fstat(file.fileno())
-            useless = lock_file(file.fileno()) and (ends == ["part"] or not found.st_size)
-            for path in paths if useless or time.time() - found.st_mtime > PART_AGE else []:
-                if os.name == "nt":
-                    file.close()  # Windows removes no open file; elsewhere the lock lasts longer
-                os.unlink(path)
+        with contextlib.suppress(OSError):
+            remove_if_old([os.path.join(folder, stem + end) for end in ends], ends == ["part"])
+
+
+def remove_if_old(paths: list[str], alone: bool) -> None:
+    """Remove a part and its note if nobody can continue it, or if it is a week old, unless it is
+    locked. A part that is alone or empty need not be old."""
+    with open(paths[0], "rb", opener=open_own) as file:
+        found = os.fstat(file.fileno())
+        useless = lock_file(file.fileno()) and (alone or not found.st_size)
+        if not useless and time.time() - found.st_mtime < PART_AGE:
+            return
+        if os.name == "nt":
+            file.close()  # Windows removes no open file; elsewhere the lock lasts longer
+        for path in paths:
+            os.unlink(path)
 
 
 # --- sending: put, post, delete, mkdir, move, head ---
@@ -4067,6 +4078,7 @@ class Parser(argparse.ArgumentParser):
             # lines as wide as ours: if argparse had to ask for a width, it would load shutil
             formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
             add_help=False,
+            allow_abbrev=False,  # `get --as NAME` would ask for a password
             **settings,
         )
         self.add_argument(
@@ -4096,7 +4108,8 @@ class Parser(argparse.ArgumentParser):
 
             # argparse lists the possible choices after the wrong one
             known = [*self._option_string_actions, *re.findall(r"[\w-]+", message[wrong.end() :])]
-            for close in difflib.get_close_matches(wrong[1], known, 1):
+            longer = [name for name in known if name.startswith(wrong[1])]
+            for close in (longer or difflib.get_close_matches(wrong[1], known))[:1]:
                 hint = f"did you mean {close}? {hint} lists all"
         why = "the command line is not as the help describes it; nothing was done"
         say(str(Failure(2, message, why, hint)))
@@ -4389,29 +4402,21 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
     )
     trust_flags(group)
     flag("--user", metavar="USER:PASSWORD", help="log in with Basic")
-    token = "log in with Bearer"
-    flag("--token", dest=headers, action="append", type=bearer, metavar="TOKEN", help=token)
+    text = "log in with Bearer"
+    flag("--token", dest=headers, action="append", type=bearer, metavar="TOKEN", help=text)
     flag("--proxy", metavar="URL", help="go through this proxy; '' for none")
     seconds, tries = between(0.01, 1e6, float), between(0, 1000)
     flag("--timeout", type=seconds, metavar="S", help="silence allowed (default 30)")
-    flag(
-        "--retries",
-        type=tries,
-        metavar="N",
-        help="tries without progress (default 16: for two minutes)",
-    )
+    text = "tries without progress (default 16: for two minutes)"
+    flag("--retries", type=tries, metavar="N", help=text)
     flag("--no-resume", dest="resume", action="store_false", help="start over, whatever is here")
     flag("--quiet", action="store_true", help="no progress, no reports")
     flag("--json", action="store_true", help="a JSON object for each transfer on standard output")
     flag("-v", "--verbose", action="store_true", help="show the heads of requests and replies")
     flag("--trace", action="store_true", help="print a line for each socket call")
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
-    flag(
-        "--pcap",
-        type=Capture,
-        metavar="FILE",
-        help="store all that is sent, passwords too, for Wireshark",
-    )
+    text = "store all that is sent, passwords too, for Wireshark"
+    flag("--pcap", type=Capture, metavar="FILE", help=text)
 
 
 # argparse sets the others. A verb's flags are here because other verbs read them too.

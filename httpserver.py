@@ -6016,6 +6016,7 @@ class Parser(argparse.ArgumentParser):
             # lines as wide as ours: if argparse had to ask for a width, it would load shutil
             formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
             add_help=False,
+            allow_abbrev=False,  # `get --as NAME` would ask for a password
             **settings,
         )
         self.add_argument(
@@ -6045,7 +6046,8 @@ class Parser(argparse.ArgumentParser):
 
             # argparse lists the possible choices after the wrong one
             known = [*self._option_string_actions, *re.findall(r"[\w-]+", message[wrong.end() :])]
-            for close in difflib.get_close_matches(wrong[1], known, 1):
+            longer = [name for name in known if name.startswith(wrong[1])]
+            for close in (longer or difflib.get_close_matches(wrong[1], known))[:1]:
                 hint = f"did you mean {close}? {hint} lists all"
         why = "the command line is not as the help describes it; nothing was done"
         say(str(Failure(2, message, why, hint)))

@@ -813,6 +813,7 @@ def do_send(session: "Session", request: "Line", to: str, name: str) -> None:
     except (Lost, Broken, Refused) as error:
         relay.give_up(reason_of(error) if isinstance(error, Refused) else "sender-gone")
         session.relays.remove(relay)
+        session.moved = relay.moved
         if isinstance(error, Lost):
             session.log(f"send {name}: cut after {relay.moved} bytes ({error})")
         raise
@@ -1311,7 +1312,7 @@ KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with 
 NAMING = _thread.allocate_lock()  # held by the thread that gives or takes names
 # seconds from one try to lock a folder to the next: two in all
 PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
-# entries of a folder that are put in order; where there are more they come as the disk has them
+# entries of a folder that are put in order; those after them come as the disk has them
 SORTED = 20000
 SORTING = _thread.allocate_lock()  # one at a time: to sort takes several times what is kept
 LINK = os.stat_result([stat.S_IFLNK, *[0] * 9])  # of which nothing but its kind matters
@@ -1484,18 +1485,15 @@ class Folder:
         (os.rmdir if is_folder else os.unlink)(self.at(name), dir_fd=self.fd)
 
     def entries(self) -> Iterator[str]:
-        """The names in it, sorted, unless there are so many that memory would matter.
+        """The names in it, sorted; of more than SORTED only so many, because memory would matter.
 
         They are kept as one text: whoever reads them may take hours."""
-        where = self.path if self.fd is None else self.fd
-        with SORTING, os.scandir(where) as found:
-            first = (entry.name for entry in itertools.islice(found, SORTED))
-            listed, more = "/".join(sorted(first)), next(found, None)
-        if not more:
-            return (yield from (name[0] for name in re.finditer("[^/]+", listed)))
-        del listed
-        with os.scandir(where) as found:
-            yield from (entry.name for entry in found)
+        with os.scandir(self.path if self.fd is None else self.fd) as found:
+            names = (entry.name for entry in found)
+            with SORTING:
+                first = "/".join(sorted(itertools.islice(names, SORTED)))
+            yield from (name[0] for name in re.finditer("[^/]+", first))
+            yield from names
 
     def rename(self, old: str, other: "Folder", new: str, replace: bool) -> None:
         """Move a file or folder to that name. Without replace, fail if the name is taken."""
@@ -1525,14 +1523,15 @@ class Folder:
         if other and other.fd is not None and other.identity("") != self.identity(""):
             fds.append(other.fd)
         for pause in PAUSES:
-            with NAMING:
-                try:
-                    if all(map(lock_file, fds)):
-                        yield
-                        return
-                finally:
-                    for fd in fds:
-                        lock_file(fd, free=True)
+            NAMING.acquire()
+            try:
+                if all(map(lock_file, fds)):
+                    yield
+                    return
+            finally:
+                for fd in fds:
+                    lock_file(fd, free=True)
+                NAMING.release()
             time.sleep(pause)
         raise os_error(errno.EBUSY)
 
@@ -2597,14 +2596,11 @@ class Relay:
         self.sender.send_line("got", *words, **keys, nick=nick or None)
 
     def answer(self) -> None:
-        sender, facts, result = self.sender, {"receivers": self.count}, "ok"
-        if self.taken:
-            sender.send_line("ok", "send", self.name, **facts, verified=self.verified)
-        else:
-            result = "not-received"
-            sender.send_line("err", "send", self.name, reason=result, **facts, verified=0)
+        verb, reason = ("ok", None) if self.taken else ("err", "not-received")
+        facts = {"receivers": self.count, "verified": self.verified}
+        self.sender.send_line(verb, "send", self.name, reason=reason, **facts)
         elapsed = time.monotonic() - self.started
-        sender.log(f"{self.what}: {self.moved} bytes, {elapsed:.3f} s, {result}")
+        self.sender.log(f"{self.what}: {self.moved} bytes, {elapsed:.3f} s, {reason or verb}")
 
     # the receivers' threads
     def settle(self, session: "Session", result: Line) -> None:
@@ -3740,6 +3736,7 @@ class Parser(argparse.ArgumentParser):
             # lines as wide as ours: if argparse had to ask for a width, it would load shutil
             formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
             add_help=False,
+            allow_abbrev=False,  # `get --as NAME` would ask for a password
             **settings,
         )
         self.add_argument(
@@ -3769,7 +3766,8 @@ class Parser(argparse.ArgumentParser):
 
             # argparse lists the possible choices after the wrong one
             known = [*self._option_string_actions, *re.findall(r"[\w-]+", message[wrong.end() :])]
-            for close in difflib.get_close_matches(wrong[1], known, 1):
+            longer = [name for name in known if name.startswith(wrong[1])]
+            for close in (longer or difflib.get_close_matches(wrong[1], known))[:1]:
                 hint = f"did you mean {close}? {hint} lists all"
         why = "the command line is not as the help describes it; nothing was done"
         say(str(Failure(2, message, why, hint)))

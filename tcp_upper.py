@@ -493,6 +493,13 @@ def stream(echo: Echo) -> None:
         raise problems[0]
 
 
+def ask(echo: Echo, number: int) -> float:
+    """Send a numbered message. Returns the milliseconds until its answer is there."""
+    began = time.perf_counter()
+    exchange(echo, b"ping %d\n" % number)
+    return 1000 * (time.perf_counter() - began)
+
+
 def ping(echo: Echo) -> None:
     """Send numbered messages and time each answer; --interval later comes the next."""
     args = echo.args
@@ -500,9 +507,7 @@ def ping(echo: Echo) -> None:
     trips: list[float] = []  # milliseconds until each answer
     try:
         for number in range(1, args.ping + 1):
-            began = time.perf_counter()
-            exchange(echo, b"ping %d\n" % number)
-            trips.append(1000 * (time.perf_counter() - began))
+            trips.append(ask(echo, number))
             if number < args.ping and select.select([echo.sock], [], [], args.interval)[0]:
                 receive(echo)  # no answer is owed: this finds out what is wrong
     finally:
@@ -1087,6 +1092,7 @@ class Parser(argparse.ArgumentParser):
             # lines as wide as ours: if argparse had to ask for a width, it would load shutil
             formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
             add_help=False,
+            allow_abbrev=False,  # `get --as NAME` would ask for a password
             **settings,
         )
         self.add_argument(
@@ -1116,7 +1122,8 @@ class Parser(argparse.ArgumentParser):
 
             # argparse lists the possible choices after the wrong one
             known = [*self._option_string_actions, *re.findall(r"[\w-]+", message[wrong.end() :])]
-            for close in difflib.get_close_matches(wrong[1], known, 1):
+            longer = [name for name in known if name.startswith(wrong[1])]
+            for close in (longer or difflib.get_close_matches(wrong[1], known))[:1]:
                 hint = f"did you mean {close}? {hint} lists all"
         why = "the command line is not as the help describes it; nothing was done"
         say(str(Failure(2, message, why, hint)))

@@ -349,10 +349,10 @@ def no_echo(echo: Echo) -> "Failure":
     args = echo.args
     if problem and problem.errno == errno.EMSGSIZE:
         ipv6 = echo.sock.family == socket.AF_INET6
-        version, limit = ("IPv6", 65527) if ipv6 else ("IPv4", 65507)
+        maximum = "IPv6 maximum is 65527" if ipv6 else "IPv4 maximum is 65507"
         return Failure(
             2,
-            f"the datagram is {echo.asked} bytes, the {version} maximum is {limit}",
+            f"the datagram is {echo.asked} bytes, the {maximum}",
             "UDP sends a datagram whole or not at all; some systems take even less",
             "send shorter lines, or use TCP: tcp_upper.py takes any size",
         )
@@ -472,33 +472,41 @@ def stream(echo: Echo) -> None:
         write_out(exchange(echo, rest))
 
 
+def ask(echo: Echo, number: int, left: dict[bytes, float], trips: dict[bytes, float]) -> int:
+    """Send a numbered message; until the next one is due, time what comes. Returns the doubled."""
+    args = echo.args
+    doubled = 0
+    last = number == args.ping
+    pause = min(PING_WAIT, args.timeout) if last else args.interval
+    now = left[b"PING %d" % number] = time.perf_counter()
+    send_message(echo, b"ping %d" % number)
+    for _ in range(MAX_STALE + args.ping):
+        reply = receive(echo, now + pause)
+        if reply is None:
+            break
+        if reply not in left:
+            echo.ignored += 1
+            continue
+        if reply in trips:
+            doubled += 1
+        trips.setdefault(reply, 1000 * (time.perf_counter() - left[reply]))
+        if len(trips) == args.ping:
+            break
+        if last:
+            now = time.perf_counter()
+    return doubled
+
+
 def ping(echo: Echo) -> None:
     """Send numbered messages, one each --interval, and time what comes back meanwhile."""
-    args = echo.args
-    number = pongs = 0
     left: dict[bytes, float] = {}  # when each question left, by its answer
     trips: dict[bytes, float] = {}  # of each answer: milliseconds until it came first
+    doubled = 0
     try:
-        for number in range(1, args.ping + 1):
-            last = number == args.ping
-            pause = min(PING_WAIT, args.timeout) if last else args.interval
-            now = left[b"PING %d" % number] = time.perf_counter()
-            send_message(echo, b"ping %d" % number)
-            for _ in range(MAX_STALE + args.ping):
-                reply = receive(echo, now + pause)
-                if reply is None:
-                    break
-                if reply not in left:
-                    echo.ignored += 1
-                    continue
-                pongs += 1
-                trips.setdefault(reply, 1000 * (time.perf_counter() - left[reply]))
-                if len(trips) == args.ping:
-                    break
-                if last:
-                    now = time.perf_counter()
+        for number in range(1, echo.args.ping + 1):
+            doubled += ask(echo, number, left, trips)
     finally:
-        write_out(ping_report(number, trips, pongs - len(trips)).encode())
+        write_out(ping_report(len(left), trips, doubled).encode())
     if not trips:
         raise no_echo(echo)
 
@@ -946,6 +954,7 @@ class Parser(argparse.ArgumentParser):
             # lines as wide as ours: if argparse had to ask for a width, it would load shutil
             formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
             add_help=False,
+            allow_abbrev=False,  # `get --as NAME` would ask for a password
             **settings,
         )
         self.add_argument(
@@ -975,7 +984,8 @@ class Parser(argparse.ArgumentParser):
 
             # argparse lists the possible choices after the wrong one
             known = [*self._option_string_actions, *re.findall(r"[\w-]+", message[wrong.end() :])]
-            for close in difflib.get_close_matches(wrong[1], known, 1):
+            longer = [name for name in known if name.startswith(wrong[1])]
+            for close in (longer or difflib.get_close_matches(wrong[1], known))[:1]:
                 hint = f"did you mean {close}? {hint} lists all"
         why = "the command line is not as the help describes it; nothing was done"
         say(str(Failure(2, message, why, hint)))

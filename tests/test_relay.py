@@ -625,7 +625,7 @@ def test_a_receiver_that_asks_something_while_a_file_arrives_gets_the_file_then_
     assert sender.answer().startswith("got ") and sender.answer().endswith("verified=1")
 
 
-def test_a_receiver_that_refuses_inside_the_body_hears_that_it_ends(peer):
+def test_a_receiver_that_refuses_inside_the_body_hears_that_it_ends(server, peer):
     sender, bob = peer(), peer("receive nick=bob")
     sender.tell(b"send bob x size=9\ndata 3\nhel")
     assert bob.line().startswith("put x ") and bob.line() == "data 3" and bob.file.read(3)
@@ -633,6 +633,7 @@ def test_a_receiver_that_refuses_inside_the_body_hears_that_it_ends(peer):
     assert bob.answer() == "abort reason=refused"
     assert sender.answer().endswith("reason=disk-full nick=bob")
     assert sender.answer() == "err send x reason=not-received receivers=1 verified=0"
+    server.wait_for("send bob x: 3 bytes, .*, not-received")
 
 
 @pytest.mark.parametrize("claim", ["sha256=" + "0" * 64, ""])
@@ -1234,6 +1235,26 @@ def test_a_sender_whose_server_is_gone_says_so_and_promises_nothing(server, peer
     )
 
 
+def test_where_there_is_no_poll_select_waits_for_bell_and_connection(here, tmp_path):
+    (here / "x").write_bytes(BIG)
+    runner = tmp_path / "run.py"
+    runner.write_text(f"""
+import runpy, selectors, sys
+del selectors.PollSelector
+path = {str(ROOT)!r} + "/" + sys.argv.pop(1)
+sys.argv[0] = path
+runpy.run_path(path, run_name="__main__")
+""")
+    server = Server(str(runner), "server.py", tmp_path / "box")
+    common = "client.py", "--port", server.port
+    bob = Process(str(runner), *common, "receive", "--count", "1", "-o", "got/", cwd=here)
+    name = bob.wait_for(r"--to\s+(\S+)")[1]
+    anna = Process(str(runner), *common, "send", "x", "--to", name, cwd=here)
+    assert (anna.wait(), bob.wait()) == (0, 0), (anna.err, bob.err)
+    assert (here / "got/x").read_bytes() == BIG
+    server.stop()
+
+
 KILLED = """
 import os, runpy, signal, socket
 left, true = [{turn}], socket.socket.{call}
@@ -1344,9 +1365,7 @@ def test_a_receiver_tells_the_command_that_another_client_needs(start, here):
             cwd=here,
             env={**os.environ, "SIXSOCKETS_PASSWORD": "w ord"},
         )
-        box.wait_for(
-            f"client.py --host 127.0.0.1 --port {server.port} {told} --ask-password send PATH --to 127"
-        )
+        box.wait_for(f"client.py --port {server.port} {told} --ask-password send PATH --to 127")
         box.kill()
 
 

@@ -90,11 +90,12 @@ def test_a_command_lists_its_own_options_before_those_of_all(printed, words):
     "words, meant",
     [
         (["tcp_upper.py", "sever"], "server"),
-        (["udp_upper.py", "server", "--los", "0.3", "--requets", "5"], "--requests"),
+        (["udp_upper.py", "server", "--loss", "0.3", "--requets", "5"], "--requests"),
         (["tcp_upper.py", "server", "--mode=thred"], "thread"),
         (["server.py", "--max-sise=5"], "--max-size"),
         (["httpserver.py", "--pubic-read"], "--public-read"),
         (["client.py", "gte", "a"], "get"),
+        (["client.py", "get", "a", "--pass", "b"], "--password"),
         (["client.py", "put", "a", "--inot", "x"], "--into"),
         (["httpclient.py", "upolad"], "upload"),
         (["httpclient.py", "get", "/", "--chekcsum=x"], "--checksum"),
