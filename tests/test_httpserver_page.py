@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -79,19 +80,28 @@ class Browser:
             [],
             [],
         )
-        pages = until(
+        found = until(
             lambda: [
-                each
+                each["targetId"]
                 for each in self.call("Target.getTargets")["targetInfos"]
                 if each["type"] == "page"
             ],
             "the first page",
         )
-        self.session = self.call(
-            "Target.attachToTarget", targetId=pages[0]["targetId"], flatten=True
-        )["sessionId"]
+        self.attach(found[0])
+
+    def attach(self, page):
+        self.page, self.session = page, None
+        attached = self.call("Target.attachToTarget", targetId=page, flatten=True)
+        self.session = attached["sessionId"]
         for domain in "Page", "Runtime", "DOM", "Network":
             self.call(f"{domain}.enable")
+
+    def take_new_page(self):
+        """A page that was left in the middle of something, its server gone, held up the next one."""
+        old, self.session = self.page, None
+        self.attach(self.call("Target.createTarget", url="about:blank")["targetId"])
+        self.call("Target.closeTarget", targetId=old)
 
     def call(self, method, **params):
         number = next(self.numbers)
@@ -127,6 +137,7 @@ class Browser:
 
     def read(self):
         while b"\0" not in self.rest:
+            assert select.select([self.of], [], [], DEADLINE)[0], "chromium does not answer"
             chunk = os.read(self.of, 1 << 20)
             assert chunk, "chromium ended"
             self.rest += chunk
@@ -202,6 +213,11 @@ def browser(tmp_path_factory):
     chromium = Browser(tmp_path_factory.mktemp("chromium"))
     yield chromium
     chromium.close()
+
+
+@pytest.fixture(autouse=True)
+def new_page(browser):
+    browser.take_new_page()
 
 
 @pytest.fixture
