@@ -520,8 +520,8 @@ def pytest_addoption(parser):
     parser.addoption(
         "--processes",
         type=int,
-        default=(os.cpu_count() or 1) + 2,
-        help="run so many tests at once (default two more than cores: some wait)",
+        default=(os.cpu_count() or 1) + 4,
+        help="run so many tests at once (default four more than cores: many wait)",
     )
 
 

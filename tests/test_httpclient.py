@@ -3379,36 +3379,42 @@ class Anything(Listener):
             conn.sendall(f"HTTP/1.1 {status}\r\n{size}".encode() + page)
 
 
-@pytest.mark.parametrize(
-    "held, words",
-    [
-        ("GET /b", ["get", "URLb"]),
-        ("PUT /b", ["put", "up/b", "URLb"]),
-        ("HEAD /b", ["put", "up/b", "URLb"]),
-        ("GET /b", ["mirror", "URL", "-o", "copy"]),
-        ("GET /", ["mirror", "URL", "-o", "copy"]),
-        ("PUT /b", ["upload", "up", "URL"]),
-    ],
-    ids=" ".join,
-)
-def test_each_command_waits_for_a_server_that_restarts(listeners, tmp_path, held, words):
-    (tmp_path / "up").mkdir()
-    for name in "ab":
-        (tmp_path / "up" / name).write_bytes(b"/%b" % name.encode())
-    first = Anything(held)
-    listeners.append(first)
-    url = f"http://127.0.0.1:{first.port}/"
-    client = Process(*QUICK, *(word.replace("URL", url) for word in words), cwd=tmp_path)
-    assert first.asked.wait(DEADLINE)
-    first.close()
-    client.wait_for("(?s)(connection refused.*trying again.*){5}")
-    listeners.append(Anything("", first.port))
-    assert client.wait() == 0, client.err
-    stored = {**first.stored, **listeners[-1].stored}
-    if words[0] in ("put", "upload"):
-        assert stored["/b"] == b"/b"
-    else:
-        assert next(tmp_path.glob(f"{'copy/' * (words[0] == 'mirror')}b")).read_bytes() == b"/b"
+WAITING = [
+    ("GET /b", ["get", "URLb"]),
+    ("PUT /b", ["put", "up/b", "URLb"]),
+    ("HEAD /b", ["put", "up/b", "URLb"]),
+    ("GET /b", ["mirror", "URL", "-o", "copy"]),
+    ("GET /", ["mirror", "URL", "-o", "copy"]),
+    ("PUT /b", ["upload", "up", "URL"]),
+]
+
+
+def test_each_command_waits_for_a_server_that_restarts(listeners, tmp_path):
+    """All at once, since most of it is pauses. After three of them, the tries of many programs are over."""
+    running = []
+    for number, (held, words) in enumerate(WAITING):
+        here = tmp_path / str(number)
+        (here / "up").mkdir(parents=True)
+        for name in "ab":
+            (here / "up" / name).write_bytes(b"/%b" % name.encode())
+        first = Anything(held)
+        listeners.append(first)
+        url = f"http://127.0.0.1:{first.port}/"
+        client = Process(*QUICK, *(word.replace("URL", url) for word in words), cwd=here)
+        running.append((words[0], here, first, client))
+    for _, _, first, _ in running:
+        assert first.asked.wait(DEADLINE)
+        first.close()
+    for *_, client in running:
+        client.wait_for("(?s)(connection refused.*trying again.*){3}")
+    restarted = [Anything("", first.port) for *_, first, _ in running]
+    listeners.extend(restarted)
+    for (command, here, first, client), again in zip(running, restarted):
+        assert client.wait() == 0, client.err
+        if command in ("put", "upload"):
+            assert {**first.stored, **again.stored}["/b"] == b"/b"
+        else:
+            assert next(here.glob(f"{'copy/' * (command == 'mirror')}b")).read_bytes() == b"/b"
 
 
 def test_who_gives_up_says_how_much_has_come_and_that_the_command_goes_on(run, files, tmp_path):
