@@ -755,7 +755,9 @@ class Bench:
     def fresh(self, name):
         """An empty folder of that name."""
         folder = self.work / name
-        shutil.rmtree(folder, ignore_errors=True)
+        deadline = time.monotonic() + READY_S
+        while folder.exists():  # a server may still be clearing away what was uploaded last
+            shutil.rmtree(folder, ignore_errors=time.monotonic() < deadline)
         folder.mkdir(parents=True)
         return folder
 
