@@ -906,6 +906,7 @@ def test_in_a_drop_box_the_page_hands_in_and_shows_nothing_but_what_came_from_he
     until((folder / "Anna-B" / "tree" / "empty").is_dir, "the empty folder")
     assert (folder / "Anna-B" / "essay (1).txt").read_text() == "my essay"
     assert (folder / "Anna-B" / "essay.txt").read_text() == "of somebody"
+    browser.wait("!busy()")  # else leaving the page asks
     again(browser)
     assert browser.run("$('drop').value") == "Anna B"
     text = browser.run("document.body.innerText")
