@@ -4989,31 +4989,55 @@ def in_chunks(texts: Iterable[str]) -> Iterator[bytes]:
 
 
 # --- the QR code: an address for the camera of a phone ---
-# For versions 2 to 5 at level L: bytes in all, and those of them that correct the others. Version 5
-# has room for the longest address that announce() shows.
-QR_SIZES = (44, 10), (70, 15), (100, 20), (134, 26)
-QR_FORMAT = "001000111110111"  # level L and mask 0, with what corrects it
+# For versions 1 to 10 at level L: bytes in all, bytes that correct a block, blocks.
+QR_SIZES = (
+    (26, 7, 1),
+    (44, 10, 1),
+    (70, 15, 1),
+    (100, 20, 1),
+    (134, 26, 1),
+    (172, 18, 2),
+    (196, 20, 2),
+    (242, 24, 2),
+    (292, 30, 2),
+    (346, 18, 4),
+)
+# level L and mask 0, and the versions from 7 on, each with what corrects it
+QR_FORMAT, QR_VERSIONS = "001000111110111", (0x07C94, 0x085BC, 0x09A99, 0x0A4D3)
 QUIET = 4  # modules of white around a code
 Modules = dict[tuple[int, int], int]  # (x, y): 1 is dark
 
 
 def qr_code(data: bytes) -> list[str]:
-    """Up to 106 bytes as rows of 0 and 1 (ISO/IEC 18004), in byte mode, with the least correction.
+    """Up to 271 bytes as rows of 0 and 1 (ISO/IEC 18004), in byte mode, with the least correction.
 
     Any of the eight masks can be read; the first one, a chessboard, serves for all."""
-    version = 2 + sum(total - check < len(data) + 2 for total, check in QR_SIZES)
-    total, check = QR_SIZES[version - 2]
+    wide = len(data) > 230  # version 10 has a length of two bytes
+    need = len(data) + 2 + wide
+    version = 1 + sum(total - check * blocks < need for total, check, blocks in QR_SIZES)
+    total, check, blocks = QR_SIZES[version - 1]
     # the mode, the length, the bytes, four zeros; then padding
-    head = (4 << 8 | len(data)) << 8 * len(data) | int.from_bytes(data, "big")
-    padded = (head << 4).to_bytes(len(data) + 2, "big") + b"\xec\x11" * total
-    words = padded[: total - check]
-    bits = iter("".join(f"{word:08b}" for word in (*words, *qr_check(words, check))))
-    size = 17 + 4 * version
-    modules = qr_frame(size)
+    head = (4 << 8 * (1 + wide) | len(data)) << 8 * len(data) | int.from_bytes(data, "big")
+    padded = (head << 4).to_bytes(need, "big") + b"\xec\x11" * total
+    words = qr_words(padded[: total - check * blocks], check, blocks)
+    bits = iter("".join(f"{word:08b}" for word in words))
+    size, modules = 17 + 4 * version, qr_frame(version)
     for x, y in qr_path(size):
         if (x, y) not in modules:
             modules[x, y] = int(next(bits, "0")) ^ ~(x + y) & 1
     return ["".join(str(modules[x, y]) for x in range(size)) for y in range(size)]
+
+
+def qr_words(words: bytes, check: int, blocks: int) -> Iterator[int]:
+    """The bytes of all blocks in turn, then those that correct them. Longer blocks stand last."""
+    parts = []
+    for left in range(blocks, 0, -1):
+        length = len(words) // left
+        parts.append(words[:length])
+        words = words[length:]
+    for rows in itertools.zip_longest(*parts), zip(*[qr_check(part, check) for part in parts]):
+        for row in rows:
+            yield from (word for word in row if word is not None)
 
 
 def qr_check(words: bytes, count: int) -> list[int]:
@@ -5044,16 +5068,23 @@ def qr_square(x: int, y: int, rings: str) -> Modules:
     return {(x + a, y + b): int(rings[max(abs(a), abs(b))]) for a in reach for b in reach}
 
 
-def qr_frame(size: int) -> Modules:
-    """What holds no data: dotted lines, an alignment pattern, three finders, the format."""
+def qr_frame(version: int) -> Modules:
+    """What holds no data: dotted lines, three finders, alignment, the format, the version."""
+    size = 17 + 4 * version
+    end, middle = size - 7, size // 2
     frame = {cell: ~at & 1 for at in range(size) for cell in ((6, at), (at, 6))}
-    frame |= qr_square(size - 7, size - 7, "101")
+    places = [(6, middle), (middle, 6), (middle, middle), (end, middle), (middle, end)]
+    for x, y in [*(places if version > 6 else []), (end, end)]:
+        frame |= qr_square(x, y, "101" if version > 1 else "")
     for x, y in (3, 3), (3, size - 4), (size - 4, 3):
         frame |= qr_square(x, y, "11010")
     for at, bit in enumerate(QR_FORMAT):  # twice: down beside the finders, and along below them
         y = size - 15 + at if at > 7 else at + (at > 5)
         x = size - 1 - at if at < 8 else 15 - at - (at > 8)
         frame[8, y] = frame[x, 8] = int(bit)
+    for at in range(18 if version > 6 else 0):
+        one, other = size - 11 + at % 3, at // 3
+        frame[one, other] = frame[other, one] = QR_VERSIONS[version - 7] >> at & 1
     return {**frame, (8, size - 8): 1}
 
 
@@ -5068,7 +5099,7 @@ def show_qr(url: str) -> None:
     """Draw it in black on white, whatever the terminal's colours are, if it fits in there."""
     # an old console of Windows, which names itself in neither, would show the colours as letters
     kind = os.environ.get("WT_SESSION") or os.environ.get("TERM", "dumb")
-    if kind == "dumb" or not sys.stderr.isatty() or len(url) > 106:
+    if kind == "dumb" or not sys.stderr.isatty() or len(url) > 271:
         return
     code = qr_code(url.encode())
     wide = len(code) + 2 * QUIET
