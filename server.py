@@ -2958,7 +2958,6 @@ def server_tls(args: argparse.Namespace) -> "tuple[ssl.SSLContext, str]":
     import tempfile
 
     context = tls_context(args, server=True)
-    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)  # each would cost us a handshake
     with tempfile.TemporaryDirectory(prefix="six-") as folder:
         cert, key = (args.cert, args.key) if args.cert else make_certificate(args, folder)
         try:
