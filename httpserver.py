@@ -212,6 +212,7 @@ BUSY_TRIES, BUSY_PAUSE = 1000, 0.002
 PART_AGE = 7 * 86400  # seconds for which an interrupted upload can be resumed
 # the token of an upload that nobody can resume begins so; its part stays so long after a kill
 PLAIN, PLAIN_AGE = "0" * 8, 3600
+TICK = 10**7  # ns: a disk that keeps times less exactly keeps multiples of this
 HOLE = 4096  # bytes: shorter runs of zeros are written, because no file system makes holes of them
 FREE_CHECK = 1 << 20  # bytes of an upload between two checks of the free space
 MAX_NUMBER = 1000  # files of one name that get different numbers
@@ -314,14 +315,6 @@ class Refusal(Exception):
         super().__init__(text)
         self.status, self.text, self.fields = status, text, fields or {}
         self.close, self.note = close, note or text
-
-
-class Complete(Refusal):
-    """The upload has become a file: nothing can be appended. For HEAD that is no error."""
-
-    def __init__(self, fields: Fields, size: int) -> None:
-        super().__init__(400, "the upload is complete", fields)
-        self.size = size
 
 
 class Gone(Exception):
@@ -849,12 +842,12 @@ Where = Union[int, str]  # noqa: UP007  (3.9)
 
 
 class Place(NamedTuple):
-    """A name in an open folder, as the os functions take it.
+    """A name in an open folder: whatever is there, or may come there.
 
-    Where the system has no dir_fd, it is a path and no folder. Use one from locate() in a "with",
-    which closes the folder at the end."""
+    The os functions take its path and dir_fd. Use one from locate() in a "with", which closes the
+    folder at the end."""
 
-    parent: Optional[int]
+    folder: Where
     name: str
     owned: bool = False
 
@@ -862,26 +855,30 @@ class Place(NamedTuple):
         return self
 
     def __exit__(self, *problem: object) -> None:
-        if self.owned and self.parent is not None:
-            os.close(self.parent)
+        if self.owned and isinstance(self.folder, int):
+            os.close(self.folder)
 
     @property
-    def folder(self) -> Where:
-        return self.parent if self.parent is not None else os.path.dirname(self.name)
+    def path(self) -> str:
+        return os.path.join(self.folder, self.name) if isinstance(self.folder, str) else self.name
+
+    @property
+    def dir_fd(self) -> Optional[int]:
+        return self.folder if isinstance(self.folder, int) else None
 
     def beside(self, name: str) -> "Place":
-        return inside(self.folder, name)
+        return Place(self.folder, name)
 
     def stat(self) -> Optional[os.stat_result]:
         with contextlib.suppress(FileNotFoundError):
-            return os.stat(self.name, dir_fd=self.parent, follow_symlinks=False)
+            return os.stat(self.path, dir_fd=self.dir_fd, follow_symlinks=False)
         return None
 
     def open(self, flags: int, mode: int = 0o666) -> int:
-        return os.open(self.name, flags, mode, dir_fd=self.parent)
+        return os.open(self.path, flags, mode, dir_fd=self.dir_fd)
 
     def unlink(self) -> None:
-        os.unlink(self.name, dir_fd=self.parent)
+        os.unlink(self.path, dir_fd=self.dir_fd)
 
     def regular(self) -> Optional[os.stat_result]:
         """The facts of the file there, if it may be replaced; a folder or device may not."""
@@ -893,8 +890,8 @@ class Place(NamedTuple):
         return info
 
 
-class Found(NamedTuple):
-    """Something that is open: a file's descriptor or a folder, and its facts."""
+class Opened(NamedTuple):
+    """A file or folder that is open, and its facts."""
 
     where: Where
     info: os.stat_result
@@ -914,7 +911,7 @@ class Found(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A file or folder in a folder that is open. In an archive, its name is the path there."""
+    """A file or folder that is listed: its name (in an archive the path there), facts, place."""
 
     name: str
     info: os.stat_result
@@ -938,7 +935,7 @@ class Entry(NamedTuple):
 
     def is_readable(self) -> bool:
         mode = os.R_OK | os.X_OK * self.is_folder
-        return os.access(self.place.name, mode, dir_fd=self.place.parent)
+        return os.access(self.place.path, mode, dir_fd=self.place.dir_fd)
 
 
 class Shared:
@@ -966,13 +963,14 @@ class Shared:
             raise Refusal(404, "only one file is served here")
         if make:
             check_depth(len(names))
-        if not DIR_FD:
+        if self.root is None:
             return self.resolve(names, make)
-        place = Place(self.root, ".")
-        for name in names[:-1]:
-            with place:
-                place = Place(self.step(Place(place.parent, name), make), "", owned=True)
-        return Place(place.parent, names[-1] if names else ".", place.owned)
+        *folders, leaf = names or ["."]
+        place = Place(self.root, leaf)
+        for name in folders:
+            with place as above:
+                place = Place(self.step(above.beside(name), make), leaf, owned=True)
+        return place
 
     def refuse_program(self, names: Names, part_of: Callable[[str], bool]) -> None:
         """Refuse to change a program, or a folder that holds one."""
@@ -991,7 +989,7 @@ class Shared:
         return place.open(FOLDER)
 
     def make_folder(self, place: Place) -> None:
-        os.mkdir(place.name, dir_fd=place.parent)
+        os.mkdir(place.path, dir_fd=place.dir_fd)
         if self.durable:
             sync_folder(place)
 
@@ -1000,27 +998,28 @@ class Shared:
         path = os.path.join(self.path, *names)
         if os.path.normcase(os.path.realpath(path)) != os.path.normcase(path):
             raise Refusal(403, "links are not followed")
+        folder = os.path.join(self.path, *names[:-1])
         if make:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-        return Place(None, path)
+            os.makedirs(folder, exist_ok=True)
+        return Place(folder, names[-1] if names else ".")
 
-    def open(self, names: Names) -> Found:
+    def open(self, names: Names) -> Opened:
         with self.locate(names) as place:
             return open_leaf(place)
 
 
-def open_leaf(place: Place) -> Found:
-    if not DIR_FD and os.path.isdir(place.name):
-        return Found(place.name, os.stat(place.name))
+def open_leaf(place: Place) -> Opened:
+    if not DIR_FD and os.path.isdir(place.path):
+        return Opened(place.path, os.stat(place.path))
     descriptor = place.open(LEAF)
     info = os.fstat(descriptor)
     if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
-        return Found(descriptor, info)
+        return Opened(descriptor, info)
     os.close(descriptor)
     raise Refusal(403, "only files and folders are served")
 
 
-def look_at(place: Place) -> Found:
+def look_at(place: Place) -> Opened:
     """What is there, closed again: Windows removes and renames nothing that is open."""
     with contextlib.closing(open_leaf(place)) as found:
         return found
@@ -1029,10 +1028,6 @@ def look_at(place: Place) -> Found:
 def is_link(info: os.stat_result) -> bool:
     """A symbolic link, or a junction of Windows: a folder in all but this tag."""
     return stat.S_ISLNK(info.st_mode) or bool(getattr(info, "st_reparse_tag", 0) & SURROGATE)
-
-
-def inside(where: Where, name: str) -> Place:
-    return Place(where, name) if isinstance(where, int) else Place(None, os.path.join(where, name))
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
@@ -1067,7 +1062,7 @@ def entries(where: Where, hidden: bool, folders_first: bool = False) -> Iterator
 def entry_of(where: Where, name: str, hidden: bool) -> Optional[Entry]:
     with contextlib.suppress(OSError, Refusal):
         check_name(name, hidden)
-        place = inside(where, name)
+        place = Place(where, name)
         info = place.stat()
         is_served = info and (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode))
         if info and is_served and not is_link(info):
@@ -1083,7 +1078,7 @@ def scan_folder(place: Place) -> Iterator[tuple[Place, os.DirEntry[str]]]:
         os.scandir(folder.where) as scan,
     ):
         for item in scan:
-            yield inside(folder.where, item.name), item
+            yield Place(folder.where, item.name), item
 
 
 def is_real_folder(item: os.DirEntry[str]) -> bool:
@@ -1133,16 +1128,16 @@ def sync_to_disk(fd: int) -> None:
 
 def sync_folder(place: Place) -> None:
     """For --durable: a new name in a folder survives a power loss. (Windows opens no folder.)"""
-    if place.parent is not None:
-        sync_to_disk(place.parent)
+    if isinstance(place.folder, int):
+        sync_to_disk(place.folder)
 
 
 def rename(old: Place, new: Place, replace: bool = True) -> None:
     """Without replace, of two writers of one name only one wins."""
     if replace:
-        return os.replace(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent)
+        return os.replace(old.path, new.path, src_dir_fd=old.dir_fd, dst_dir_fd=new.dir_fd)
     if os.name == "nt":
-        return os.rename(old.name, new.name)
+        return os.rename(old.path, new.path)
     linked = link(old, new)
     try:
         if not linked:
@@ -1161,7 +1156,7 @@ def link(old: Place, new: Place) -> bool:
     Without hard links, as on a USB stick, an empty file reserves the name."""
     try:
         os.link(
-            old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False
+            old.path, new.path, src_dir_fd=old.dir_fd, dst_dir_fd=new.dir_fd, follow_symlinks=False
         )
         return True
     except (NotImplementedError, AttributeError):
@@ -1219,7 +1214,7 @@ def renaming(conn: "Connection", *places: Place) -> Iterator[None]:
 def lock_folders(conn: "Connection", places: Sequence[Place], held: contextlib.ExitStack) -> None:
     folders = {}
     for place in places:
-        folder = inside(place.folder, ".").open(FOLDER)
+        folder = Place(place.folder, ".").open(FOLDER)
         held.callback(os.close, folder)
         info = os.fstat(folder)
         folders[info.st_dev, info.st_ino] = folder
@@ -1232,23 +1227,15 @@ def lock_folders(conn: "Connection", places: Sequence[Place], held: contextlib.E
 class Part:
     """An unfinished upload: hidden beside its place, locked while written, then renamed."""
 
-    def __init__(
-        self, place: Place, token: str = "", resumable: bool = False, executable: bool = False
-    ) -> None:
-        """A new part, or the one with this token: another writer may have it until it is locked."""
-        fresh = secrets.token_hex(16) if resumable else PLAIN + secrets.token_hex(12)
-        # whether it stays when it is closed, so that the upload can be resumed
-        self.kept, self.token = resumable or bool(token), token or fresh
-        self.place, self.own = place, place.beside(f".six-{self.token}.part")
+    def __init__(self, place: Place, token: str, flags: int = WRITABLE, mode: int = 0o666) -> None:
+        self.token, self.place, self.own = token, place, place.beside(f".six-{token}.part")
         # an empty file, while another connection waits for this part
-        self.waiting_sign = place.beside(f".six-{PLAIN}{self.token[:7:-1]}.part")
-        # whether others may execute the file is known by the part alone, also after a restart
-        mode = 0o777 if executable else 0o666  # less the umask
-        self.descriptor = self.own.open(WRITABLE if token else FRESH, mode)
+        self.waiting_sign = place.beside(f".six-{PLAIN}{token[:7:-1]}.part")
+        # whether it stays when it is closed, so that the upload can be resumed
+        self.kept = not token.startswith(PLAIN)
+        self.descriptor = self.own.open(flags, mode)
         self.size = 0
         self.sha: Any = None
-        if not token:
-            self.lock()
 
     def lock(self) -> bool:
         """Whether no other writer has it, in this process or another."""
@@ -1293,64 +1280,33 @@ class Part:
         while view:
             view = view[os.write(self.descriptor, view) :]
 
-    def finish_upload(
-        self, conn: "Connection", plan: "Plan", mtime: Optional[int] = None
-    ) -> tuple[str, os.stat_result, bool]:
-        """Put it in its place. Return its name, its facts, and whether it replaced a file.
-
-        The old file is checked and replaced in one step. Otherwise two writers could both believe
-        that they replaced the same one."""
-        if conn.args.durable:
-            sync_to_disk(self.descriptor)
-        with renaming(conn, self.place):
-            self.kept = False  # what fails from here on would fail again
-            old = self.place.regular() if plan.over == "replace" else None
-            if plan.was and (not old or bare_tag(old) != plan.was):
-                raise Refusal(412, "what it was to replace has changed meanwhile")
-            info = self.set_facts(old, mtime)
-            final = self.rename_to(plan.names[-1], plan.over)
-        if conn.args.durable:
-            sync_folder(self.place)
-        return final, info, bool(old)
-
-    def set_facts(self, old: Optional[os.stat_result], mtime: Optional[int]) -> os.stat_result:
-        """Give it the mode of the file that it replaces, and its time in ns.
+    def become(self, old: Optional[os.stat_result], mtime: int) -> os.stat_result:
+        """What the finished file is to have: the mode of the file that it replaces, and its time.
 
         If it is to be executable, then for all who may read it."""
         if old:
             with contextlib.suppress(OSError, AttributeError):
                 runs = 0o111 if is_executable(os.fstat(self.descriptor)) else 0
                 os.fchmod(self.descriptor, old.st_mode & 0o777 | old.st_mode >> 2 & runs)
-        # Windows renames no open file. Elsewhere the lock stays, or another connection could append
-        # to the finished file
+        # Windows renames no open file, and dates files by their names alone. Elsewhere the lock
+        # stays, or another connection could append to the finished file
         if os.name == "nt":
             self.close_file()
-        # The system's own times come in ticks of some ms: of three files of one size that follow
-        # each other within one, the third may have the inode, and so the ETag, of the first.
-        return self.date(time.time_ns() if mtime is None else mtime)
-
-    def date(self, mtime: int) -> os.stat_result:
-        """Give it this time in ns, or the nearest that the disk has."""
-        # Windows dates files by their names alone
-        by_name = self.descriptor < 0 or os.name == "nt"
-        handle = self.own.name if by_name else self.descriptor
+        handle = self.own.path if os.name == "nt" else self.descriptor
         # some mounts let only the owner set a time, and not every system knows all years
         with contextlib.suppress(OSError, OverflowError):
             os.utime(handle, ns=(time.time_ns(), mtime))
         return os.stat(handle)
 
     def rename_to(self, name: str, over: str) -> str:
-        if over == "replace":
-            rename(self.own, self.place.beside(name))
-            return name
-        for number in range(MAX_NUMBER):
-            try:
-                rename(self.own, self.place.beside(numbered(name, number)), replace=False)
-                return numbered(name, number)
-            except FileExistsError:
-                if over == "new":
-                    raise
-        raise Refusal(409, "that name exists a thousand times")
+        """Give it this name; with "number", the first such name that is free."""
+        if over == "number":
+            for number in range(MAX_NUMBER):
+                with contextlib.suppress(FileExistsError):
+                    return self.rename_to(numbered(name, number), "new")
+            raise Refusal(409, "that name exists a thousand times")
+        rename(self.own, self.place.beside(name), replace=over != "new")
+        return name
 
     def close(self) -> None:
         if os.name == "nt":
@@ -1365,6 +1321,14 @@ class Part:
         if self.descriptor >= 0:
             os.close(self.descriptor)
         self.descriptor = -1
+
+
+def new_part(place: Place, kept: bool, executable: bool = False) -> "contextlib.closing[Part]":
+    token = secrets.token_hex(16) if kept else PLAIN + secrets.token_hex(12)
+    # whether others may execute the file is known by the part alone, also after a restart
+    part = Part(place, token, FRESH, 0o777 if executable else 0o666)  # less the umask
+    part.lock()
+    return contextlib.closing(part)
 
 
 def remove_old_parts(place: Place) -> None:
@@ -1554,7 +1518,7 @@ class Connection:
         self.span: Span | None = None
         self.pieces: Iterator[Piece] | None = None
         self.unsent: tuple[Optional[Request], Answer]  # the answer under way
-        self.held: list[Found] = []  # what is open for the answer under way
+        self.held: list[Opened] = []  # what is open for the answer under way
         self.body: BodyReader  # of the request that a worker answers
         self.part: Part | None = None  # what is being received
 
@@ -2024,7 +1988,7 @@ class Connection:
         poll.register(self.sock, getattr(select, "POLLRDHUP", 0))
         return bool(poll.poll(0))
 
-    def hold(self, found: "Found") -> "Found":
+    def hold(self, found: "Opened") -> "Opened":
         self.held.append(found)
         return found
 
@@ -2399,7 +2363,7 @@ class Server:
             self.workers -= 1
             self.tasks.put(None)
 
-    def digest(self, conn: Connection, found: Found) -> Optional[bytes]:
+    def digest(self, conn: Connection, found: Opened) -> Optional[bytes]:
         """SHA-256 of a file, cached while the file stays the same and unchanged.
 
         None if too many others ask: the client only prefers to get one (RFC 9530 §4)."""
@@ -2764,7 +2728,7 @@ def redirect(path: str, request: Request) -> Answer:
     return text_answer(308, "it is there", {"Location": target, "Cache-Control": "no-store"})
 
 
-def get_folder(conn: Connection, request: Request, found: "Found", options: Fields) -> Answer:
+def get_folder(conn: Connection, request: Request, found: Opened, options: Fields) -> Answer:
     shared, kind = conn.shared, listing_type(request.fields.get("accept", "*/*"))
     crumbs = (os.path.basename(shared.path) or "files", *request.names)
     if "tar" in options:
@@ -2790,14 +2754,14 @@ def get_folder(conn: Connection, request: Request, found: "Found", options: Fiel
     return Answer(200, fields, pieces=in_chunks(pieces))
 
 
-def index_of(conn: Connection, folder: "Found") -> "Optional[Found]":
+def index_of(conn: Connection, folder: Opened) -> Optional[Opened]:
     with contextlib.suppress(OSError, Refusal):
-        index = conn.hold(open_leaf(inside(folder.where, "index.html")))
+        index = conn.hold(open_leaf(Place(folder.where, "index.html")))
         return None if index.is_folder else index
     return None
 
 
-def get_file(conn: Connection, request: Request, names: Names, found: "Found") -> Answer:
+def get_file(conn: Connection, request: Request, names: Names, found: Opened) -> Answer:
     fields, coding = request.fields, ""
     packs = "accept-encoding" in fields and takes_gzip(fields["accept-encoding"])
     if packs and "range" not in fields:
@@ -2812,7 +2776,7 @@ def get_file(conn: Connection, request: Request, names: Names, found: "Found") -
 
 
 def file_answer(
-    conn: Connection, request: Request, name: str, found: "Found", coding: str
+    conn: Connection, request: Request, name: str, found: Opened, coding: str
 ) -> Answer:
     fields, info, now = request.fields, found.info, time.time()
     tag, mtime = etag(info, coding and "-gz"), max(EARLIEST, min(int(info.st_mtime), int(now)))
@@ -2875,7 +2839,7 @@ def wanted_ranges(
     return ranges
 
 
-def prefer_gzip(conn: Connection, names: Names, found: "Found") -> "tuple[Found, str]":
+def prefer_gzip(conn: Connection, names: Names, found: Opened) -> tuple[Opened, str]:
     """name.gz beside it, if it is not older."""
     with contextlib.suppress(OSError, Refusal):
         packed = conn.hold(conn.shared.open([*names[:-1], names[-1] + ".gz"]))
@@ -2939,10 +2903,10 @@ def put(conn: Connection, request: Request) -> Answer:
     with where as place:
         check_space(conn, place, size)
         there = check_conditions(request.fields, place.regular())
-        plan = Plan(request.names, "replace")
+        over = "replace"
         if not CONDITIONS.isdisjoint(request.fields):
-            plan = plan._replace(was=bare_tag(there)) if there else Plan(request.names, "new")
-        return receive_upload(conn, request, place, plan)
+            over = bare_tag(there) if there else "new"
+        return receive_upload(conn, request, place, Plan(request.names, over=over))
 
 
 def post(conn: Connection, request: Request) -> Answer:
@@ -2960,7 +2924,7 @@ def store_new(conn: Connection, request: Request, names: Names) -> Answer:
         check_space(conn, place, size)
         if has_form(request):
             return post_form(conn, request)
-        return receive_upload(conn, request, place, Plan(names, "number"))
+        return receive_upload(conn, request, place, Plan(names, over="number"))
 
 
 def has_form(request: Request) -> bool:
@@ -2997,7 +2961,7 @@ def check_size(conn: Connection, request: Request) -> int:
     return size
 
 
-def check_space(conn: Connection, place: "Place", size: int) -> None:
+def check_space(conn: Connection, place: Place, size: int) -> None:
     """Each folder may be on a disk of its own."""
     import shutil  # not at the top, nor tarfile and tempfile below: few requests need them
 
@@ -3014,10 +2978,8 @@ def check_conditions(fields: Fields, info: Optional[os.stat_result]) -> Optional
 
 
 PLAN = re.compile(
-    "upload=(?P<upload>[0-9a-f]{32})&over=(?P<over>new|replace|number)"
-    "(?:&was=(?P<was>[0-9a-f-]{5,60}))?(?:&length=(?P<length>[0-9]{1,18}))?"
-    "(?:&mtime=(?P<mtime>-?[0-9]{1,20}))?(?:&sha256=(?P<sha256>[0-9a-f]{64}))?"
-    "&time=(?P<time>-?[0-9]{1,20})&file=(?P<file>[0-9]{1,40})"
+    "upload=([0-9a-f]{32})&over=(new|replace|number|[0-9a-f-]{5,60})(?:&length=([0-9]{1,18}))?"
+    "(?:&sha256=([0-9a-f]{64}))?&time=(-?[0-9]{1,20})&file=([0-9]{1,40})"
 )
 
 
@@ -3027,59 +2989,52 @@ class Plan(NamedTuple):
     A resumable upload has it in its URL, so any server of this folder can continue it."""
 
     names: Names
-    over: str  # "replace" what stands there, only as a "new" name, or with a "number"
-    # the tag of what it is to replace: a conditional upload replaces nothing else
-    was: Optional[str] = None
-    upload: str = ""  # the part's token
+    upload: str = ""  # the part's token, if it can be resumed
+    # "replace" what stands there, or only the file of this tag; only as a "new" name, or with a
+    # "number"
+    over: str = "replace"
     length: Optional[int] = None
-    mtime: Optional[int] = None  # the client's, in ns
     sha256: Optional[str] = None
-    # By these two the finished file is known: its time as the disk keeps it, which is mtime or else
-    # when the upload began, and the number of its inode, which is the part's.
-    time: int = 0
-    file: int = 0
+    # By these two the finished file is known: its time in ns, which is the client's or else when
+    # the upload began, and the number of its inode, which is the part's.
+    time: Optional[int] = None
+    file: Optional[int] = None
 
     def url(self) -> str:
-        known = {"upload": self.upload, **self._asdict()}
+        known = self._asdict()
         names = url_path(known.pop("names"))
         return f"{names}?" + "&".join(
             f"{key}={value}" for key, value in known.items() if value is not None
         )
+
+    def is_time(self, kept: int) -> bool:
+        """Whether a disk that was given its time kept this: many know but every second one."""
+        wanted = self.time or 0
+        return kept == wanted or kept % TICK == 0 and abs(kept - wanted) < 2 * 10**9
 
 
 def read_plan(request: Request) -> Plan:
     found = PLAN.fullmatch(request.query)
     if not found or not request.names:
         raise Refusal(404, "there is no such upload")
-    words: dict[str, Any] = found.groupdict()
-    numbers = {key: int(words[key]) for key in ("length", "mtime", "time", "file") if words[key]}
-    return Plan(request.names, **{**words, **numbers})
+    upload, over, length, sha256, mtime, file = found.groups()
+    size = None if length is None else int(length)
+    return Plan(request.names, upload, over, size, sha256, int(mtime), int(file))
 
 
-def receive_upload(conn: Connection, request: Request, place: "Place", plan: Plan) -> Answer:
+def receive_upload(conn: Connection, request: Request, place: Place, plan: Plan) -> Answer:
     fields, began = request.fields, time.time_ns()
     digest = parse_digest(fields.get("repr-digest", ""))
-    complete = fields.get("upload-complete")
-    mtime, resumable = wanted_mtime(request, began), complete in ("?0", "?1")
+    complete, length = fields.get("upload-complete"), announced_length(request)
+    resumable, mtime = complete in ("?0", "?1"), wanted_mtime(request, began)
+    plan = plan._replace(length=length, sha256=digest.hex() if digest else None, time=mtime)
     conn.server.search_old_parts(place)
-    executable = fields.get(EXECUTABLE.lower()) == "1"
-    with contextlib.closing(Part(place, resumable=resumable, executable=executable)) as part:
-        # Ask the disk how it keeps the time that the file is to have: the URL says that. Then back
-        # to now, or a part that has just begun could look too old.
-        dated = part.date(began if mtime is None else mtime)
-        part.date(began)
-        plan = plan._replace(
-            upload=part.token,
-            length=announced_length(request),
-            mtime=mtime,
-            sha256=digest.hex() if digest else None,
-            time=dated.st_mtime_ns,
-            file=dated.st_ino,
-        )
+    with new_part(place, resumable, fields.get(EXECUTABLE.lower()) == "1") as part:
         if resumable:
-            send_interim(
-                conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
-            )
+            file, mtime = os.fstat(part.descriptor).st_ino, began if mtime is None else mtime
+            plan = plan._replace(upload=part.token, time=mtime, file=file)
+            there = {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
+            send_interim(conn, request, there)
         elif digest or "repr-digest" in fields.get("trailer", "").lower() or wants_digest(request):
             part.sha = hashlib.sha256()
         return fill_part(conn, request, part, plan, complete != "?0")
@@ -3111,14 +3066,12 @@ def send_interim(conn: Connection, request: Request, fields: Fields) -> None:
         conn.send(f"HTTP/1.1 104 Upload Resumption Supported\r\n{lines}\r\n".encode())
 
 
-def fill_part(
-    conn: Connection, request: Request, part: "Part", plan: Plan, complete: bool
-) -> Answer:
+def fill_part(conn: Connection, request: Request, part: Part, plan: Plan, complete: bool) -> Answer:
     """Receive into a part, and when the upload is complete check it and put it in its place."""
-    check_length(conn, part, plan.length, part.size + request.length)
+    check_length(conn, part, plan, part.size + request.length)
     conn.part = part
     try:
-        write_body(conn, part, reporting(conn, request, part), plan.length)
+        write_body(conn, part, plan, reporting(conn, request, part))
     finally:
         conn.part = None
     if complete:
@@ -3129,9 +3082,7 @@ def fill_part(
     return text_answer(201, "to be continued", fields)
 
 
-def write_body(
-    conn: Connection, part: "Part", pieces: Iterable[Data], length: Optional[int] = None
-) -> None:
+def write_body(conn: Connection, part: Part, plan: Plan, pieces: Iterable[Data]) -> None:
     """Write what comes while there is room: the size of a chunked upload is not known before."""
     left = FREE_CHECK  # the caller has just checked
     for piece in pieces:
@@ -3141,19 +3092,18 @@ def write_body(
             check_space(conn, part.place, len(piece))
         part.write(piece)
         part.give_way()
-        check_length(conn, part, length, part.size)
+        check_length(conn, part, plan, part.size)
 
 
-def check_length(conn: Connection, part: "Part", length: Optional[int], size: int) -> None:
+def check_length(conn: Connection, part: Part, plan: Plan, size: int) -> None:
     """Give up an upload that gets longer than it may."""
-    if 0 < conn.args.max_size < size or length is not None and length < size:
+    if 0 < conn.args.max_size < size or plan.length is not None and plan.length < size:
         part.kept = False
-        raise Refusal(
-            413 if length is None else 400, "more than was announced or is taken", close=True
-        )
+        status = 413 if plan.length is None else 400
+        raise Refusal(status, "more than was announced or is taken", close=True)
 
 
-def reporting(conn: Connection, request: Request, part: "Part") -> Iterator[Data]:
+def reporting(conn: Connection, request: Request, part: Part) -> Iterator[Data]:
     """The body of a resumable upload. Meanwhile tell the client how much is stored.
 
     Only while more is to come, and only if the client reads."""
@@ -3166,29 +3116,48 @@ def reporting(conn: Connection, request: Request, part: "Part") -> Iterator[Data
             send_interim(conn, request, {"Upload-Offset": str(part.size)})
 
 
-def complete_upload(conn: Connection, request: Request, part: "Part", plan: Plan) -> Answer:
-    resumable = part.kept
-    fields = {"Upload-Complete": "?1"} if resumable else {}
+def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) -> Answer:
+    fields = {"Upload-Complete": "?1"} if plan.upload else {}
     try:
         if plan.length not in (None, part.size):
             text = f"the upload has {part.size} bytes, {plan.length} were announced"
             raise Refusal(400, text)
-        actual = check_digest(conn, part, plan)
+        digest = check_digest(conn, part, plan)
     except Refusal as refused:
         part.kept = False
         refused.fields |= fields
         raise
-    mtime = plan.time if resumable else plan.mtime
-    name, info, replaced = part.finish_upload(conn, plan, mtime)
-    log_hand_in(conn, plan, name, part.size, actual)
+    names, info, replaced = finish_upload(conn, part, plan, digest)
     fields["ETag"] = etag(info)
-    if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
+    if plan.time is not None and plan.time // 10**9 == info.st_mtime_ns // 10**9:
         fields["X-OC-Mtime"] = "accepted"
-    if actual:
-        fields["Repr-Digest"] = digest_field(actual)
-    if replaced:
-        return Answer(204, fields)
-    return stored_answer(conn, request, [(*plan.names[:-1], name)], fields)
+    if digest:
+        fields["Repr-Digest"] = digest_field(digest)
+    return Answer(204, fields) if replaced else stored_answer(conn, request, [names], fields)
+
+
+def finish_upload(
+    conn: Connection, part: Part, plan: Plan, digest: Optional[bytes] = None
+) -> tuple[Names, os.stat_result, bool]:
+    """Put a part in its place. Return its names, its facts, and whether it replaced a file.
+
+    The old file is checked and replaced in one step. Otherwise two writers could both believe
+    that they replaced the same one."""
+    if conn.args.durable:
+        sync_to_disk(part.descriptor)
+    with renaming(conn, part.place):
+        part.kept = False  # what fails from here on would fail again
+        old = None if plan.over in ("new", "number") else part.place.regular()
+        if plan.over not in ("new", "number", "replace", old and bare_tag(old)):
+            raise Refusal(412, "what it was to replace has changed meanwhile")
+        # The system's own times come in ticks of some ms: of three files of one size that follow
+        # each other within one, the third may have the inode, and so the ETag, of the first.
+        info = part.become(old, time.time_ns() if plan.time is None else plan.time)
+        name = part.rename_to(plan.names[-1], plan.over)
+    if conn.args.durable:
+        sync_folder(part.place)
+    log_hand_in(conn, plan, name, part.size, digest)
+    return (*plan.names[:-1], name), info, bool(old)
 
 
 def place_fields(conn: Connection, names: Names) -> Fields:
@@ -3210,7 +3179,7 @@ def stored_answer(
     return text_answer(201, f"stored as {' '.join(paths)}{more}", fields)
 
 
-def check_digest(conn: Connection, part: "Part", plan: Plan) -> Optional[bytes]:
+def check_digest(conn: Connection, part: Part, plan: Plan) -> Optional[bytes]:
     """The SHA-256 of what arrived, if it is known or wanted. It must match an announced one."""
     announced = parse_digest(conn.body.trailer.get("repr-digest", ""))
     wanted = bytes.fromhex(plan.sha256) if plan.sha256 else announced
@@ -3302,16 +3271,14 @@ def post_form(conn: Connection, request: Request) -> Answer:
 
 def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> Names:
     names: Names = (*request.names, *name.split("/"))
-    plan = Plan(passing_files(conn, names) if conn.args.drop_box else names, "number")
+    plan = Plan(passing_files(conn, names) if conn.args.drop_box else names, over="number")
     with (
         conn.shared.locate(plan.names, change=True, make=True) as place,
-        contextlib.closing(Part(place)) as part,
+        new_part(place, kept=False) as part,
     ):
         conn.server.search_old_parts(place)
-        write_body(conn, part, data)
-        final, _, _ = part.finish_upload(conn, plan)
-        log_hand_in(conn, plan, final, part.size, None)
-    return (*plan.names[:-1], final)
+        write_body(conn, part, plan, data)
+        return finish_upload(conn, part, plan)[0]
 
 
 def form_fields(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
@@ -3403,18 +3370,17 @@ def upload_state(conn: Connection, request: Request) -> Answer:
         with resumed(conn, request) as (part, plan):
             age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
             fields = upload_fields(conn, part.size, "?0", age)
-            length = plan.length
-    except Complete as complete:
-        length = complete.size
-        fields = {**complete.fields, **upload_fields(conn, length, "?1")}
-    fields["Cache-Control"] = "no-store"
-    if length is not None:
-        fields["Upload-Length"] = str(length)
-    return Answer(204, fields)
+            if plan.length is not None:
+                fields["Upload-Length"] = str(plan.length)
+    except Refusal as refused:
+        fields = refused.fields
+        if "Upload-Complete" not in fields:
+            raise
+    return Answer(204, {**fields, "Cache-Control": "no-store"})
 
 
 @contextlib.contextmanager
-def resumed(conn: Connection, request: Request) -> "Iterator[tuple[Part, Plan]]":
+def resumed(conn: Connection, request: Request) -> Iterator[tuple[Part, Plan]]:
     """An upload's part, locked. A connection that still writes it has failed: it is ended."""
     plan = read_plan(request)
     with conn.shared.locate(plan.names, change=True) as place:
@@ -3431,16 +3397,21 @@ def resumed(conn: Connection, request: Request) -> "Iterator[tuple[Part, Plan]]"
             yield part, plan
 
 
-def finished_upload(conn: Connection, place: "Place", plan: Plan) -> Refusal:
-    """The error for an upload without a part: not found, or complete.
+def finished_upload(conn: Connection, place: Place, plan: Plan) -> Refusal:
+    """What is said of an upload without a part: not found, or complete, which HEAD asks for.
 
     It is complete as long as the file that it became stands in its place."""
     for number in range(MAX_NUMBER if plan.over == "number" else 1):
         name = numbered(plan.names[-1], number)
         info = place.beside(name).stat()
-        same = info and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
-        if info and same and stat.S_ISREG(info.st_mode) and plan.length in (None, info.st_size):
-            return Complete(place_fields(conn, [*plan.names[:-1], name]), info.st_size)
+        same = info and info.st_ino == plan.file and plan.is_time(info.st_mtime_ns)
+        if info and same and plan.length in (None, info.st_size):
+            fields = {
+                **place_fields(conn, [*plan.names[:-1], name]),
+                **upload_fields(conn, info.st_size, "?1"),
+                "Upload-Length": str(info.st_size),
+            }
+            return Refusal(400, "the upload is complete", fields)
     return Refusal(404, "there is no such upload")
 
 
@@ -3469,16 +3440,16 @@ def delete(conn: Connection, request: Request) -> Answer:
     return Answer(204)
 
 
-def delete_folder(place: "Place", recursive: bool, hidden: bool) -> None:
+def delete_folder(place: Place, recursive: bool, hidden: bool) -> None:
     if recursive and not hides_nothing(place, hidden):
         raise Refusal(409, "it holds hidden files, and hidden names are not served")
     for below, item, _ in tree(place) if recursive else ():
         with contextlib.suppress(FileNotFoundError):  # another request has deleted it
-            (os.rmdir if is_real_folder(item) else os.unlink)(below.name, dir_fd=below.parent)
-    os.rmdir(place.name, dir_fd=place.parent)
+            (os.rmdir if is_real_folder(item) else os.unlink)(below.path, dir_fd=below.dir_fd)
+    os.rmdir(place.path, dir_fd=place.dir_fd)
 
 
-def new_place(conn: Connection, names: Names) -> "Place":
+def new_place(conn: Connection, names: Names) -> Place:
     """A place for something new, in a folder that must exist (RFC 4918)."""
     check_depth(len(names))
     try:
@@ -3525,7 +3496,7 @@ def move(conn: Connection, request: Request) -> Answer:
         return move_to(old, found, new, request, names)
 
 
-def move_to(old: "Place", found: "Found", new: "Place", request: Request, names: Names) -> Answer:
+def move_to(old: Place, found: Opened, new: Place, request: Request, names: Names) -> Answer:
     check_conditions(request.fields, found.info)
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
     is_same = there and os.path.samestat(there, found.info) and names != request.names
@@ -3657,7 +3628,7 @@ def chosen(query: str) -> frozenset[str]:
     return frozenset(names) - {""}
 
 
-def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
+def get_tar(conn: Connection, request: Request, found: Opened, name: str) -> Answer:
     """A folder as a tar archive; a download that was cut can be resumed.
 
     Its length and tag come from names, sizes and times alone."""
@@ -3670,7 +3641,7 @@ def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answ
     return one_range(fields, ranges, length, lambda start, end: tar_pieces(read(), start, end, tag))
 
 
-def get_zip(conn: Connection, request: Request, found: Found, name: str) -> Answer:
+def get_zip(conn: Connection, request: Request, found: Opened, name: str) -> Answer:
     fields, read = archive(conn, request, found, name, "zip")
     length = zip_length(read(conn.server.note_left_out))
     answer = Answer(200, fields, pieces=zip_pieces(read()), length=length)
@@ -3679,7 +3650,7 @@ def get_zip(conn: Connection, request: Request, found: Found, name: str) -> Answ
 
 
 def archive(
-    conn: Connection, request: Request, found: Found, name: str, kind: str
+    conn: Connection, request: Request, found: Opened, name: str, kind: str
 ) -> tuple[Fields, Callable[..., Iterator[Entry]]]:
     """The fields of an archive, and what walks through the folder."""
     fields = {
@@ -4840,7 +4811,9 @@ def folder_tag(info: os.stat_result) -> str:
     return bare_tag(info) if abs(time.time() - info.st_mtime) > UNCHANGED else ""
 
 
-def listing(found: Found, kind: str, crumbs: Names, hidden: bool, read_only: bool) -> Iterator[str]:
+def listing(
+    found: Opened, kind: str, crumbs: Names, hidden: bool, read_only: bool
+) -> Iterator[str]:
     items = entries(found.where, hidden, folders_first=kind == "text/html")
     if kind == "text/html":
         yield page_head(html.escape(utf8_name(crumbs[-1]))) + path_links(crumbs)
