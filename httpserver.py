@@ -173,6 +173,9 @@ MAX_LISTED = 10  # files of a form that the answer names
 MAX_RANGES = 16  # after coalescing; a client that asks for more gets the whole file
 MAX_GAP = 100  # bytes between two ranges that are sent too: about the size of another head
 MAX_DEPTH = 64  # names in a path that a client sends or an archive holds
+# folders in one another that a client deletes or moves: programs on this machine may have made
+# them, and Python's calls go not much deeper
+MAX_WALKED = 250
 # requests that one connection gets answered before another one has its turn
 MAX_PIPELINED = 32
 MAX_ACCEPTED = 16  # connections that are accepted before others have their turn
@@ -198,8 +201,6 @@ GRACE = 2.0  # seconds that answers under way have after Ctrl-C
 # bytes a second, over each --timeout of waiting for the client: a slower body is stuck
 MIN_RATE = 64
 NOTE_EVERY = 1.0  # seconds between two 104 responses with the offset of an upload
-# seconds after which a waiting upload checks whether another connection wants to continue it
-LOOK_EVERY = 0.2
 # seconds that a worker waits for the next request before it gives its connection back
 NEXT_WAIT = 0.002
 LOG_DELAY = 0.1  # seconds for which log lines are gathered
@@ -230,6 +231,7 @@ EXECUTABLE = "X-Executable"  # our own field: 1 for a file that its owner may ex
 # a client must name this version of the resumable-upload draft to get interim answers
 INTEROP = "8"
 ANYBODY = "any"  # the user name of who gives none
+BUSY_UPLOAD = "another connection is writing this upload"
 REFUSED = "This is a drop box: files can be added, and nothing else can be done."
 PROXIED = frozenset(
     ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
@@ -1070,17 +1072,6 @@ def entry_of(where: Where, name: str, hidden: bool) -> Optional[Entry]:
     return None
 
 
-def scan_folder(place: Place) -> Iterator[tuple[Place, os.DirEntry[str]]]:
-    """What is in a folder, hidden or not. A folder that was deleted meanwhile is empty."""
-    with (
-        contextlib.suppress(FileNotFoundError),
-        contextlib.closing(open_leaf(place)) as folder,
-        os.scandir(folder.where) as scan,
-    ):
-        for item in scan:
-            yield Place(folder.where, item.name), item
-
-
 def is_real_folder(item: os.DirEntry[str]) -> bool:
     """A folder to walk into. A link is none, wherever it leads."""
     with contextlib.suppress(FileNotFoundError):
@@ -1089,23 +1080,22 @@ def is_real_folder(item: os.DirEntry[str]) -> bool:
     return False
 
 
-def tree(place: Place) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
-    """All that is in a folder and how deep, a folder after its content. Links are not followed.
+def tree(place: Place, depth: int = 1) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
+    """All that is in a folder, hidden or not, and how deep; a folder after its content.
 
-    Programs on this machine may have made it deeper than the recursion limit of Python."""
-    levels, folders = [scan_folder(place)], []
-    while True:
-        below, item = next(levels[-1], (place, None))
-        if item and is_real_folder(item):
-            folders.append((below, item))
-            levels.append(scan_folder(below))
-            continue
-        if not item:
-            levels.pop()
-            if not folders:
-                return
-            below, item = folders.pop()
-        yield below, item, len(levels)
+    Links are not followed. A folder that was deleted meanwhile is empty."""
+    if depth > MAX_WALKED:
+        raise Refusal(403, f"more than {MAX_WALKED} folders deep")
+    with (
+        contextlib.suppress(FileNotFoundError),
+        contextlib.closing(open_leaf(place)) as folder,
+        os.scandir(folder.where) as scan,
+    ):
+        for item in scan:
+            below = Place(folder.where, item.name)
+            if is_real_folder(item):
+                yield from tree(below, depth + 1)
+            yield below, item, depth
 
 
 def hides_nothing(place: Place, hidden: bool) -> bool:
@@ -1203,68 +1193,67 @@ def renaming(conn: "Connection", *places: Place) -> Iterator[None]:
 
     Otherwise a file that is put between the link() and the unlink() of rename() would be lost.
     Without flock(), this excludes only other threads of this process."""
+    folders = {}
     with contextlib.ExitStack() as held:
         try:
-            lock_folders(conn, places, held)
+            for place in places:
+                folder = place.beside(".").open(FOLDER)
+                held.callback(os.close, folder)
+                info = os.fstat(folder)
+                folders[info.st_dev, info.st_ino] = functools.partial(lock_file, folder)
+            # always in the same order, so that two moves in opposite directions cannot deadlock
+            for _, lock in sorted(folders.items()):
+                retry(conn, lock, "another program has locked the folder for too long")
         except (ImportError, OSError):
             held.enter_context(RENAMING)
         yield
 
 
-def lock_folders(conn: "Connection", places: Sequence[Place], held: contextlib.ExitStack) -> None:
-    folders = {}
-    for place in places:
-        folder = Place(place.folder, ".").open(FOLDER)
-        held.callback(os.close, folder)
-        info = os.fstat(folder)
-        folders[info.st_dev, info.st_ino] = folder
-    # always in the same order, so that two moves in opposite directions cannot deadlock
-    for _, folder in sorted(folders.items()):
-        attempt = functools.partial(lock_file, folder)
-        retry(conn, attempt, "another program has locked the folder for too long")
-
-
 class Part:
-    """An unfinished upload: hidden beside its place, locked while written, then renamed."""
+    """An unfinished upload: hidden beside its place, then renamed.
 
-    def __init__(self, place: Place, token: str, flags: int = WRITABLE, mode: int = 0o666) -> None:
+    While a part that can be resumed waits for more, it is closed, and whoever comes may go on with
+    it, in this process or another. Who wrote it before finds it not as he left it, and gives up."""
+
+    def __init__(self, place: Place, token: str) -> None:
         self.token, self.place, self.own = token, place, place.beside(f".six-{token}.part")
-        # an empty file, while another connection waits for this part
-        self.waiting_sign = place.beside(f".six-{PLAIN}{token[:7:-1]}.part")
-        # whether it stays when it is closed, so that the upload can be resumed
-        self.kept = not token.startswith(PLAIN)
-        self.descriptor = self.own.open(flags, mode)
-        self.size = 0
+        self.kept = True  # it stays when it is closed, so that the upload can be resumed
+        self.descriptor, self.size = -1, 0
+        self.left: Optional[tuple[int, int]] = None  # its size and time, as it was left
         self.sha: Any = None
 
-    def lock(self) -> bool:
-        """Whether no other writer has it, in this process or another."""
-        # A file system may have none, as Lustre.
+    def lock(self, flags: int = WRITABLE, mode: int = 0o666) -> bool:
+        """Open it. Whether no other writer has it, in this process or another."""
+        self.descriptor = self.own.open(flags, mode)
+        # A file system may have no locks, as Lustre.
         with contextlib.suppress(ImportError, OSError):
             if not lock_file(self.descriptor):
+                self.close_file()
                 return False
+        if not self.own.stat():  # meanwhile it has become a file, or was given up
+            raise FileNotFoundError(errno.ENOENT, "")
         self.size = os.lseek(self.descriptor, 0, os.SEEK_END)
         return True
 
-    def take_over(self, conn: "Connection") -> None:
-        """Lock it, once the connection that still writes it has let go."""
-        problem = "another connection is writing this upload"
-        try:
-            retry(conn, lambda: self.lock() or self.ask_for_it(), problem)
-        finally:
-            # a process that was killed may have left it
-            with contextlib.suppress(FileNotFoundError):
-                self.waiting_sign.unlink()
+    def take(self, conn: "Connection") -> None:
+        """Lock it again, if nobody else has come for it meanwhile."""
+        if self.descriptor >= 0:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            retry(conn, self.lock, BUSY_UPLOAD)
+            if self.left == self.facts():
+                return
+        raise Refusal(409, "another connection goes on with this upload", close=True)
 
-    def ask_for_it(self) -> bool:
-        """Put up a sign for its writer, in this process or another. That does not lock it yet."""
-        with contextlib.suppress(OSError):
-            os.close(self.waiting_sign.open(FRESH))
-        return False
+    def leave(self) -> None:
+        """Let others take it. Nobody knows of a part that cannot be resumed: it stays open."""
+        if self.kept:
+            self.left = self.facts()
+            self.close_file()
 
-    def give_way(self) -> None:
-        if self.waiting_sign.stat():
-            raise Refusal(409, "another connection goes on with this upload", close=True)
+    def facts(self) -> tuple[int, int]:
+        info = os.fstat(self.descriptor)
+        return info.st_size, info.st_mtime_ns
 
     def write(self, data: Data) -> None:
         if self.sha:
@@ -1288,10 +1277,15 @@ class Part:
             with contextlib.suppress(OSError, AttributeError):
                 runs = 0o111 if is_executable(os.fstat(self.descriptor)) else 0
                 os.fchmod(self.descriptor, old.st_mode & 0o777 | old.st_mode >> 2 & runs)
-        # Windows renames no open file, and dates files by their names alone. Elsewhere the lock
-        # stays, or another connection could append to the finished file
+        # Windows renames no open file. Elsewhere the lock stays, or another connection could append
+        # to the finished file
         if os.name == "nt":
             self.close_file()
+        return self.date(mtime)
+
+    def date(self, mtime: int) -> os.stat_result:
+        """Give it this time in ns, or the nearest that the disk has."""
+        # Windows dates files by their names alone
         handle = self.own.path if os.name == "nt" else self.descriptor
         # some mounts let only the owner set a time, and not every system knows all years
         with contextlib.suppress(OSError, OverflowError):
@@ -1324,10 +1318,10 @@ class Part:
 
 
 def new_part(place: Place, kept: bool, executable: bool = False) -> "contextlib.closing[Part]":
-    token = secrets.token_hex(16) if kept else PLAIN + secrets.token_hex(12)
+    part = Part(place, secrets.token_hex(16) if kept else PLAIN + secrets.token_hex(12))
+    part.kept = kept
     # whether others may execute the file is known by the part alone, also after a restart
-    part = Part(place, token, FRESH, 0o777 if executable else 0o666)  # less the umask
-    part.lock()
+    part.lock(FRESH, 0o777 if executable else 0o666)  # less the umask
     return contextlib.closing(part)
 
 
@@ -1336,20 +1330,17 @@ def remove_old_parts(place: Place) -> None:
 
     A part with an old time may be on its way to its place: its lock shows that."""
     with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
-        for item in filter(is_old, scan):
-            # a part of another user must not stop the search
-            with (
-                contextlib.suppress(OSError),
-                contextlib.closing(Part(place, item.name[5:-5])) as part,
-            ):
-                part.kept = not part.lock()
+        for item in scan:
+            if PART.fullmatch(item.name):
+                part = Part(place, item.name[5:-5])
+                # a part of another user must not stop the search
+                with contextlib.suppress(OSError), contextlib.closing(part):
+                    part.kept = not part.lock() or not is_old(part)
 
 
-def is_old(item: os.DirEntry[str]) -> bool:
-    if not PART.fullmatch(item.name):
-        return False
-    age = PLAIN_AGE if item.name.startswith(f".six-{PLAIN}") else PART_AGE
-    return time.time() - item.stat(follow_symlinks=False).st_mtime > age
+def is_old(part: Part) -> bool:
+    age = PLAIN_AGE if part.token.startswith(PLAIN) else PART_AGE
+    return time.time() - os.fstat(part.descriptor).st_mtime > age
 
 
 # --- a connection: it reads requests and sends answers ---
@@ -1486,7 +1477,6 @@ class Connection:
         "held",
         "hop",
         "moved",
-        "part",
         "peer",
         "pieces",
         "rest",
@@ -1520,7 +1510,6 @@ class Connection:
         self.unsent: tuple[Optional[Request], Answer]  # the answer under way
         self.held: list[Opened] = []  # what is open for the answer under way
         self.body: BodyReader  # of the request that a worker answers
-        self.part: Part | None = None  # what is being received
 
     # In the loop: nothing here blocks.
     def ready(self) -> None:
@@ -1964,12 +1953,8 @@ class Connection:
 
         Only the time spent waiting for the client counts."""
         began = time.monotonic()
-        seconds = min(LOOK_EVERY, self.args.timeout) if self.part else self.args.timeout
-        while not is_ready(self.sock, writing, seconds):
-            if self.part:
-                self.part.give_way()
-            if time.monotonic() - began >= self.args.timeout:
-                raise TimeoutError(f"silent for {self.args.timeout:g} s")
+        if not is_ready(self.sock, writing, self.args.timeout):
+            raise TimeoutError(f"silent for {self.args.timeout:g} s")
         self.waited += time.monotonic() - began
         if self.waited > self.args.timeout:
             if self.moved < MIN_RATE * self.args.timeout:
@@ -2735,8 +2720,9 @@ def get_folder(conn: Connection, request: Request, found: Opened, options: Field
         return get_tar(conn, request, found, crumbs[-1])
     if "zip" in options:
         return get_zip(conn, request, found, crumbs[-1])
-    if kind == "text/html" and (index := index_of(conn, found)):
-        answer = get_file(conn, request, (*request.names, "index.html"), index)
+    names = *request.names, "index.html"
+    if kind == "text/html" and (index := other_file(conn, names)):
+        answer = get_file(conn, request, names, index)
         answer.fields["Vary"] = "Accept, Accept-Encoding"
         return answer
     fields = {
@@ -2754,10 +2740,11 @@ def get_folder(conn: Connection, request: Request, found: Opened, options: Field
     return Answer(200, fields, pieces=in_chunks(pieces))
 
 
-def index_of(conn: Connection, folder: Opened) -> Optional[Opened]:
+def other_file(conn: Connection, names: Names) -> Optional[Opened]:
+    """A file that is sent in place of what was asked for, if it is there."""
     with contextlib.suppress(OSError, Refusal):
-        index = conn.hold(open_leaf(Place(folder.where, "index.html")))
-        return None if index.is_folder else index
+        found = conn.hold(conn.shared.open(names))
+        return None if found.is_folder else found
     return None
 
 
@@ -2765,7 +2752,9 @@ def get_file(conn: Connection, request: Request, names: Names, found: Opened) ->
     fields, coding = request.fields, ""
     packs = "accept-encoding" in fields and takes_gzip(fields["accept-encoding"])
     if packs and "range" not in fields:
-        found, coding = prefer_gzip(conn, names, found)
+        packed = other_file(conn, (*names[:-1], names[-1] + ".gz"))
+        if packed and packed.info.st_mtime >= found.info.st_mtime:
+            found, coding = packed, "gzip"
     answer = file_answer(conn, request, names[-1], found, coding)
     is_same = not conn.server.asks_all and not coding and "range" not in fields
     if DIR_FD and is_same and is_settled(found.info):
@@ -2837,15 +2826,6 @@ def wanted_ranges(
     if ranges == []:
         raise Refusal(416, "there are no such bytes", {"Content-Range": f"bytes */{size}"})
     return ranges
-
-
-def prefer_gzip(conn: Connection, names: Names, found: Opened) -> tuple[Opened, str]:
-    """name.gz beside it, if it is not older."""
-    with contextlib.suppress(OSError, Refusal):
-        packed = conn.hold(conn.shared.open([*names[:-1], names[-1] + ".gz"]))
-        if not packed.is_folder and packed.info.st_mtime >= found.info.st_mtime:
-            return packed, "gzip"
-    return found, ""
 
 
 def one_range(
@@ -3069,11 +3049,7 @@ def send_interim(conn: Connection, request: Request, fields: Fields) -> None:
 def fill_part(conn: Connection, request: Request, part: Part, plan: Plan, complete: bool) -> Answer:
     """Receive into a part, and when the upload is complete check it and put it in its place."""
     check_length(conn, part, plan, part.size + request.length)
-    conn.part = part
-    try:
-        write_body(conn, part, plan, reporting(conn, request, part))
-    finally:
-        conn.part = None
+    write_body(conn, part, plan, reporting(conn, request, part))
     if complete:
         return complete_upload(conn, request, part, plan)
     fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
@@ -3085,14 +3061,17 @@ def fill_part(conn: Connection, request: Request, part: Part, plan: Plan, comple
 def write_body(conn: Connection, part: Part, plan: Plan, pieces: Iterable[Data]) -> None:
     """Write what comes while there is room: the size of a chunked upload is not known before."""
     left = FREE_CHECK  # the caller has just checked
+    part.leave()
     for piece in pieces:
         left -= len(piece)
         if left < 0:
             left = FREE_CHECK
             check_space(conn, part.place, len(piece))
+        part.take(conn)
         part.write(piece)
-        part.give_way()
         check_length(conn, part, plan, part.size)
+        part.leave()
+    part.take(conn)
 
 
 def check_length(conn: Connection, part: Part, plan: Plan, size: int) -> None:
@@ -3251,14 +3230,11 @@ def post_form(conn: Connection, request: Request) -> Answer:
     stored: list[Names] = []
     count = 0
     for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
-        name = form_file_name(head)
-        if not name:
-            deque(data, maxlen=0)
-            continue
-        names, count = store_file(conn, request, data, name), count + 1
-        # all names could be a thousand times what was sent: each begins with the folder's path
-        if count <= MAX_LISTED:
-            stored.append(names)
+        if name := form_file_name(head):
+            names, count = store_file(conn, request, data, name), count + 1
+            # all names could be a thousand times what was sent: each begins with the folder's path
+            stored += [names] if count <= MAX_LISTED else []
+        deque(data, maxlen=0)
     if not stored:
         raise Refusal(400, "the form holds no file")
     if wants_page(request):
@@ -3327,15 +3303,17 @@ class FormText:
 
 
 # Resume an upload.
-def upload_limit(conn: Connection, age: int = PART_AGE) -> str:
-    return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
+def upload_limit(conn: Connection) -> str:
+    """The age begins anew whenever somebody comes for the upload."""
+    most = f", max-size={conn.args.max_size}" if conn.args.max_size else ""
+    return f"max-age={PART_AGE}{most}"
 
 
-def upload_fields(conn: Connection, size: int, complete: str, age: int = PART_AGE) -> Fields:
+def upload_fields(conn: Connection, size: int, complete: str) -> Fields:
     return {
         "Upload-Complete": complete,
         "Upload-Offset": str(size),
-        "Upload-Limit": upload_limit(conn, age),
+        "Upload-Limit": upload_limit(conn),
     }
 
 
@@ -3368,8 +3346,7 @@ def upload_state(conn: Connection, request: Request) -> Answer:
         raise Refusal(405, "an upload answers HEAD, PATCH and DELETE", allowed)
     try:
         with resumed(conn, request) as (part, plan):
-            age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
-            fields = upload_fields(conn, part.size, "?0", age)
+            fields = upload_fields(conn, part.size, "?0")
             if plan.length is not None:
                 fields["Upload-Length"] = str(plan.length)
     except Refusal as refused:
@@ -3384,16 +3361,16 @@ def resumed(conn: Connection, request: Request) -> Iterator[tuple[Part, Plan]]:
     """An upload's part, locked. A connection that still writes it has failed: it is ended."""
     plan = read_plan(request)
     with conn.shared.locate(plan.names, change=True) as place:
-        try:
-            part = Part(place, plan.upload)
-        except FileNotFoundError:
-            raise finished_upload(conn, place, plan) from None
+        part = Part(place, plan.upload)
         with contextlib.closing(part):
-            part.take_over(conn)
-            there = part.own.stat()
-            if not there or there.st_nlink > 1:
-                # meanwhile: what is open here is the finished file
+            try:
+                retry(conn, part.lock, BUSY_UPLOAD)
+            except FileNotFoundError:
+                raise finished_upload(conn, place, plan) from None
+            # a server that was killed may have given it its name, but left this one
+            if os.fstat(part.descriptor).st_nlink > 1:
                 raise finished_upload(conn, place, plan)
+            part.date(time.time_ns())  # who wrote it before sees that
             yield part, plan
 
 
@@ -3496,20 +3473,21 @@ def move(conn: Connection, request: Request) -> Answer:
         return move_to(old, found, new, request, names)
 
 
-def move_to(old: Place, found: Opened, new: Place, request: Request, names: Names) -> Answer:
+def move_to(
+    old: Place, found: Opened, new: Place, request: Request, names: tuple[str, ...]
+) -> Answer:
     check_conditions(request.fields, found.info)
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
-    is_same = there and os.path.samestat(there, found.info) and names != request.names
-    if there and is_same and (found.is_folder or there.st_nlink == 1):
+    if there and names != request.names and os.path.samestat(there, found.info):
+        if there.st_nlink > 1 and not found.is_folder:
+            # rename() would do nothing, but report success
+            raise Refusal(403, "both names are of the same file")
         there = None  # it is found under its new name already: only the case of letters changes
-    if there and (found.is_folder or not stat.S_ISREG(there.st_mode)):
-        raise Refusal(412 if polite else 409, "something has that name already")
     if there and polite:
         raise Refusal(412, "that name exists")
-    # rename() would do nothing, but report success
-    if there and there.st_nlink > 1 and os.path.samestat(there, found.info):
-        raise Refusal(403, "both names are of the same file")
-    if not there and tuple(names[: len(request.names)]) == request.names:
+    if there and (found.is_folder or not stat.S_ISREG(there.st_mode)):
+        raise Refusal(409, "something has that name already")
+    if not there and names[: len(request.names)] == request.names:
         raise Refusal(409, "a folder cannot be moved into itself")
     # folders have no hard links, and rename() replaces none
     rename(old, new, replace=found.is_folder or not polite)
