@@ -67,7 +67,7 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 #   the loop           Task, Server, Server.turn(), Server.enter(), Server.work(), serve()
 #   methods            check_request(), get(), get_file(), put(), receive_upload(), post_form(),
 #                      patch(), delete(), mkcol(), move()
-#   archives, page     get_tar(), get_zip(), listing(), page_body(), error_page(), qr_code()
+#   archives, page     get_archive(), listing(), page_body(), error_page(), qr_code()
 #   shared fences      Guard, is_program(), Capture, Traced, Stop, bind(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
 #
@@ -231,7 +231,6 @@ EXECUTABLE = "X-Executable"  # our own field: 1 for a file that its owner may ex
 # a client must name this version of the resumable-upload draft to get interim answers
 INTEROP = "8"
 ANYBODY = "any"  # the user name of who gives none
-BUSY_UPLOAD = "another connection is writing this upload"
 REFUSED = "This is a drop box: files can be added, and nothing else can be done."
 PROXIED = frozenset(
     ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
@@ -951,9 +950,7 @@ class Shared:
         self.only = None if os.path.isdir(path) else os.path.basename(path)
         self.path = os.path.dirname(path) if self.only else path
         self.hidden, self.durable = hidden or bool(self.only), durable
-        self.root = (
-            os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if DIR_FD else None
-        )
+        self.root = os.open(self.path, FOLDER) if DIR_FD else None
 
     def locate(self, names: Names, change: bool = False, make: bool = False) -> Place:
         """The place that a path means; with make, the folders on the way are made."""
@@ -1015,10 +1012,14 @@ def open_leaf(place: Place) -> Opened:
         return Opened(place.path, os.stat(place.path))
     descriptor = place.open(LEAF)
     info = os.fstat(descriptor)
-    if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
+    if is_served(info):
         return Opened(descriptor, info)
     os.close(descriptor)
     raise Refusal(403, "only files and folders are served")
+
+
+def is_served(info: os.stat_result) -> bool:
+    return stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)
 
 
 def look_at(place: Place) -> Opened:
@@ -1057,19 +1058,12 @@ def entries(where: Where, hidden: bool, folders_first: bool = False) -> Iterator
         listed = "\0".join([name for _, name in found])
         del found
     for name in re.finditer("[^\0]+", listed):
-        if entry := entry_of(where, name[0], hidden):
-            yield entry
-
-
-def entry_of(where: Where, name: str, hidden: bool) -> Optional[Entry]:
-    with contextlib.suppress(OSError, Refusal):
-        check_name(name, hidden)
-        place = Place(where, name)
-        info = place.stat()
-        is_served = info and (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode))
-        if info and is_served and not is_link(info):
-            return Entry(name, info, place)
-    return None
+        with contextlib.suppress(OSError, Refusal):
+            check_name(name[0], hidden)
+            place = Place(where, name[0])
+            info = place.stat()
+            if info and is_served(info) and not is_link(info):
+                yield Entry(name[0], info, place)
 
 
 def is_real_folder(item: os.DirEntry[str]) -> bool:
@@ -1230,20 +1224,16 @@ class Part:
             if not lock_file(self.descriptor):
                 self.close_file()
                 return False
-        if not self.own.stat():  # meanwhile it has become a file, or was given up
-            raise FileNotFoundError(errno.ENOENT, "")
         self.size = os.lseek(self.descriptor, 0, os.SEEK_END)
         return True
 
     def take(self, conn: "Connection") -> None:
-        """Lock it again, if nobody else has come for it meanwhile."""
+        """Lock it, if nobody else has come for it since this connection has left it."""
         if self.descriptor >= 0:
             return
-        with contextlib.suppress(FileNotFoundError):
-            retry(conn, self.lock, BUSY_UPLOAD)
-            if self.left == self.facts():
-                return
-        raise Refusal(409, "another connection goes on with this upload", close=True)
+        retry(conn, self.lock, "another connection is writing this upload")
+        if self.left not in (None, self.facts()):
+            raise Refusal(409, "another connection goes on with this upload", close=True)
 
     def leave(self) -> None:
         """Let others take it. Nobody knows of a part that cannot be resumed: it stays open."""
@@ -2716,10 +2706,9 @@ def redirect(path: str, request: Request) -> Answer:
 def get_folder(conn: Connection, request: Request, found: Opened, options: Fields) -> Answer:
     shared, kind = conn.shared, listing_type(request.fields.get("accept", "*/*"))
     crumbs = (os.path.basename(shared.path) or "files", *request.names)
-    if "tar" in options:
-        return get_tar(conn, request, found, crumbs[-1])
-    if "zip" in options:
-        return get_zip(conn, request, found, crumbs[-1])
+    for archive in ARCHIVES:
+        if archive in options:
+            return get_archive(conn, request, found, crumbs[-1], archive)
     names = *request.names, "index.html"
     if kind == "text/html" and (index := other_file(conn, names)):
         answer = get_file(conn, request, names, index)
@@ -2872,7 +2861,7 @@ def put(conn: Connection, request: Request) -> Answer:
         raise Refusal(400, "PUT takes whole files; Upload-Offset with PATCH takes parts")  # §14.4
     if not request.names or request.slash:
         raise Refusal(409, "a folder has that name; POST puts files into it")
-    size = check_size(conn, request)
+    check_size(conn, request)
     try:  # a request that is conditional on an existing file must not create folders
         where = conn.shared.locate(
             request.names, change=True, make=not evaluate(request.fields, None, 0, reading=False)
@@ -2881,7 +2870,6 @@ def put(conn: Connection, request: Request) -> Answer:
         check_conditions(request.fields, None)
         raise
     with where as place:
-        check_space(conn, place, size)
         there = check_conditions(request.fields, place.regular())
         over = "replace"
         if not CONDITIONS.isdisjoint(request.fields):
@@ -2891,19 +2879,17 @@ def put(conn: Connection, request: Request) -> Answer:
 
 def post(conn: Connection, request: Request) -> Answer:
     """To a folder: store a form's files, or the body under a new name. To a file: like PUT."""
-    is_new = has_form(request) or request.slash or not request.names
-    if not is_new and not is_folder(conn, request.names):
+    if has_form(request):
+        return post_form(conn, request)
+    if request.names and not request.slash and not is_folder(conn, request.names):
         return put(conn, request)
     return store_new(conn, request, (*request.names, suggested_name(request)))
 
 
 def store_new(conn: Connection, request: Request, names: Names) -> Answer:
-    """Store a body, or a form's files, under names that are new: one that exists gets a number."""
-    size = check_size(conn, request)
+    """Store a body under a name that is new: one that exists gets a number."""
+    check_size(conn, request)
     with conn.shared.locate(names, change=True, make=True) as place:
-        check_space(conn, place, size)
-        if has_form(request):
-            return post_form(conn, request)
         return receive_upload(conn, request, place, Plan(names, over="number"))
 
 
@@ -2932,13 +2918,11 @@ def is_folder(conn: Connection, names: Names) -> bool:
     return False
 
 
-def check_size(conn: Connection, request: Request) -> int:
-    """The announced size of an upload; a size that is too large is refused before the body."""
-    size = max(request.length, announced_length(request) or 0)
-    if 0 < conn.args.max_size < size:
+def check_size(conn: Connection, request: Request) -> None:
+    """A size that is too large is refused before the body, and before folders are made for it."""
+    if 0 < conn.args.max_size < max(request.length, announced_length(request) or 0):
         limit = {"Upload-Limit": upload_limit(conn)}
         raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
-    return size
 
 
 def check_space(conn: Connection, place: Place, size: int) -> None:
@@ -3008,6 +2992,7 @@ def receive_upload(conn: Connection, request: Request, place: Place, plan: Plan)
     complete, length = fields.get("upload-complete"), announced_length(request)
     resumable, mtime = complete in ("?0", "?1"), wanted_mtime(request, began)
     plan = plan._replace(length=length, sha256=digest.hex() if digest else None, time=mtime)
+    check_space(conn, place, max(request.length, length or 0))
     conn.server.search_old_parts(place)
     with new_part(place, resumable, fields.get(EXECUTABLE.lower()) == "1") as part:
         if resumable:
@@ -3112,7 +3097,7 @@ def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) 
         fields["X-OC-Mtime"] = "accepted"
     if digest:
         fields["Repr-Digest"] = digest_field(digest)
-    return Answer(204, fields) if replaced else stored_answer(conn, request, [names], fields)
+    return Answer(204, fields) if replaced else stored_answer(conn, [names], fields)
 
 
 def finish_upload(
@@ -3147,13 +3132,9 @@ def place_fields(conn: Connection, names: Names) -> Fields:
 
 
 def stored_answer(
-    conn: Connection, request: Request, stored: Sequence[Names], fields: Fields, more: str = ""
+    conn: Connection, stored: Sequence[Names], fields: Fields, more: str = ""
 ) -> Answer:
-    """The 201 for what is stored; in a drop box, a page gets it as JSON."""
     fields = {**place_fields(conn, stored[0]), **fields}
-    if conn.args.drop_box and "application/json" in request.field("accept"):
-        body = json.dumps({"name": utf8_name("/".join(stored[0][1:]))}) + "\n"
-        return Answer(201, {**fields, "Content-Type": "application/json"}, body.encode())
     paths = [path for names in stored for path in place_fields(conn, names).values()]
     return text_answer(201, f"stored as {' '.join(paths)}{more}", fields)
 
@@ -3170,45 +3151,43 @@ def check_digest(conn: Connection, part: Part, plan: Plan) -> Optional[bytes]:
     return actual
 
 
+# a parameter of Content-Disposition or Content-Type: name="value", or without the quotes
+PARAMETER = re.compile(rb';[ \t]*([\w*-]+)=(?:"((?:[^"\\]|\\.)*)"|([^;"]*))', re.DOTALL)
+
+DISPOSITION = re.compile(rb"^content-disposition:.*", re.IGNORECASE | re.MULTILINE)
+
+
+def field_parameters(field: bytes) -> dict[bytes, bytes]:
+    return {
+        name.lower(): bare.strip() or re.sub(rb'\\(["\\])', rb"\1", quoted)
+        for name, quoted, bare in PARAMETER.findall(b";" + field)
+    }
+
+
 def suggested_name(request: Request) -> str:
     """The name for a body that is posted to a folder.
 
     It comes from Content-Disposition, or from time and type."""
-    wanted = request.field("content-disposition").encode("latin-1")
-    found = re.search(rb"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
-    if found:
+    wanted = field_parameters(request.field("content-disposition").encode("latin-1"))
+    charset, _, exact = wanted.get(b"filename*", b"").partition(b"''")
+    if charset.lower() == b"utf-8" and exact:
         # a backslash in it is meant as one: our page sends it so
-        return os.fsdecode(urllib.parse.unquote_to_bytes(found[1])).rpartition("/")[2]
-    if plain := filename_in(wanted):
-        return re.split(r"[/\\]", os.fsdecode(plain))[-1]
+        return os.fsdecode(urllib.parse.unquote_to_bytes(exact)).rpartition("/")[2]
+    if b"filename" in wanted:
+        return last_component(wanted[b"filename"])
     kind = request.field("content-type").partition(";")[0].strip().lower()
     return time.strftime("upload-%Y%m%d-%H%M%S") + (mimetypes.guess_extension(kind) or ".bin")
 
 
-FILENAME = re.compile(
-    rb'(?:^|;)[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL
-)
-
-DISPOSITION = re.compile(rb"^content-disposition:.*", re.IGNORECASE | re.MULTILINE)
-
-FIELD_NAME = re.compile(rb';[ \t]*name="?([^";]*)', re.IGNORECASE)
+def last_component(path: bytes) -> str:
+    return re.split(r"[/\\]", os.fsdecode(path))[-1]
 
 
 def boundary_of(content_type: str) -> bytes:
-    found = re.search(
-        r';[ \t]*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', content_type, re.IGNORECASE
-    )
-    if not found:
+    boundary = field_parameters(content_type.encode("latin-1")).get(b"boundary", b"")
+    if not 0 < len(boundary) <= 70:
         raise Refusal(400, "a form needs a boundary", close=True)
-    return (found[1] or found[2]).encode("latin-1")
-
-
-def filename_in(disposition: bytes) -> bytes:
-    """The filename of a Content-Disposition, in quotes or without; b"" when there is none."""
-    found = FILENAME.search(disposition)
-    if not found:
-        return b""
-    return found[2].strip() if found[2] else re.sub(rb'\\(["\\])', rb"\1", found[1])
+    return boundary
 
 
 def form_file_name(head: bytes) -> str:
@@ -3216,17 +3195,17 @@ def form_file_name(head: bytes) -> str:
 
     Only the last component counts, except in a field called folder: there the path below the
     folder that was chosen."""
-    found = DISPOSITION.search(head)
-    line = found[0] if found else b""
-    raw = filename_in(line)
+    line = DISPOSITION.search(head)
+    facts = field_parameters(line[0]) if line else {}
+    path = facts.get(b"filename", b"")
     for escape, byte in (b"%22", b'"'), (b"%0D", b"\r"), (b"%0A", b"\n"):
-        raw = raw.replace(escape, byte)
-    name, field = os.fsdecode(raw), FIELD_NAME.search(line)
-    return name if field and field[1] == b"folder" else re.split(r"[/\\]", name)[-1]
+        path = path.replace(escape, byte)
+    return os.fsdecode(path) if facts.get(b"name") == b"folder" else last_component(path)
 
 
 def post_form(conn: Connection, request: Request) -> Answer:
     """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
+    check_size(conn, request)
     stored: list[Names] = []
     count = 0
     for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
@@ -3242,7 +3221,7 @@ def post_form(conn: Connection, request: Request) -> Answer:
         folder = request.names[1:] if conn.args.drop_box else request.names
         return text_answer(303, "stored", {"Location": url_path(folder, slash=True)})
     more = f" and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
-    return stored_answer(conn, request, stored, {}, more)
+    return stored_answer(conn, stored, {}, more)
 
 
 def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> Names:
@@ -3253,6 +3232,7 @@ def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: 
         new_part(place, kept=False) as part,
     ):
         conn.server.search_old_parts(place)
+        check_space(conn, place, conn.body.left)  # of all that is still to come
         write_body(conn, part, plan, data)
         return finish_upload(conn, part, plan)[0]
 
@@ -3363,12 +3343,12 @@ def resumed(conn: Connection, request: Request) -> Iterator[tuple[Part, Plan]]:
     with conn.shared.locate(plan.names, change=True) as place:
         part = Part(place, plan.upload)
         with contextlib.closing(part):
-            try:
-                retry(conn, part.lock, BUSY_UPLOAD)
-            except FileNotFoundError:
-                raise finished_upload(conn, place, plan) from None
-            # a server that was killed may have given it its name, but left this one
-            if os.fstat(part.descriptor).st_nlink > 1:
+            there = None
+            with contextlib.suppress(FileNotFoundError):
+                part.take(conn)
+                there = part.own.stat()
+            # another name: meanwhile, what is open here has become a file
+            if not there or there.st_nlink > 1:
                 raise finished_upload(conn, place, plan)
             part.date(time.time_ns())  # who wrote it before sees that
             yield part, plan
@@ -3438,14 +3418,14 @@ def new_place(conn: Connection, names: Names) -> Place:
 def mkcol(conn: Connection, request: Request) -> Answer:
     if request.has_body:
         raise Refusal(415, "MKCOL takes no body")
+    exists = Refusal(405, "that name exists", {"Allow": conn.server.allowed})  # RFC 4918 §9.3.1
+    if not request.names:
+        raise exists
     try:
-        if not request.names:
-            raise FileExistsError(errno.EEXIST, "")
         with new_place(conn, request.names) as place:
             conn.shared.make_folder(place)
     except FileExistsError:
-        # RFC 4918 §9.3.1
-        raise Refusal(405, "that name exists", {"Allow": conn.server.allowed}) from None
+        raise exists from None
     return text_answer(201, "made", {"Location": url_path(request.names, slash=True)})
 
 
@@ -3519,18 +3499,19 @@ def hand_in(conn: Connection, request: Request) -> Answer:
 
 
 def add_to_box(conn: Connection, request: Request) -> Answer:
+    if has_form(request):
+        return post_form(conn, request)
+    if request.method == "MKCOL":
+        with (
+            contextlib.suppress(FileExistsError),
+            conn.shared.locate(passing_files(conn, request.names), True, make=True) as place,
+        ):
+            conn.shared.make_folder(place)
+        return text_answer(201, "made")
     names: Names = request.names
-    if request.method != "MKCOL" and (request.slash or len(names) == 1 or has_form(request)):
+    if request.slash or len(names) == 1:
         names = (*names, suggested_name(request))
-    names = passing_files(conn, names)
-    if request.method != "MKCOL":
-        return store_new(conn, request, names)
-    with (
-        contextlib.suppress(FileExistsError),
-        conn.shared.locate(names, change=True, make=True) as place,
-    ):
-        conn.shared.make_folder(place)
-    return text_answer(201, "made")
+    return store_new(conn, request, passing_files(conn, names))
 
 
 def passing_files(conn: Connection, names: Names) -> Names:
@@ -3606,38 +3587,32 @@ def chosen(query: str) -> frozenset[str]:
     return frozenset(names) - {""}
 
 
-def get_tar(conn: Connection, request: Request, found: Opened, name: str) -> Answer:
-    """A folder as a tar archive; a download that was cut can be resumed.
+ARCHIVES = {"tar": "application/x-tar", "zip": "application/zip"}
+
+
+def get_archive(conn: Connection, request: Request, found: Opened, name: str, kind: str) -> Answer:
+    """A folder as an archive. The download of a tar that was cut can be resumed.
 
     Its length and tag come from names, sizes and times alone."""
-    fields, read = archive(conn, request, found, name, "tar")
-    length, tag = tar_plan(read(conn.server.note_left_out))
-    fields |= {"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
-    if is_known(request.fields, tag, NO_DATE):
-        return Answer(304, fields)
-    ranges = wanted_ranges(request, length, tag, NO_DATE, 0)
-    return one_range(fields, ranges, length, lambda start, end: tar_pieces(read(), start, end, tag))
-
-
-def get_zip(conn: Connection, request: Request, found: Opened, name: str) -> Answer:
-    fields, read = archive(conn, request, found, name, "zip")
-    length = zip_length(read(conn.server.note_left_out))
-    answer = Answer(200, fields, pieces=zip_pieces(read()), length=length)
-    answer.share = "zip", length, [(0, length)]
-    return answer
-
-
-def archive(
-    conn: Connection, request: Request, found: Opened, name: str, kind: str
-) -> tuple[Fields, Callable[..., Iterator[Entry]]]:
-    """The fields of an archive, and what walks through the folder."""
     fields = {
-        "Content-Type": "application/zip" if kind == "zip" else "application/x-tar",
+        "Content-Type": ARCHIVES[kind],
         "Content-Disposition": disposition(f"{name}.{kind}"),
         "Cache-Control": "no-store",
     }
     only = chosen(request.query)
-    return fields, functools.partial(walk, found.where, "", conn.shared.hidden, only=only)
+    read = functools.partial(walk, found.where, "", conn.shared.hidden, only=only)
+    entries = read(conn.server.note_left_out)
+    if kind == "zip":
+        length = zip_length(entries)
+        answer = Answer(200, fields, pieces=zip_pieces(read()), length=length)
+        answer.share = "zip", length, [(0, length)]
+        return answer
+    length, tag = tar_plan(entries)
+    fields |= {"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
+    if is_known(request.fields, tag, NO_DATE):
+        return Answer(304, fields)
+    ranges = wanted_ranges(request, length, tag, NO_DATE, 0)
+    return one_range(fields, ranges, length, lambda start, end: tar_range(read, start, end, tag))
 
 
 def walk(
@@ -3681,48 +3656,37 @@ def tar_head(entry: Entry) -> bytes:
 TAR_END = 1024  # two empty blocks
 
 
-def tar_heads(entries: Iterable[Entry], sha: "hashlib._Hash") -> Iterator[tuple[Entry, bytes, int]]:
-    """Each entry with its head and its length in the archive.
-
-    The digest changes with any name, size or time."""
+def tar_plan(entries: Iterable[Entry]) -> tuple[int, str]:
+    """The archive's length, and a tag that changes with any name, size or time."""
+    length, sha = TAR_END, hashlib.sha256()
     for entry in entries:
         head = tar_head(entry)
         sha.update(head + etag(entry.info).encode())
-        yield entry, head, len(head) + entry.size + -entry.size % 512
+        length += len(head) + entry.size + -entry.size % 512
+    return length, f'"{sha.hexdigest()[:32]}"'
 
 
-def tar_tag(sha: "hashlib._Hash") -> str:
-    return f'"{sha.hexdigest()[:32]}"'
+def tar_pieces(entries: Iterable[Entry]) -> Iterator[Piece]:
+    for entry in entries:
+        yield tar_head(entry)
+        yield from content(entry)
+        yield bytes(-entry.size % 512)
+    yield bytes(TAR_END)
 
 
-def tar_plan(entries: Iterable[Entry]) -> tuple[int, str]:
-    """The archive's length and tag."""
-    sha = hashlib.sha256()
-    return TAR_END + sum(length for _, _, length in tar_heads(entries, sha)), tar_tag(sha)
+def tar_range(
+    read: Callable[[], Iterator[Entry]], start: int, end: int, tag: str
+) -> Iterator[Piece]:
+    """The bytes from start to end of the archive.
 
-
-def tar_pieces(entries: Iterable[Entry], start: int, end: int, tag: str) -> Iterator[Piece]:
-    """The bytes from start to end of the archive; files outside that range are not opened.
-
-    The last byte comes only if all entries are those of the planned archive. Otherwise the client
+    The last piece comes only if the folder still is the one that was planned. Otherwise the client
     sees that it has not got the whole."""
-    at, sha, last = 0, hashlib.sha256(), b""
-    for entry, head, length in tar_heads(entries, sha):
-        if start < at + length and at < end:
-            yield from cut(tar_entry(entry, head), start - at, end - 1 - at)
-        if at < end <= at + length:
-            last = b"".join(map(bytes_of, cut(tar_entry(entry, head), end - 1 - at, end - at)))
-        at += length
-    if tag != tar_tag(sha):
-        raise Gone("the folder changed")
-    yield last
-    yield from cut([bytes(TAR_END)], start - at, end - at)
-
-
-def tar_entry(entry: Entry, head: bytes) -> Iterator[Piece]:
-    yield head
-    yield from content(entry)
-    yield bytes(-entry.size % 512)
+    left = end - start
+    for piece in cut(tar_pieces(read()), start, end):
+        left -= size_of(piece)
+        if not left and tar_plan(read())[1] != tag:
+            raise Gone("the folder changed")
+        yield piece
 
 
 def content(entry: Entry) -> Iterator[Span]:
@@ -4836,8 +4800,10 @@ def path_links(crumbs: Names) -> str:
 
 
 def page_body(items: Iterable[Entry], tag: str, hidden: bool, read_only: bool) -> Iterator[str]:
-    yield ("" if read_only else UPLOAD.replace("@@", MKDIR)) + FIND
-    yield f'<table>{COLUMNS}<tbody data-tag="{tag}">\n'
+    upload, chosen, panel, row = UPLOAD.replace("@@", MKDIR), CHANGES, PANEL, ROW_CHANGES
+    if read_only:
+        upload = chosen = panel = row = ""
+    yield f'{upload}{FIND}<table>{COLUMNS}<tbody data-tag="{tag}">\n'
     folders = files = total = 0
     left = MAX_COUNTED_NAMES
     for entry in items:
@@ -4852,10 +4818,9 @@ def page_body(items: Iterable[Entry], tag: str, hidden: bool, read_only: bool) -
         f'This folder is empty.</p>\n<footer><span id="count">{plural(folders, "folder")}, '
         f"{plural(files, 'file')}, {readable_size(total)}</span> &middot; "
         'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n'
+        f'<div id="dock">{CHOSEN.replace("@@", chosen)}{panel}</div>{ROW}{row}</div></template>\n'
+        f"<script>{SCRIPT}</script></body></html>\n"
     )
-    yield '<div id="dock">' + CHOSEN.replace("@@", "" if read_only else CHANGES)
-    yield ("" if read_only else PANEL) + "</div>" + ROW + ("" if read_only else ROW_CHANGES)
-    yield f"</div></template>\n<script>{SCRIPT}</script></body></html>\n"
 
 
 def plural(count: int, what: str) -> str:
@@ -4926,17 +4891,12 @@ def error_page(request: Request, refused: Refusal) -> Answer:
     return answer
 
 
-def in_chunks(texts: Iterable[str]) -> Iterator[bytes]:
-    """Text in pieces: small at first, because a browser draws them while the rest comes."""
-    rows: list[str] = []
-    size, most = 0, SMALL // 32
-    for text in texts:
-        rows.append(text)
-        size += len(text)
-        if size > most:
-            yield "".join(rows).encode()
-            rows, size, most = [], 0, min(2 * most, SMALL)
-    yield "".join(rows).encode()
+def in_chunks(texts: Iterator[str]) -> Iterator[bytes]:
+    """Texts in pieces: few at first, because a browser draws them while the rest comes."""
+    count = 16
+    while piece := "".join(itertools.islice(texts, count)):
+        yield piece.encode()
+        count = min(2 * count, 1024)
 
 
 # --- the QR code: an address for the camera of a phone ---

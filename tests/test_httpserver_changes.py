@@ -767,7 +767,7 @@ def test_an_upload_can_be_taken_over_although_its_old_connection_still_sends(
     assert ask_for(ask, location).status == 204
     assert ask("DELETE", location).status == 204
     sender.join()
-    assert old.reply().status == 409
+    assert old.reply().status in (404, 409)
     assert tree(folder) == {b"a.txt": b"hello\n"}
 
 
@@ -1986,8 +1986,7 @@ def test_what_is_handed_in_lies_in_the_senders_folder_and_nothing_is_ever_replac
         "POST", "/", sender("ben") + FORM, form((b'name="f"; filename="h.txt"', b"6")), to=box
     )
     assert reply.body == b"201 Created: stored as h%20%281%29.txt\n"
-    reply = ask("PUT", "/new", sender("ben") + "Accept: application/json\r\n", b"7", to=box)
-    assert json.loads(reply.body) == {"name": "new"}
+    assert put("ben", "/new", b"7") == "new"
     for _ in range(2):
         assert ask("MKCOL", "/sub/", sender("ben"), to=box).status == 201
     assert tree(folder) == {
