@@ -3484,8 +3484,10 @@ def hand_in(conn: Connection, request: Request) -> Answer:
     upload, folder = "upload" in parameters(request.query), sender_folder(conn, request)
     if request.method == "OPTIONS":
         return options(conn, request)
-    # without a login, whoever knows the upload's URL is its sender: nobody can guess that
-    own = upload and request.names and (not login_name(conn) or request.names[0] == folder)
+    # without a login, whoever knows the upload's URL is its sender: nobody can guess that. But who
+    # has it can change it, so that it would replace something
+    mine = not login_name(conn) or request.names[:1] == (folder,)
+    own = mine and upload and "&over=number&" in request.query
     if own and request.method in ("HEAD", "PATCH", "DELETE"):
         return METHODS[request.method](conn, request)
     if request.method == "GET" and wants_page(request):

@@ -2087,6 +2087,17 @@ def test_in_a_drop_box_an_upload_is_resumed_by_its_own_sender_alone(box, ask, fo
     assert sorted(os.listdir(folder / "anna")) == ["big", "big (1)"]
 
 
+def test_in_a_drop_box_no_changed_url_of_an_upload_replaces_anything(box, ask, folder):
+    assert ask("PUT", "/h.txt", sender("anna"), b"one", to=box).status == 201
+    location = begin(ask, "/", 3, sender("anna"), to=box)
+    tag = ask("PUT", "/i.txt", sender("anna"), b"two", to=box).fields["etag"].strip('"')
+    for over in "replace", "new", tag:
+        changed = location.replace("over=number", f"over={over}").replace("big?", "h.txt?")
+        more = "Content-Type: application/partial-upload\r\nUpload-Offset: 0\r\nUpload-Complete: ?1\r\n"
+        assert ask("PATCH", changed, sender("anna") + more, b"bad", to=box).status == 403, over
+    assert (folder / "anna" / "h.txt").read_bytes() == b"one"
+
+
 def test_without_a_login_the_sender_names_himself_or_is_his_address(spawn, ask, folder, run):
     box = spawn("httpserver.py", folder, "--drop-box", "--password", "word")
     fields = sender("any") + "Sender: Ben\r\n"  # the name in the addresses that it prints
