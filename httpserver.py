@@ -949,6 +949,7 @@ class Shared:
         path = os.path.realpath(path)  # what the command line names may be a link
         self.only = None if os.path.isdir(path) else os.path.basename(path)
         self.path = os.path.dirname(path) if self.only else path
+        self.title = os.path.basename(self.path) or "files"
         self.hidden, self.durable = hidden or bool(self.only), durable
         self.root = os.open(self.path, FOLDER) if DIR_FD else None
 
@@ -2705,7 +2706,7 @@ def redirect(path: str, request: Request) -> Answer:
 
 def get_folder(conn: Connection, request: Request, found: Opened, options: Fields) -> Answer:
     shared, kind = conn.shared, listing_type(request.fields.get("accept", "*/*"))
-    crumbs = (os.path.basename(shared.path) or "files", *request.names)
+    crumbs = shared.title, *request.names
     for archive in ARCHIVES:
         if archive in options:
             return get_archive(conn, request, found, crumbs[-1], archive)
@@ -3491,10 +3492,8 @@ def hand_in(conn: Connection, request: Request) -> Answer:
     if own and request.method in ("HEAD", "PATCH", "DELETE"):
         return METHODS[request.method](conn, request)
     if request.method == "GET" and wants_page(request):
-        fields = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
-        crumbs = (os.path.basename(conn.shared.path) or "files", *request.names)
-        page = drop_page(crumbs, login_name(conn)).encode()
-        return Answer(200, fields | page_fields(), page)
+        page = drop_page(conn.shared.title, login_name(conn)).encode()
+        return Answer(200, page_fields(), page)
     if upload or request.method not in ("PUT", "POST", "MKCOL"):
         raise Refusal(403, REFUSED)
     return add_to_box(conn, request.below(folder))
@@ -3754,20 +3753,11 @@ def zip_central(entry: Entry, crc: int, offset: int) -> bytes:
 
 
 def zip_end(count: int, size: int, offset: int) -> bytes:
+    """The end in the zip64 form, and the old one, in which ones everywhere point to that."""
     return (
         struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, offset)
         + struct.pack("<4sLQL", b"PK\6\7", 0, offset + size, 1)
-        + struct.pack(
-            "<4s4H2LH",
-            b"PK\5\6",
-            0,
-            0,
-            min(count, 0xFFFF),
-            min(count, 0xFFFF),
-            min(size, LARGE),
-            min(offset, LARGE),
-            0,
-        )
+        + struct.pack("<4s2L2LH", b"PK\5\6", 0, LARGE, LARGE, LARGE, 0)
     )
 
 
@@ -4745,7 +4735,12 @@ def page_fields() -> Fields:
         f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; "
         "img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     )
-    return {"Content-Security-Policy": policy, "Referrer-Policy": "same-origin"}
+    return {
+        "Content-Type": "text/html; charset=utf-8",
+        "Cache-Control": "no-store",
+        "Content-Security-Policy": policy,
+        "Referrer-Policy": "same-origin",
+    }
 
 
 def folder_tag(info: os.stat_result) -> str:
@@ -4760,7 +4755,7 @@ def listing(
 ) -> Iterator[str]:
     items = entries(found.where, hidden, folders_first=kind == "text/html")
     if kind == "text/html":
-        yield page_head(html.escape(utf8_name(crumbs[-1]))) + path_links(crumbs)
+        yield page_head(crumbs[-1]) + path_links(crumbs)
         yield from page_body(items, folder_tag(found.info), hidden, read_only)
     elif kind == "text/plain":
         yield from (printable_name(entry.name) + "/" * entry.is_folder + "\n" for entry in items)
@@ -4785,6 +4780,7 @@ def json_entry(entry: Entry) -> dict[str, object]:
 
 
 def page_head(title: str) -> str:
+    title = html.escape(utf8_name(title))
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -4869,11 +4865,11 @@ def table_row(entry: Entry, inner: Optional[int]) -> str:
     )
 
 
-def drop_page(crumbs: Names, login: str) -> str:
+def drop_page(title: str, login: str) -> str:
     """All that a drop box shows: where to hand in. The login may have told the name."""
     known = f' value="{html.escape(login)}" readonly' if login else ""
     return (
-        page_head(html.escape(utf8_name(crumbs[-1])))
+        page_head(title)
         + HAND_IN.replace("@@", known)
         + UPLOAD.replace("@@", "")
         + f"{HANDED_IN}{PANEL}</div><script>{SCRIPT}</script></body></html>\n"
@@ -4882,13 +4878,13 @@ def drop_page(crumbs: Names, login: str) -> str:
 
 def error_page(request: Request, refused: Refusal) -> Answer:
     """An error for a person in front of a browser."""
-    text = html.escape(refused.text[:1].upper() + refused.text[1:])
+    text = refused.text[:1].upper() + refused.text[1:]
     up = f'<a href="{url_path(request.names[:-1], slash=True)}">the folder above</a> or '
-    body = f'<h1>{text}.</h1>\n<p>Go to {up * bool(request.names)}<a href="/">the start</a></p>\n'
+    body = f"<h1>{html.escape(text)}.</h1>\n"
+    body += f'<p>Go to {up * bool(request.names)}<a href="/">the start</a></p>\n'
     answer = refusal_answer(refused)
     answer.body = (page_head(text) + body).encode()
     answer.length = len(answer.body)
-    answer.fields |= {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
     answer.fields |= page_fields()
     return answer
 

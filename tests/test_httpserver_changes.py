@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import random
 import re
 import resource
 import select
@@ -1148,6 +1149,45 @@ def test_three_who_ask_for_an_upload_while_its_last_byte_arrives_lose_nothing_of
                 assert append(ask, location, at, b"0123456789"[at:]).status == 201
     assert finished == 8
     assert all(data in (b"hello\n", b"0123456789") for data in tree(folder).values())
+
+
+def test_several_who_go_on_with_one_upload_through_two_servers_do_not_spoil_it(
+    spawn, server, wire, ask, folder, full
+):
+    """Each sends some of the rest, as a client does whose link breaks: whole, in part, or in part and then says nothing more."""
+    servers, data = [server, spawn("httpserver.py", folder)], os.urandom(2 << 20)
+    head = "Content-Type: application/partial-upload\r\nUpload-Offset: {}\r\nUpload-Complete: ?{}\r\nContent-Length: {}\r\n\r\n"
+
+    def goes_on(location, seed):
+        chance, silent = random.Random(seed), []
+        while True:
+            there = chance.choice(servers)
+            state = ask("HEAD", location, to=there)
+            assert state.status in (204, 503)
+            if state.fields.get("upload-complete") == "?1":
+                return
+            if state.status == 503:
+                continue
+            start = int(state.fields["upload-offset"])
+            end = min(len(data), start + chance.choice((1000, 70000, 500000)))
+            connection = wire(there)
+            silent.append(connection)
+            with suppress(ConnectionError, IndexError):
+                connection.send(
+                    f"PATCH {location} HTTP/1.1\r\nHost: localhost\r\n"
+                    + head.format(start, int(end == len(data)), end - start)
+                )
+                connection.send(data[start : chance.choice((end, (start + end) // 2))])
+                if chance.random() < 0.7:
+                    connection.sock.shutdown(socket.SHUT_WR)
+                    assert connection.reply().status in (201, 204, 400, 404, 408, 409)
+
+    for number in range(20 if full else 1):
+        location = begin(ask, f"/x{number}", len(data), f"Repr-Digest: {digest(data)}\r\n")
+        with ThreadPoolExecutor() as at_once:
+            list(at_once.map(goes_on, [location] * 3, range(3 * number, 3 * number + 3)))
+        assert (folder / f"x{number}").read_bytes() == data
+    assert not list(folder.glob(".six-*"))
 
 
 def test_a_finished_upload_has_the_time_when_it_began_and_others_that_of_their_end(ask, folder):
