@@ -347,6 +347,8 @@ HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z_~!$&'()*+,;=%.-]*)(?::[0-9]*)
 
 URL = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE | re.DOTALL)
 
+WEIGHT = re.compile(r"([^\s,;]+)(?:[^,]*?;\s*q=([01]\.?[0-9]*))?[^,]*")
+
 BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 DIGITS = re.compile(r"[0-9]{1,18}")
@@ -355,7 +357,7 @@ CHUNK = re.compile(rf"([0-9A-Fa-f]{{1,15}})(?:;{TOKEN}(?:=(?:{TOKEN}|{QUOTED}))?
 
 
 class Request:
-    """A request's head, all its values checked. Nobody changes it: cached_head() gives it again.
+    """A request's head, all its values checked. Nobody changes it: known_head() gives it again.
 
     Only the loop adds the last short answer, which recall() gives to the next such head."""
 
@@ -389,18 +391,6 @@ class Request:
         return moved
 
 
-HEADS: dict[bytes, Request] = {}  # those of one client are often the same: parse them once
-
-
-def cached_head(head: bytes) -> Request:
-    request = parse_head(head)
-    if len(head) <= KNOWN_HEAD:
-        if len(HEADS) >= MAX_KNOWN:
-            HEADS.clear()
-        HEADS[head] = request
-    return request
-
-
 def parse_head(head: bytes) -> Request:
     text = head.decode("latin-1")
     found = HEAD.fullmatch(text)
@@ -418,6 +408,18 @@ def parse_head(head: bytes) -> Request:
         value = value.rstrip(" \t")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     return Request(method, target, int(minor), fields)
+
+
+HEADS: dict[bytes, Request] = {}  # those of one client are often the same: parse them once
+
+
+def known_head(head: bytes) -> Request:
+    request = HEADS.get(head) or parse_head(head)
+    if len(head) <= KNOWN_HEAD:
+        if len(HEADS) >= MAX_KNOWN:
+            HEADS.clear()
+        HEADS[head] = request
+    return request
 
 
 def too_long(head: bytes) -> Refusal:
@@ -620,13 +622,8 @@ def coalesce(ranges: Iterable[tuple[int, int]], gap: int = 0) -> Ranges:
 
 
 def weights(text: str) -> dict[str, float]:
-    """A list such as Accept as {word: q}; what cannot be read counts as 0."""
-    found = {}
-    for item in text.lower().split(","):
-        word, *rest = (part.strip() for part in item.split(";"))
-        q = next((part[2:] for part in rest if part[:2] == "q="), "1")
-        found[word] = float(q) if re.fullmatch(r"[01](\.[0-9]{0,3})?", q) else 0.0
-    return found
+    """A list such as Accept as {word: q}."""
+    return {word: float(q or 1) for word, q in WEIGHT.findall(text.lower())}
 
 
 @functools.lru_cache(maxsize=128)
@@ -638,11 +635,9 @@ def takes_gzip(accept: str) -> bool:
 def listing_type(accept: str) -> str:
     """Which form of a folder a client wants: HTML unless another one is named and weighs more."""
     wanted = weights(accept)
-    page = max(
-        wanted.get("text/html", 0.0), 0.0 if "text/html" in wanted else wanted.get("*/*", 0.0) / 2
-    )
-    best = max(("application/json", "text/plain"), key=lambda kind: wanted.get(kind, 0.0))
-    return best if wanted.get(best, 0.0) > page else "text/html"
+    wanted.setdefault("text/html", wanted.get("*/*", 0.0) / 2)
+    kinds = "text/html", "application/json", "text/plain"
+    return max(kinds, key=lambda kind: wanted.get(kind, 0.0))
 
 
 def wants_page(request: "Request") -> bool:
@@ -1581,8 +1576,7 @@ class Connection:
             size = self.head_size()
             if not size:
                 return None
-            head = self.buffer[:size]
-            request = HEADS.get(head) or cached_head(head)
+            request = known_head(self.buffer[:size])
         self.buffer = self.buffer[size:]
         self.peer, self.user = self.hop, "-"
         if self.hop in self.server.proxies:
@@ -1591,14 +1585,14 @@ class Connection:
 
     def head_size(self) -> int:
         """Where the first head in the buffer ends; 0 while it has no end."""
-        if self.buffer[:1] in (b"\r", b"\n"):
+        if self.buffer[:1] < b" ":  # no method begins so
+            # before the search: its random bytes may hold two line ends, as the end of a head does
+            if self.buffer[:1] == b"\x16":
+                raise Refusal(
+                    400, "this is TLS, and the port speaks without: the address begins with http://"
+                )
             # §2.2: some clients send an empty line after a body
             self.buffer = EMPTY_LINES.sub(b"", self.buffer)
-        # before the search: its random bytes may hold two line ends, as the end of a head does
-        if self.buffer[:1] == b"\x16":
-            raise Refusal(
-                400, "this is TLS, and the port speaks without: the address begins with http://"
-            )
         found = HEAD_END.search(self.buffer)
         size = found.end() if found else 0
         if (size or len(self.buffer)) > MAX_HEAD:
@@ -1707,12 +1701,10 @@ class Connection:
 
     def send_rest(self) -> bool:
         """The same with what is left of it. If the kernel has no room, the loop waits for that."""
-        before = self.sent
         try:
             self.send_all()
         except self.server.waits:
-            if self.sent > before or self.state is not State.ANSWERING:
-                self.server.enter(self, State.ANSWERING)
+            self.server.enter(self, State.ANSWERING)
             return False
         except (Gone, OSError) as problem:
             return self.give_up(reason_of(problem))
@@ -1783,12 +1775,17 @@ class Connection:
 
     def overdue(self) -> None:
         """Its deadline has passed."""
+        seconds = f"{self.args.timeout:g} s"
         if self.state is State.LINGERING:
-            self.close()
-        elif self.state is State.ANSWERING:
-            self.give_up(f"silent for {self.args.timeout:g} s")
+            return self.close()
+        is_stuck = self.state is State.ANSWERING
+        self.hang_up(Refusal(408, f"{'silent for' if is_stuck else 'no whole head in'} {seconds}"))
+
+    def hang_up(self, refused: Refusal) -> None:
+        if self.state is State.ANSWERING:  # no error in the middle of an answer
+            self.give_up(refused.text)
         else:
-            self.refuse_head(Refusal(408, f"no whole head in {self.args.timeout:g} s"))
+            self.refuse_head(refused)
 
     def refuse_head(self, refused: Refusal, request: Optional[Request] = None) -> None:
         """Refuse a head that cannot be trusted, or a request that comes at the wrong moment.
@@ -2240,36 +2237,25 @@ class Server:
         count = sum(map(len, self.queues.values())) - len(self.queues[State.LINGERING])
         if self.door.tls:
             self.enter(conn, State.HANDSHAKE)
-        if count >= self.args.max_clients and not self.end_idle() and not self.end_slow(conn):
+        if count >= self.args.max_clients and not self.make_room(conn):
             text = f"there are {self.args.max_clients} clients"
             return conn.refuse_head(Refusal(503, text, {"Retry-After": "5"}))
         conn.ready()
 
-    def end_idle(self) -> bool:
-        """Close the connection that has been idle longest, for a new client (RFC 9112 §9.5).
+    def make_room(self, new: Connection) -> bool:
+        """Close a connection for a new client: the one that has been idle longest (RFC 9112 §9.5).
 
-        False if none is idle."""
+        Or else the oldest slow one of another address, if that has half of all there are."""
         for conn in self.queues[State.IDLE]:
-            # unless its next request is here, not read yet
-            if not is_ready(conn.sock, False, 0):
+            if not is_ready(conn.sock, False, 0):  # or its next request is here, not read yet
                 conn.linger()
                 return True
-        return False
-
-    def end_slow(self, new: Connection) -> bool:
-        """Close the oldest slow connection of an address that has half, for a new client.
-
-        False if no address has half of all clients there."""
-        # what is idle here has sent something that is not read yet
         states = State.HANDSHAKE, State.HEAD, State.ANSWERING, State.IDLE
         slow = [conn for state in states for conn in self.queues[state]]
         for client, count in Counter(network(conn.hop) for conn in slow).most_common(1):
             if 2 * count >= self.args.max_clients and client != network(new.hop):
                 first = next(conn for conn in slow if network(conn.hop) == client)
-                why = "another client needs the place"
-                if first.state is State.ANSWERING:  # no error in the middle of an answer
-                    return not first.give_up(why)
-                first.refuse_head(Refusal(503, why))
+                first.hang_up(Refusal(503, "another client needs the place"))
                 return True
         return False
 
@@ -2495,10 +2481,8 @@ def serve(args: argparse.Namespace) -> int:
     if args.drop_box and (args.read_only or shared.only):
         raise Failure(
             2,
-            "--drop-box and --read-only exclude each other"
-            if args.read_only
-            else "--drop-box needs a folder",
-            "nothing could be handed in" if args.read_only else "one file cannot be handed in to",
+            "--drop-box, --read-only and a single file exclude each other",
+            "nothing could be handed in to one file, or where nothing changes",
             f"{SERVER} FOLDER --drop-box",
         )
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
