@@ -239,6 +239,7 @@ CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 # types in which a browser runs scripts
 ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
 MORE = getattr(socket, "MSG_MORE", 0)  # more follows: wait for it with what fills no segment
+CORK = getattr(socket, "TCP_CORK", 0)  # the same until it is taken off
 UTF_8 = "; charset=utf-8"
 DIR_FD = {
     os.open,
@@ -286,6 +287,7 @@ PROBLEMS = {
 }
 
 
+Call = Callable[[], object]
 Data = Union[bytes, memoryview]  # noqa: UP007  (3.9)
 Fields = dict[str, str]  # header fields: lower-case names in a request
 Names = Sequence[str]  # the names in a path, from the shared folder down
@@ -1538,7 +1540,9 @@ class Connection:
         if self.state is State.LINGERING:
             return None if data else self.close()
         if not data:
-            return self.client_closed()
+            if self.buffer:
+                self.server.log(self.peer, "left within the head")
+            return self.close()
         self.buffer = self.buffer + data if self.buffer else data
         return self.advance()
 
@@ -1625,12 +1629,6 @@ class Connection:
             answer.body, answer.pieces = b"", None
         return answer
 
-    def head(self, request: Optional[Request], answer: Answer) -> bytes:
-        """The status line and header fields."""
-        answer.block = answer.block or self.fields_block(request, answer)
-        dated = "date" not in self.server.replaced
-        return status_line(answer.status, int(time.time()), dated) + answer.block
-
     def fields_block(self, request: Optional[Request], answer: Answer) -> bytes:
         """None of the fields can hold a line end: what is made of names is percent-encoded."""
         status, replaced = answer.status, self.server.replaced
@@ -1652,12 +1650,6 @@ class Connection:
         lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
         return f"{lines}{self.server.extra}\r\n".encode("latin-1")
 
-    def keeps_open(self, request: Optional[Request], answer: Answer) -> bool:
-        """Whether the connection goes on after this answer."""
-        if request is None or answer.close or self.server.stopping:
-            return False
-        return request.keep and (answer.length is not None or request.minor > 0)
-
     def is_quick(self, answer: Answer) -> bool:
         """Whether the kernel sends all of it in a moment: it is a short part of a file."""
         is_listed = isinstance(answer.pieces, list)
@@ -1674,8 +1666,11 @@ class Connection:
 
     def begin_answer(self, request: Optional[Request], answer: Answer) -> None:
         """Make it the next that is sent. Of that, only the bytes after the head are counted."""
-        answer.close = not self.keeps_open(request, answer)
-        head = self.head(request, answer)
+        goes_on = request and request.keep and (answer.length is not None or request.minor > 0)
+        answer.close = answer.close or self.server.stopping or not goes_on
+        answer.block = answer.block or self.fields_block(request, answer)
+        dated = "date" not in self.server.replaced
+        head = status_line(answer.status, int(time.time()), dated) + answer.block
         self.rest, self.unsent, self.sent = head + answer.body, (request, answer), -len(head)
         if answer.pieces is not None:
             self.pieces = self.framed(request is None or request.minor > 0, answer)
@@ -1801,12 +1796,6 @@ class Connection:
         answer.body = b"" if is_head else answer.body  # (§9.3.2)
         self.send_at_once(request, answer)
 
-    def client_closed(self) -> None:
-        """The client closed between requests, or within a head."""
-        if self.buffer:
-            self.server.log(self.peer, "left within the head")
-        self.close()
-
     def linger(self) -> None:
         """Close so that the answer arrives (§9.6).
 
@@ -1853,7 +1842,7 @@ class Connection:
         self.server.enter(self, State.IDLE)
 
     # In a worker: one thread, this one connection, and it may block.
-    def handle(self, request: Request, answer: Optional[Answer]) -> Callable[[], object]:
+    def handle(self, request: Request, answer: Optional[Answer]) -> Call:
         """Answer, whatever it takes. Return what the loop does next."""
         self.patience = self.args.timeout
         self.body = BodyReader(self, request)
@@ -1878,8 +1867,8 @@ class Connection:
         For a short answer MSG_MORE does that for less. A listing, whose length nobody knows, leaves
         as it is made: a browser draws what has come."""
         is_long = answer.pieces is not None and (answer.length or 0) > QUICK
-        if is_long and hasattr(socket, "TCP_CORK"):
-            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
+        if is_long and CORK:
+            self.sock.setsockopt(socket.IPPROTO_TCP, CORK, on)
 
     def send(self, data: bytes) -> None:
         self.rest = data
@@ -2067,11 +2056,10 @@ def read_short(answer: Answer) -> Answer:
 
 
 def is_ready(sock: socket.socket, writing: bool, seconds: float) -> bool:
-    if hasattr(select, "poll"):  # select() has no descriptors above 1023
-        poll = select.poll()
-        poll.register(sock, select.POLLOUT if writing else select.POLLIN)
-        return bool(poll.poll(1000 * seconds))
-    return any(select.select([] if writing else [sock], [sock] if writing else [], [], seconds))
+    # where poll() is: select() has no descriptors above 1023
+    with getattr(selectors, "PollSelector", selectors.SelectSelector)() as selector:
+        selector.register(sock, selectors.EVENT_WRITE if writing else selectors.EVENT_READ)
+        return bool(selector.select(seconds))
 
 
 # --- the loop: one thread for all that is short ---
@@ -2079,11 +2067,8 @@ def is_ready(sock: socket.socket, writing: bool, seconds: float) -> bool:
 
 # what the selector waits for in each state
 WAITS_FOR = {
-    State.HANDSHAKE: selectors.EVENT_READ,
-    State.IDLE: selectors.EVENT_READ,
-    State.HEAD: selectors.EVENT_READ,
+    **dict.fromkeys(State, selectors.EVENT_READ),
     State.ANSWERING: selectors.EVENT_WRITE,
-    State.LINGERING: selectors.EVENT_READ,
     State.HANDED_OVER: 0,
     State.CLOSED: 0,
 }
@@ -2129,9 +2114,8 @@ class Server:
         self.limits = dict.fromkeys(State, args.timeout)  # seconds in each state
         self.limits |= {State.LINGERING: LINGER, State.IDLE: FOREVER, State.HANDED_OVER: FOREVER}
         # for the workers: each task returns what the loop does next
-        self.tasks: queue.SimpleQueue[Optional[Callable[[], Callable[[], object]]]]
-        self.tasks = queue.SimpleQueue()
-        self.later: deque[Callable[[], None]] = deque()  # for the loop
+        self.tasks: queue.SimpleQueue[Optional[Callable[[], Call]]] = queue.SimpleQueue()
+        self.later: deque[Call] = deque()  # for the loop
         self.lock = threading.Lock()  # guards what several threads count
         self.log_to = log
         self.lines: deque[str] = deque()
@@ -2188,7 +2172,7 @@ class Server:
             self.write_log(now)
         return now < end
 
-    def call(self, callback: Callable[[], object]) -> None:
+    def call(self, callback: Call) -> None:
         """Mostly the method of a connection, which is closed if the method fails."""
         try:
             callback()
@@ -2294,7 +2278,7 @@ class Server:
             self.later.append(functools.partial(self.take_back, task()))
             self.stop.wake()
 
-    def take_back(self, what_next: Callable[[], object]) -> None:
+    def take_back(self, what_next: Call) -> None:
         """In the loop again: what was handed over goes on."""
         self.call(what_next)
         if self.workers > len(self.queues[State.HANDED_OVER]) + SPARE_THREADS:
@@ -2344,11 +2328,7 @@ class Server:
             line = request.line if request else "-"
             noted = f' "{printable(note)}"' if note else ""
             text = f'"{line}" {answer.status} {max(0, conn.sent) or "-"}{noted}'
-            if self.args.json:
-                self.log(conn.peer, text)
-            else:
-                when = log_time(int(time.time()))
-                self.lines.append(f"{conn.peer} - {conn.user} {when} {text}\n")
+            self.log(conn.peer, text, conn.user)
         with self.lock:
             self.count += 1
             if self.args.once:
@@ -2365,12 +2345,15 @@ class Server:
     def note(self, text: str) -> None:
         self.log("", text)
 
-    def log(self, client: str, text: str, facts: Optional[Mapping[str, object]] = None) -> None:
+    def log(
+        self, client: str, text: str, user: str = "-", facts: Optional[Mapping[str, object]] = None
+    ) -> None:
         """A line of the log; with --json an object, with facts in place of the text."""
-        line = f"{log_time(int(time.time()))} {client}{' ' * bool(client)}{text}"
         if self.args.json:
             now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
             line = json.dumps({"time": now, "client": client, **(facts or {"text": text})})
+        else:
+            line = f"{client or '-'} - {user} {log_time(int(time.time()))} {text}"
         self.lines.append(line + "\n")
 
     def note_left_out(self, entry: Entry, why: str) -> None:
@@ -3500,7 +3483,7 @@ def log_hand_in(
         "verified": bool(digest),
     }
     told = f"handed in by {sender}: {path}, {size} bytes, verified={'yes' if digest else 'no'}"
-    conn.server.log(conn.peer, told, facts)
+    conn.server.log(conn.peer, told, facts=facts)
 
 
 METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
@@ -6148,7 +6131,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parser.parse_args(argv)
     port = re.fullmatch("[0-9]{1,9}", args.directory or "")
     if port and not os.path.lexists(args.directory):  # as in python3 -m http.server
-        args = parser.parse_args(["--port", args.directory], argparse.Namespace(**vars(args)))
+        args = parser.parse_args(["--port", args.directory], args)
         args.directory = None
     args.directory = args.directory or args.folder
     try:
