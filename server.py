@@ -2993,22 +2993,20 @@ def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
     # by its whole path: Windows would look for it in the current folder first, which may be shared
     programs = (shutil.which(os.path.join(entry, OPENSSL)) for entry in program_folders())
     program = next((found for found in programs if found and os.path.isabs(found)), None)
-    command = [program or OPENSSL, *MAKE_CERTIFICATE.split()[1:], "-config", "names"]
     why = "it makes the certificate"
-    try:
-        if not program:
-            raise FileNotFoundError
-        subprocess.run(
-            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        if isinstance(error, subprocess.CalledProcessError):
-            why = error.stderr.decode(errors="backslashreplace").strip()[-200:]
-        hint = f"{MAKE_CERTIFICATE} -subj /CN=six, elsewhere; then --cert cert.pem --key key.pem"
-        if os.name == "nt":
-            hint = f"winget install Git.Git, which has it; or {hint}"
-        raise Failure(2, "the openssl program is missing or fails", why, hint) from None
-    return os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
+    if program:
+        command = [program, *MAKE_CERTIFICATE.split()[1:], "-config", "names"]
+        with contextlib.suppress(OSError):  # the system cannot run it
+            made = subprocess.run(
+                command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=False
+            )
+            why = made.stderr.decode(errors="backslashreplace").strip()[-200:]
+            if not made.returncode:
+                return os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
+    hint = f"{MAKE_CERTIFICATE} -subj /CN=six, elsewhere; then --cert cert.pem --key key.pem"
+    if os.name == "nt":
+        hint = f"winget install Git.Git, which has it; or {hint}"
+    raise Failure(2, "the openssl program is missing or fails", why, hint)
 
 
 def alert(number: int) -> bytes:
