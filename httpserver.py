@@ -1084,13 +1084,6 @@ def tree(place: Place, depth: int = 1) -> Iterator[tuple[Place, os.DirEntry[str]
             yield below, item, depth
 
 
-def hides_nothing(place: Place, hidden: bool) -> bool:
-    """Whether a client sees all that is in a folder, except uploads that were broken off."""
-    return all(
-        hidden or PART.fullmatch(item.name) or item.name[0] != "." for _, item, _ in tree(place)
-    )
-
-
 def sync_to_disk(fd: int) -> None:
     """fsync(); on macOS that leaves it in the disk's own memory, and another call does not."""
     if sys.platform == "darwin":
@@ -1206,7 +1199,6 @@ class Part:
         self.kept = True  # it stays when it is closed, so that the upload can be resumed
         self.descriptor, self.size = -1, 0
         self.left: Optional[tuple[int, int]] = None  # its size and time, as it was left
-        self.sha: Any = None
 
     def lock(self, flags: int = WRITABLE, mode: int = 0o666) -> bool:
         """Open it. Whether no other writer has it, in this process or another."""
@@ -1238,8 +1230,6 @@ class Part:
         return info.st_size, info.st_mtime_ns
 
     def write(self, data: Data) -> None:
-        if self.sha:
-            self.sha.update(data)
         self.size += len(data)
         view = memoryview(data)
         # a run of zeros takes no space; where a file cannot be made longer so, it is written
@@ -2754,12 +2744,12 @@ def has_form(request: Request) -> bool:
 def announced_length(request: Request) -> Optional[int]:
     """How long an upload will be when it is whole, if it says so."""
     length = request.fields.get("upload-length")
-    if length is not None and not DIGITS.fullmatch(length):
+    if length is None:
+        begun = request.chunked or request.field("upload-complete") == "?0"
+        return None if begun else request.length
+    if not DIGITS.fullmatch(length):
         raise Refusal(400, "Upload-Length is not a number")
-    if length is not None:
-        return int(length)
-    begun = request.chunked or request.fields.get("upload-complete") == "?0"
-    return None if begun else request.length
+    return int(length)
 
 
 def is_folder(conn: Connection, names: Names) -> bool:
@@ -2840,21 +2830,18 @@ def read_plan(request: Request) -> Plan:
 
 
 def receive_upload(conn: Connection, request: Request, place: Place, plan: Plan) -> Answer:
-    fields, began = request.fields, time.time_ns()
-    digest = parse_digest(fields.get("repr-digest", ""))
-    complete, length = fields.get("upload-complete"), announced_length(request)
+    fields, began, length = request.fields, time.time_ns(), announced_length(request)
+    digest, complete = parse_digest(request.field("repr-digest")), fields.get("upload-complete")
     resumable, mtime = complete in ("?0", "?1"), wanted_mtime(request, began)
-    plan = plan._replace(length=length, sha256=digest.hex() if digest else None, time=mtime)
     check_space(conn, place, max(request.length, length or 0))
     conn.server.search_old_parts(place)
     with new_part(place, resumable, fields.get(EXECUTABLE.lower()) == "1") as part:
+        plan = plan._replace(length=length, sha256=digest.hex() if digest else None, time=mtime)
         if resumable:
             file, mtime = os.fstat(part.descriptor).st_ino, began if mtime is None else mtime
             plan = plan._replace(upload=part.token, time=mtime, file=file)
             there = {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
             send_interim(conn, request, there)
-        elif digest or "repr-digest" in fields.get("trailer", "").lower() or wants_digest(request):
-            part.sha = hashlib.sha256()
         return fill_part(conn, request, part, plan, complete != "?0")
 
 
@@ -2939,7 +2926,7 @@ def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) 
         if plan.length not in (None, part.size):
             text = f"the upload has {part.size} bytes, {plan.length} were announced"
             raise Refusal(400, text)
-        digest = check_digest(conn, part, plan)
+        digest = check_digest(conn, request, part, plan)
     except Refusal as refused:
         part.kept = False
         refused.fields |= fields
@@ -2992,11 +2979,13 @@ def stored_answer(
     return text_answer(201, f"stored as {' '.join(paths)}{more}", fields)
 
 
-def check_digest(conn: Connection, part: Part, plan: Plan) -> Optional[bytes]:
-    """The SHA-256 of what arrived, if it is known or wanted. It must match an announced one."""
+def check_digest(conn: Connection, request: Request, part: Part, plan: Plan) -> Optional[bytes]:
+    """The SHA-256 of what is on the disk, if it is wanted. It must match an announced one."""
     announced = parse_digest(conn.body.trailer.get("repr-digest", ""))
     wanted = bytes.fromhex(plan.sha256) if plan.sha256 else announced
-    actual = part.sha.digest() if part.sha else sha256_of(part.descriptor) if wanted else None
+    if not wanted and not wants_digest(request):
+        return None
+    actual = sha256_of(part.descriptor)
     if wanted and actual != wanted:
         raise Refusal(400, "what arrived is not what Repr-Digest says")
     return actual
@@ -3149,26 +3138,18 @@ def upload_fields(conn: Connection, size: int, complete: str) -> Fields:
 
 
 def patch(conn: Connection, request: Request) -> Answer:
-    fields = request.fields
-    if fields.get("content-type", "").lower() != "application/partial-upload":
-        raise Refusal(
-            415,
-            "PATCH takes application/partial-upload",
-            {"Accept-Patch": "application/partial-upload"},
-        )
-    if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get(
-        "upload-complete"
-    ) not in ("?0", "?1"):
+    kind = "application/partial-upload"
+    if request.field("content-type").lower() != kind:
+        raise Refusal(415, f"PATCH takes {kind}", {"Accept-Patch": kind})
+    offset, complete = request.field("upload-offset"), request.field("upload-complete")
+    if not DIGITS.fullmatch(offset) or complete not in ("?0", "?1"):
         raise Refusal(400, "Upload-Offset and Upload-Complete are needed")
     with resumed(conn, request) as (part, plan):
         check_space(conn, part.place, request.length)
-        if part.size != int(fields["upload-offset"]):
-            raise Refusal(
-                409,
-                f"the upload stands at {part.size}",
-                {"Upload-Offset": str(part.size), "Upload-Complete": "?0"},
-            )
-        return fill_part(conn, request, part, plan, fields["upload-complete"] == "?1")
+        if part.size != int(offset):
+            there = {"Upload-Offset": str(part.size), "Upload-Complete": "?0"}
+            raise Refusal(409, f"the upload stands at {part.size}", there)
+        return fill_part(conn, request, part, plan, complete == "?1")
 
 
 def upload_state(conn: Connection, request: Request) -> Answer:
@@ -3249,8 +3230,10 @@ def delete(conn: Connection, request: Request) -> Answer:
 
 
 def delete_folder(place: Place, recursive: bool, hidden: bool) -> None:
-    if recursive and not hides_nothing(place, hidden):
-        raise Refusal(409, "it holds hidden files, and hidden names are not served")
+    for _, item, _ in tree(place) if recursive and not hidden else ():
+        # uploads that were broken off may go
+        if item.name[0] == "." and not PART.fullmatch(item.name):
+            raise Refusal(409, "it holds hidden files, and hidden names are not served")
     for below, item, _ in tree(place) if recursive else ():
         with contextlib.suppress(FileNotFoundError):  # another request has deleted it
             (os.rmdir if is_real_folder(item) else os.unlink)(below.path, dir_fd=below.dir_fd)
@@ -4085,7 +4068,7 @@ function onRow(event) {
 
 // Uploading: each file is created, then sent from the offset that the server has, as often as
 // the link breaks. What is unfinished is remembered in this browser under the file's identity.
-const me = Math.random().toString(36).slice(2), queue = [], jobs = new Set();
+const queue = [], jobs = new Set();
 let active = 0, forAll = '', asking = Promise.resolve();
 const busy = () => active > 0;
 const identity = job => 'part ' + JSON.stringify([job.base + job.path + job.file.name,
@@ -4117,7 +4100,6 @@ function enqueue(job) {
   queue.push(job);
   update(job, 'waiting');
   while (active < 2 && queue.length) { active++; work(); }
-  sayAlive();
 }
 async function work() {
   for (let job; (job = queue.shift());) {
@@ -4232,9 +4214,13 @@ async function locate(job) {
   finish(job, placeIn(field => answer.headers.get(field)));
   return true;
 }
-function remember(job) {
+// with the time when it was last on its way: another tab leaves it alone for some seconds
+function remember(job, when = Date.now()) {
   const {url, base, path, file} = job;
-  kept('localStorage', job.id, {url, base, tab: me, name: path + file.name, size: file.size});
+  kept('localStorage', job.id, {url, base, when, name: path + file.name, size: file.size});
+}
+function rememberAll(when) {
+  for (const job of jobs) if (job.url && isOpen(job)) remember(job, when);
 }
 function forget(job) {
   kept('localStorage', job.id, null);
@@ -4387,16 +4373,13 @@ function clearJobs(butFailed) {
   }
   showPanel();
 }
-// what this browser began and did not finish; another tab that sends it says so every second
-function sayAlive() { kept('localStorage', 'tab ' + me, busy() ? Date.now() : null); }
+// what this browser began and did not finish, and no tab sends
 async function showUnfinished() {
-  const isAlive = key => Date.now() - kept('localStorage', key) < 5000;
-  for (const key of Object.keys(localStorage))
-    if (key.startsWith('tab ') && !isAlive(key)) kept('localStorage', key, null);
   for (const id of Object.keys(localStorage).filter(key => key.startsWith('part '))) {
     const part = kept('localStorage', id);
-    const shown = [...$('jobs').children].some(line => line.dataset.id === id);
-    if (!part || shown || part.tab === me || isAlive('tab ' + part.tab)) continue;
+    const shown = [...jobs].some(job => job.id === id)
+      || [...$('jobs').children].some(line => line.dataset.id === id);
+    if (!part || shown || Date.now() - part.when < 5000) continue;
     const answer = await net(part.url, {method: 'HEAD'});
     if (answer.status === 404 || answer.headers.get('Upload-Complete') === '?1')
       kept('localStorage', id, null);
@@ -4501,8 +4484,8 @@ function startUploads() {
   $('stop').onclick = () => jobs.forEach(job => cancel(job));
   $('clear').onclick = () => clearJobs();
   addEventListener('beforeunload', event => { if (busy()) event.preventDefault(); });
-  addEventListener('pagehide', () => kept('localStorage', 'tab ' + me, null));
-  setInterval(() => { if (busy()) { sayAlive(); showPanel(); } }, 1000);
+  addEventListener('pagehide', () => rememberAll(0));
+  setInterval(() => { if (busy()) { rememberAll(); showPanel(); } }, 1000);
   const show = () => showUnfinished().catch(() => {});
   show();
   setTimeout(show, 6000);  // a browser that crashed has not said that it no longer sends
