@@ -354,6 +354,7 @@ WEIGHT = re.compile(r"([^\s,;]+)(?:[^,]*?;\s*q=([01]\.?[0-9]*))?[^,]*")
 BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 DIGITS = re.compile(r"[0-9]{1,18}")
+LENGTH = re.compile(r"([0-9]{1,18})(?:[ \t]*,[ \t]*\1)*")  # a proxy may repeat it (§6.3)
 QUOTED = r'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 CHUNK = re.compile(rf"([0-9A-Fa-f]{{1,15}})(?:;{TOKEN}(?:=(?:{TOKEN}|{QUOTED}))?)*")  # §7.1.1
 
@@ -445,18 +446,14 @@ def framing(fields: Fields, minor: int) -> tuple[bool, int]:
     """How the body is delimited: chunked, or by its length (§6.3).
 
     Where that is ambiguous, a proxy could see another request than this server."""
-    coding = fields.get("transfer-encoding")
-    length = fields.get("content-length")
-    if coding is None:
-        if length is None:
-            return False, 0
-        values = {value.strip(" \t") for value in length.split(",")}
-        if len(values) != 1 or not DIGITS.fullmatch(min(values)):
+    if "transfer-encoding" not in fields:
+        found = LENGTH.fullmatch(fields.get("content-length", "0"))
+        if not found:
             raise Refusal(400, "Content-Length is not one number")
-        return False, int(min(values))
-    if length is not None or not minor:
+        return False, int(found[1])
+    if "content-length" in fields or not minor:
         raise Refusal(400, "Transfer-Encoding with Content-Length or in HTTP/1.0")
-    codings = [word.strip(" \t").lower() for word in coding.split(",")]
+    codings = [word.strip(" \t").lower() for word in fields["transfer-encoding"].split(",")]
     if codings == ["chunked"]:
         return True, 0
     if "chunked" in codings[:-1]:
@@ -1513,9 +1510,7 @@ class Connection:
         self.sent = 0  # bytes of the answer under way, without its head
         # in a worker: seconds for which it still waits for the client, who gets more by each byte
         self.patience = 0.0
-        # what is to be sent next: bytes, then those of a file, then more pieces
-        self.rest: Data = b""
-        self.span: Span | None = None
+        self.piece: Data | Span = b""  # what is to be sent next, and what comes after it
         self.pieces: Iterator[Piece] | None = None
         self.unsent: tuple[Optional[Request], Answer]  # the answer under way
         self.held: list[Found] = []  # what is open for the answer under way
@@ -1671,12 +1666,10 @@ class Connection:
         answer.block = answer.block or self.fields_block(request, answer)
         dated = "date" not in self.server.replaced
         head = status_line(answer.status, int(time.time()), dated) + answer.block
-        self.rest, self.unsent, self.sent = head + answer.body, (request, answer), -len(head)
+        self.piece, self.unsent, self.sent = head + answer.body, (request, answer), -len(head)
         if answer.pieces is not None:
             self.pieces = self.framed(request is None or request.minor > 0, answer)
             self.cork(answer, 1)
-        if isinstance(answer.pieces, list):
-            self.next_piece()  # it can be had at once, and leaves with the head
 
     def framed(self, can_chunk: bool, answer: Answer) -> Iterator[Piece]:
         """The body, as the head has announced it."""
@@ -1724,38 +1717,36 @@ class Connection:
         return False
 
     def send_all(self) -> None:
-        """Send what the kernel has room for: bytes that are left, or a file, or the next piece."""
-        while self.rest or self.span or self.next_piece():
-            if self.rest:
-                data = self.rest[:SLICE]
-                count = self.sock.send(data, MORE) if self.span else self.sock.send(data)
-                self.rest = self.rest[count:]
+        """Send what the kernel has room for. There, the head of a short file waits for the file."""
+        while self.piece or self.next_piece():
+            if isinstance(self.piece, Span):
+                count = self.send_file(self.piece)
             else:
-                count = self.send_file()
+                is_head = self.pieces and self.sent < 0 and self.is_quick(self.unsent[1])
+                count = self.sock.send(self.piece[:SLICE], MORE if is_head else 0)
+                self.piece = self.piece[count:]
             self.sent += count
             self.reward(count)
 
-    def send_file(self) -> int:
-        assert self.span
-        file, start, end = self.span
-        count = os.sendfile(self.sock.fileno(), file, start, min(SENDFILE, end - start))
+    def send_file(self, span: Span) -> int:
+        size = min(SENDFILE, span.end - span.start)
+        count = os.sendfile(self.sock.fileno(), span.descriptor, span.start, size)
         if not count:
             # the client sees that it got less than was announced
-            raise Gone(f"the file shrank by {end - start} bytes")
-        self.span = Span(file, start + count, end) if start + count < end else None
+            raise Gone(f"the file shrank by {span.end - span.start} bytes")
+        rest = span._replace(start=span.start + count)
+        self.piece = rest if rest.start < rest.end else b""
         return count
 
     def is_sending(self) -> bool:
-        return bool(self.rest or self.span or self.pieces)
+        return bool(self.piece or self.pieces)
 
     def next_piece(self) -> bool:
         piece = next(self.pieces, None) if self.pieces else None
         if piece is None:
             self.pieces = None
-        elif isinstance(piece, Span):
-            self.span = piece
         else:
-            self.rest = memoryview(bytes(self.rest) + piece)
+            self.piece = piece if isinstance(piece, Span) else memoryview(piece)
         return piece is not None
 
     def give_up(self, why: str) -> bool:
@@ -1871,7 +1862,7 @@ class Connection:
             self.sock.setsockopt(socket.IPPROTO_TCP, CORK, on)
 
     def send(self, data: bytes) -> None:
-        self.rest = data
+        self.piece = data
         self.when_ready(True, self.send_all)
 
     def buffered(self, most: int) -> bytes:
