@@ -1508,8 +1508,9 @@ class Connection:
         self.state, self.deadline = State.CLOSED, 0.0
         self.buffer = b""  # what has been read
         self.sent = 0  # bytes of the answer under way, without its head
-        # in a worker: seconds for which it still waits for the client, who gets more by each byte
-        self.patience = 0.0
+        # in a worker: seconds for which it still waits for the client, and the bytes that came or
+        # went since it last waited, which add to them
+        self.patience, self.moved = 0.0, 0
         self.piece: Data | Span = b""  # what is to be sent next, and what comes after it
         self.pieces: Iterator[Piece] | None = None
         self.unsent: tuple[Optional[Request], Answer]  # the answer under way
@@ -1726,7 +1727,7 @@ class Connection:
                 count = self.sock.send(self.piece[:SLICE], MORE if is_head else 0)
                 self.piece = self.piece[count:]
             self.sent += count
-            self.reward(count)
+            self.moved += count
 
     def send_file(self, span: Span) -> int:
         size = min(SENDFILE, span.end - span.start)
@@ -1876,7 +1877,7 @@ class Connection:
         TLS returns one record at a time: this gathers all that have come for one write to the disk.
         """
         count: int = self.when_ready(False, self.sock.recv_into, space)
-        self.reward(count)
+        self.moved += count
         if not count:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
         # nothing more has come, or an error that the next call will tell
@@ -1900,14 +1901,12 @@ class Connection:
                 # TLS that breaks says so with numbers that mean something else to the system
                 raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
 
-    def reward(self, count: int) -> None:
-        """The client sent or took so many bytes: the worker waits for it a little longer."""
-        self.patience = min(self.args.timeout, self.patience + count / MIN_RATE)
-
     def wait(self, writing: bool) -> None:
-        """Block until the socket is ready. Silence wears out the patience, and so does a trickle.
+        """Block until the socket is ready. Silence uses up the patience, and so does a trickle.
 
         Only the time spent waiting for the client counts."""
+        self.patience = min(self.args.timeout, self.patience + self.moved / MIN_RATE)
+        self.moved = 0
         while self.patience > 0:
             began = time.monotonic()
             seconds = min(self.patience, LOOK_EVERY) if self.part else self.patience
@@ -2352,9 +2351,8 @@ class Server:
 
     def write_log(self, now: float) -> None:
         """Write the log. Lines that cannot be written (a full disk) are counted and reported."""
-        lines = []
-        while self.lines:
-            lines.append(self.lines.popleft())
+        # meanwhile workers append to them
+        lines = [self.lines.popleft() for _ in range(len(self.lines))]
         self.log_at = now
         # the last one may have been written in part
         when = log_time(int(time.time()))
