@@ -148,6 +148,19 @@ def test_many_datagrams_at_once_are_all_answered(spawn, asker):
         )
 
 
+def test_all_datagrams_that_wait_are_received_before_the_first_is_answered(spawn, asker):
+    """Or a client that waits for answers would be woken for each one, which is slower."""
+    server = spawn(SCRIPT, "server", "--trace")
+    sock = asker(server.port)
+    server.process.send_signal(signal.SIGSTOP)
+    for number in range(3):
+        sock.send(b"n%d" % number)
+    server.process.send_signal(signal.SIGCONT)
+    assert [sock.recv(100) for _ in range(3)] == [b"N0", b"N1", b"N2"]
+    calls = re.findall(r"([<>]) (recvfrom|sendto)", server.stop())
+    assert calls == [("<", "recvfrom")] * 3 + [(">", "sendto")] * 3
+
+
 def test_requests_counts_answered_datagrams_exactly(spawn):
     server = spawn(SCRIPT, "server", "--requests", 3)
     # not connected: it hears no ICMP of the server that has ended
