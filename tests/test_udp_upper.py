@@ -276,15 +276,15 @@ def test_an_answer_that_is_there_counts_although_the_try_is_over(peer, asker, mo
     """As after a moment in which the machine stood still."""
     sock = asker(peer.port)
 
-    def answer_at_once(echo, data):
+    def answer_at_once(conversation, data):
         peer.sock.sendto(data.upper(), sock.getsockname())
         select.select([sock], [], [])
 
     monkeypatch.setattr(udp_upper, "TRIES", (0.0,))
     monkeypatch.setattr(udp_upper, "send_message", answer_at_once)
-    echo = udp_upper.Echo(SimpleNamespace(recv_size=100))
-    echo.sock = sock
-    assert udp_upper.exchange(echo, b"hi") == b"HI"
+    conversation = udp_upper.Conversation(SimpleNamespace(recv_size=100))
+    conversation.sock = sock
+    assert udp_upper.exchange(conversation, b"hi") == b"HI"
 
 
 def test_a_beginning_that_is_followed_by_the_whole_is_a_late_answer(peer):
@@ -359,16 +359,16 @@ def test_a_ping_reads_what_has_come_before_it_asks_again(peer, asker, monkeypatc
     """Or of two answers to each question one would stay unread, until the kernel has no room for the next."""
     sock = asker(peer.port)
 
-    def answer_twice(echo, data):
+    def answer_twice(conversation, data):
         for _ in range(2):
             peer.sock.sendto(data.upper(), sock.getsockname())
         select.select([sock], [], [])
 
     monkeypatch.setattr(udp_upper, "send_message", answer_twice)
     args = SimpleNamespace(ping=3000, interval=0.0, timeout=5.0, recv_size=100)
-    echo = udp_upper.Echo(args)
-    echo.sock = sock
-    udp_upper.ping(echo)
+    conversation = udp_upper.Conversation(args)
+    conversation.sock = sock
+    udp_upper.ping(conversation)
     assert capfd.readouterr().out.startswith("sent 3000, received 3000, lost 0, doubled ")
 
 
