@@ -715,4 +715,4 @@ def test_the_trace_does_not_take_its_own_shutdown_for_a_fin(spawn):
         sock.sendall(b"a")
         assert sock.recv(1) == b"A"
         log = server.stop()
-    assert "recv 0 bytes = this side has shut its receiving" in log and "sent FIN" not in log
+    assert "recv 0 bytes = nothing more can come" in log and "sent FIN" not in log
