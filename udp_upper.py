@@ -81,7 +81,7 @@ import struct
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Optional, Union
 
 VERSION = "1.0"
@@ -110,7 +110,7 @@ def answer(sock: socket.socket, server: "Server", most: int) -> None:
     """The server's side: receive what waits, capitalise, send; at most so many datagrams."""
     size = server.args.recv_size
     arrived = []
-    try:
+    try:  # all of it before the first answer: BATCH (below) says why
         for _ in range(most):
             arrived.append(sock.recvfrom(LARGEST))
     except (BlockingIOError, ConnectionError):
@@ -181,17 +181,15 @@ def receive(conversation: Conversation, deadline: float) -> Optional[bytes]:
 
 
 def check(conversation: Conversation, reply: bytes, expected: bytes) -> bool:
-    """Whether a datagram is the reply. If it is not, count what it is."""
+    """Whether a datagram is the reply. If it is not, note what it is."""
     if reply == expected:
-        conversation.ignored += len(
-            conversation.beginnings
-        )  # the whole has come, so they were late ones
-    elif expected.startswith(reply):
+        return True
+    if expected.startswith(reply):
         # truncated; or a late answer to a shorter question
         conversation.beginnings.append(len(reply))
     else:
         conversation.ignored += 1
-    return reply == expected
+    return False
 
 
 # --- the server: receive, play a bad network, answer ---
@@ -283,15 +281,16 @@ class Server:
         number = self.numbers[peer]
         if len(self.numbers) > MAX_PEERS:
             self.numbers.clear()
+        which = f"{address(peer)} datagram {number}"
         lost, doubled, reordered = outcome(self.args, peer[0], number)
         if lost or len(self.waiting) >= MAX_WAITING:
             why = "by --loss" if lost else f"{MAX_WAITING} answers are waiting"
-            return log(f"{address(peer)} datagram {number} lost: {why}")
+            return log(f"{which} lost: {why}")
         rest = reply[: self.args.truncate]
         cut = f"truncated from {len(reply)} to {len(rest)} bytes"
         for what, done in (cut, rest != reply), ("doubled", doubled), ("reordered", reordered):
             if done:
-                log(f"{address(peer)} datagram {number} {what}")
+                log(f"{which} {what}")
         for _ in range(1 + doubled):
             self.hand_over(rest, peer, LATE * reordered)
 
@@ -342,6 +341,7 @@ PROMPT = "Input lowercase sentence: "
 PING_WAIT = 1.0  # seconds of silence after the last ping until the missing ones count as lost
 PIECE = 65536  # bytes of standard input that are read at once
 LONGEST = 1 << 20  # bytes of a line that are read to name its size when it is too long
+Times = dict[bytes, float]  # one for each answer to a ping
 
 
 def wait_for_reply(conversation: Conversation, deadline: float) -> bool:
@@ -401,7 +401,7 @@ def printable(text: str) -> str:
     )
 
 
-def ping_report(sent: int, trips: Mapping[bytes, float], doubled: int) -> str:
+def ping_report(sent: int, trips: Times, doubled: int) -> str:
     """The end of --ping: trips are the milliseconds until each answer came, in their order."""
     highest = overtaken = 0
     for reply in trips:
@@ -475,13 +475,11 @@ def stream(conversation: Conversation) -> None:
         write_out(exchange(conversation, rest))
 
 
-def ask(
-    conversation: Conversation, number: int, left: dict[bytes, float], trips: dict[bytes, float]
-) -> None:
+def ask(conversation: Conversation, number: int, left: Times, trips: Times) -> None:
     """Send a numbered message, and time what comes until the next one is due."""
     args = conversation.args
-    left[b"PING %d" % number] = time.perf_counter()
-    deadline = left[b"PING %d" % number] + args.interval
+    now = left[b"PING %d" % number] = time.perf_counter()
+    deadline = now + args.interval
     send_message(conversation, b"ping %d" % number)
     for _ in range(MAX_STALE + args.ping):
         if number == args.ping:
@@ -501,8 +499,8 @@ def ask(
 
 def ping(conversation: Conversation) -> None:
     """Send numbered messages, one each --interval, and time what comes back meanwhile."""
-    left: dict[bytes, float] = {}  # when each question left, by its answer
-    trips: dict[bytes, float] = {}  # of each answer: milliseconds until it came first
+    left: Times = {}  # when each question left, by its answer
+    trips: Times = {}  # of each answer: milliseconds until it came first
     try:
         for number in range(1, conversation.args.ping + 1):
             ask(conversation, number, left, trips)
