@@ -95,7 +95,6 @@ class Conversation:
     def __init__(self, sock: socket.socket, args: Namespace) -> None:
         self.sock = sock
         self.args = args
-        self.began = time.monotonic()
         self.sent = 0  # bytes by this side
         self.received = 0
         self.ended = False  # whether this client has sent FIN
@@ -266,15 +265,14 @@ class Server:
         conn.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         # an answer leaves at once, however short
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        job = self.hand_over if self.forks else self.reply
-        worker = self.worker(target=job, args=(conn, peer), daemon=True)
+        worker = self.worker(target=self.reply, args=(conn, peer), daemon=True)
         worker.start()
         self.accepted += 1
         # what becomes of a process's connection is shown by that process's trace and capture alone
         self.clients[worker] = socket.socket(fileno=conn.detach()) if self.forks else conn
 
-    def hand_over(self, conn: socket.socket, peer: "Address") -> None:
-        """Begin a process, which is a copy of this one: it keeps only its own connection.
+    def hand_over(self) -> None:
+        """A new process is a copy of this one: it keeps only the connection that is its own.
 
         Other clients would hear no FIN as long as it had a copy of theirs.
         """
@@ -282,10 +280,12 @@ class Server:
             os.close(sock.detach())
         # Ctrl-C reaches every process: the first one passes it on as SIGTERM
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.reply(conn, peer)
 
     def reply(self, conn: socket.socket, peer: "Address") -> None:
         """A client's worker: the conversation, then a line in the log."""
+        if self.forks:
+            self.hand_over()
+        began = time.monotonic()
         conversation = Conversation(conn, self.args)
         problem = None
         try:
@@ -294,7 +294,7 @@ class Server:
             problem = error
         end = outcome(conversation, problem, self.stop.asked)
         numbers = f"received {conversation.received}, sent {conversation.sent} bytes"
-        log(f"{address(peer)} {numbers} in {time.monotonic() - conversation.began:.3f} s: {end}")
+        log(f"{address(peer)} {numbers} in {time.monotonic() - began:.3f} s: {end}")
         if conversation.received >= self.args.reset_after:
             conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         conn.close()
