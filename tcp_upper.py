@@ -367,9 +367,8 @@ def wait_for_reply(conversation: Conversation) -> None:
     args = conversation.args
     silence = 0.0
     while silence < args.timeout:
-        owed = (
-            conversation.received < conversation.sent
-        )  # if not, stream() may send later, and then it counts
+        # if nothing is owed, stream() may send later: from then on silence counts
+        owed = conversation.received < conversation.sent
         step = min(NOTICE_AFTER, args.timeout - silence)
         if select.select([conversation.sock], [], [], step)[0]:
             return
