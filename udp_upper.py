@@ -483,7 +483,7 @@ def ask(conversation: Conversation, number: int, left: Times, trips: Times) -> N
     send_message(conversation, b"ping %d" % number)
     for _ in range(MAX_STALE + args.ping):
         if number == args.ping:
-            deadline = time.perf_counter() + PING_WAIT
+            deadline = time.perf_counter() + min(PING_WAIT, args.timeout)
         reply = receive(conversation, deadline)
         if reply is None:
             return
