@@ -140,6 +140,8 @@ EXPECT_WAIT = 1.0  # seconds to wait for it; old servers stay silent
 NOTED_FROM = 1 << 18  # bytes: a smaller file needs no note, since it is fetched again whole
 HOLE_FROM = 1 << 12  # bytes: the block of most file systems
 SPLIT_FROM = 1 << 20  # bytes: the smallest span that is worth a connection
+# for open(): follow no link, wait for no FIFO
+CAREFULLY = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 # the attribute of a saved file that holds its ETag
 XATTR = "user.six.etag"
 # seconds between notes of a download over several connections: at first, and at most
@@ -259,18 +261,15 @@ class URL(NamedTuple):
 class Head(NamedTuple):
     """The head of a reply; field names in lower case, repeated fields joined by commas."""
 
-    version: str
     status: int
     reason: str
     fields: dict[str, str]
     length: Optional[int]  # Content-Length, if the body has one
+    keep: bool  # whether the server keeps the connection open
     text: str
 
     def get(self, name: str) -> str:
         return self.fields.get(name, "")
-
-    def has(self, name: str, word: str) -> bool:
-        return word in [item.strip().lower() for item in self.get(name).split(",")]
 
     @property
     def modified(self) -> Optional[float]:
@@ -858,9 +857,7 @@ class Reply:
         self.connection = connection
         self.head = head
         self.url = url
-        self.keep = not head.has("connection", "close")
-        if head.version == "1.0":
-            self.keep = head.has("connection", "keep-alive")
+        self.keep = head.keep
         self.ended = method == "HEAD" or head.status in (204, 304) or head.length == 0
         self.received = 0
 
@@ -1120,7 +1117,6 @@ def narrate(args: argparse.Namespace, mark: str, data: bytes) -> None:
 class Source(NamedTuple):
     """The file on the server that a part belongs to."""
 
-    url: str
     etag: str
     modified: str
     size: Optional[int]
@@ -1251,11 +1247,14 @@ class Download:
             def fetch_next() -> None:
                 self.receive(self.client, output, output.left()[0], self.connections > 1)
 
-            self.client.retry(self.url, fetch_next, output.count)
+            def count() -> int:
+                return output.have
+
+            self.client.retry(self.url, fetch_next, count)
             if self.connections > 1 and output.left():
                 self.side_by_side(output)
             while output.left() and not self.verdict:
-                self.client.retry(self.url, fetch_next, output.count)
+                self.client.retry(self.url, fetch_next, count)
                 output.remember()
             if not self.verdict:
                 self.finish(output)
@@ -1341,8 +1340,7 @@ class Download:
         decode = head.codings and not head.ending and not self.is_gzip()
         if not output.source or not found:
             # offsets and digests belong to the encoded bytes
-            blank = Source(str(self.url), "", "", None, "")
-            output.begin(blank if decode else source_of(self.url, head))
+            output.begin(Source("", "", None, "") if decode else source_of(head))
             span = output.spans[0]
         end = found[1] if found else span.end
         if not self.parallel:
@@ -1368,7 +1366,7 @@ class Download:
 
     def show(self, output: Output) -> None:
         size = output.source.size if output.source else None
-        self.args.progress.begin(self.name, output.count(), size)
+        self.args.progress.begin(self.name, output.have, size)
 
     def admits(self, reply: Reply, output: Output, span: "Span", end: Optional[int]) -> bool:
         """Whether the body of a reply belongs into the output.
@@ -1391,7 +1389,7 @@ class Download:
             raise broken(self.url.authority, "a part (206) of what was asked for whole")
         if head.status in (204, 205) and not self.chosen:
             self.verdict = "nothing to save:"
-        elif not found or head.codings or not source_of(self.url, head).validator or found[0]:
+        elif not found or head.codings or not source_of(head).validator or found[0]:
             self.connections = 1  # the whole comes now, or is asked for
         if self.verdict or head.status == 206 and self.connections == 1:
             return False
@@ -1416,7 +1414,7 @@ class Download:
         no range. There is no body to store."""
         span, source = content_range(head), output.source
         same = source and source.etag and head.get("etag") == source.etag
-        if same and span and span[2] == output.count():
+        if same and span and span[2] == output.have:
             self.learn(head)
             output.spans = [Span(span[2], span[2])]
         elif source:
@@ -1438,7 +1436,7 @@ class Download:
                     f"{want} was promised; nothing is kept of it",
                     "repeat the command; if it fails again, the file on the server is another one",
                 )
-        self.received = output.count() - output.kept
+        self.received = output.have - output.kept
         if isinstance(output, Part):
             output.copy_facts(self.head, self.old)
             output.rename(self.path, self.replace)
@@ -1579,16 +1577,11 @@ class Spans:
     def __init__(self) -> None:
         self.source: Source | None = None
         self.spans = [Span(0)]
-        self.kept = 0  # bytes that earlier runs have left
+        self.have = 0  # bytes of it that are here
+        self.kept = 0  # of these, what earlier runs have left
 
     def left(self) -> list[Span]:
         return [span for span in self.spans if span.offset != span.end]
-
-    def count(self) -> int:
-        """How many bytes are here."""
-        last = self.spans[-1]
-        whole = last.offset if last.end is None else last.end
-        return whole - sum((span.end or span.offset) - span.offset for span in self.spans)
 
     def begin(self, source: Source) -> None:
         """Start at the first byte, whatever was here."""
@@ -1596,7 +1589,7 @@ class Spans:
         self.source, self.spans = source, [Span(0, source.size)]
 
     def forget(self) -> None:
-        self.source, self.spans, self.kept = None, [Span(0)], 0
+        self.source, self.spans = None, [Span(0)]
 
     def remember(self) -> None:
         """Note what is here, where that can be continued."""
@@ -1620,6 +1613,7 @@ class Part(Spans):
         # a real lock once several threads write
         self.lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         self.noted = False  # whether there may be a note
+        self.position = 0  # where the next write() goes
         self.fd = -1  # while it is closed
         self.open()
         if self.noted and args.resume:
@@ -1628,9 +1622,10 @@ class Part(Spans):
     def open(self) -> None:
         """Open and lock the part, so that two runs of one download do not both write into it."""
         try:
-            self.fd = open_own(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0))
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | CAREFULLY, 0o666)
             lock_file(self.fd)
             found, there = os.fstat(self.fd), stat_or_none(self.path, follow=False)
+            refuse_special(found)
             # otherwise another process has just renamed it, since it is finished
             if there and os.path.samestat(found, there):
                 if found.st_nlink < 2:
@@ -1656,7 +1651,7 @@ class Part(Spans):
         """Find out from the note what is here, if that can be proven."""
         try:
             note = read_note(self.note)
-            spans = [Span(int(first), end and int(end)) for first, end in note.pop("spans")]
+            spans = [Span(int(first), end and int(end)) for first, end in note["spans"]]
             source, found, last = noted_source(note), os.fstat(self.fd), spans[-1]
         except (OSError, ValueError, OverflowError, TypeError, KeyError, IndexError):
             return
@@ -1670,16 +1665,19 @@ class Part(Spans):
         if size and not self.left():
             # ask for the last byte of a whole part: that reply proves that the rest fits
             last.offset -= 1
-        self.kept = self.count()
+        missing = sum((span.end or span.offset) - span.offset for span in spans)
+        self.have = self.kept = (last.end or last.offset) - missing
 
     def begin(self, source: Source) -> None:
+        if self.have or self.noted:
+            os.ftruncate(self.fd, 0)
         super().begin(source)
-        os.ftruncate(self.fd, 0)
         if source.validator and (source.size is None or source.size > NOTED_FROM):
             self.remember()
 
     def forget(self) -> None:
         super().forget()
+        self.have = self.kept = 0
         if self.noted:
             with contextlib.suppress(OSError):
                 os.unlink(self.note)
@@ -1692,7 +1690,7 @@ class Part(Spans):
         left, size = self.left(), self.source and self.source.validator and self.source.size
         if not size:
             return False
-        step = max(SPLIT_FROM, -(-(size - self.count()) // (4 * count)))
+        step = max(SPLIT_FROM, -(-(size - self.have) // (4 * count)))
         pieces = [
             Span(first, min(first + step, span.end or size))
             for span in left
@@ -1718,7 +1716,8 @@ class Part(Spans):
             except OSError as error:
                 if error.errno != errno.EINVAL:  # some file systems cannot
                     raise unwritable(self.path, error, 0) from None
-        write_note(self.note, {**self.source._asdict(), "spans": spans})
+        note = {"url": str(self.url), **self.source._asdict(), "spans": spans}
+        write_note(self.note, note)
         self.noted = True
 
     def write(self, offset: int, data: Data) -> None:
@@ -1726,12 +1725,16 @@ class Part(Spans):
         with self.lock:
             try:
                 if self.is_hole(offset, data):
-                    return
-                os.lseek(self.fd, offset, os.SEEK_SET)
+                    view = view[:0]
+                elif self.position != offset:
+                    self.position = os.lseek(self.fd, offset, os.SEEK_SET)
                 while view:
-                    view = view[write_some(self.fd, view) :]
+                    count = write_some(self.fd, view)
+                    self.position += count
+                    view = view[count:]
             except OSError as error:
-                raise unwritable(self.path, error, offset + len(data) - len(view)) from None
+                raise unwritable(self.path, error, self.position) from None
+            self.have += len(data)
 
     def is_hole(self, offset: int, data: Data) -> bool:
         """Leave zeros out: a hole reads as zeros, and needs no room on the disk."""
@@ -1759,7 +1762,7 @@ class Part(Spans):
         except FileExistsError:
             raise exists(path) from None
         except OSError as error:
-            raise unwritable(path, error, self.count()) from None
+            raise unwritable(path, error, self.have) from None
         self.forget()
 
     def copy_facts(self, head: Optional[Head], old: Optional[os.stat_result]) -> None:
@@ -1794,7 +1797,7 @@ class Part(Spans):
         """If the part did not become the file, keep what can be continued."""
         if self.fd < 0:
             return
-        if not self.noted or not self.count():
+        if not self.noted or not self.have:
             self.discard()
         elif len(self.spans) > 1:
             with contextlib.suppress(Failure):  # if the disk is full, the last note will do
@@ -1836,11 +1839,10 @@ class Stream(Spans):
             raise unwritable(path, error, 0) from None
         decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
         self.decoder = decoder if is_terminal(self.fd) else None
-        self.written = 0
         self.totals = {args.checksum[0]: hasher(args.checksum[0])} if args.checksum else {}
 
     def begin(self, source: Source) -> None:
-        if self.written:
+        if self.have:
             raise Failure(
                 33,
                 "the rest cannot be fetched alone, and what was written cannot be taken back",
@@ -1852,7 +1854,7 @@ class Stream(Spans):
             self.totals["sha256"] = hasher("sha256")
 
     def write(self, offset: int, data: Data, last: bool = False) -> None:
-        self.written += len(data)
+        self.have += len(data)
         for total in self.totals.values():
             total.update(data)
         if self.decoder:
@@ -1883,11 +1885,18 @@ def open_own(path: str, flags: int) -> int:
     """open() for names that others in this folder can predict.
 
     It follows no link, waits for no FIFO, and opens nothing but a regular file."""
-    fd = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    os.close(fd)
-    raise OSError(errno.EINVAL, "it is no regular file")
+    fd = os.open(path, flags | CAREFULLY)
+    try:
+        refuse_special(os.fstat(fd))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def refuse_special(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
 
 
 def rename(source: str, path: str, replace: bool) -> None:
@@ -1943,8 +1952,8 @@ def noted_source(note: dict[str, Any]) -> Source:
     """The source in a note. Raises TypeError or ValueError for a note that no run of ours wrote.
 
     Others may plant a note, and its validator is sent in the head of a request."""
-    source = Source(**note)
-    texts = source.url, source.etag, source.modified, source.digest
+    source = Source(*(note[name] for name in Source._fields))
+    texts = source.etag, source.modified, source.digest
     printing = all(isinstance(text, str) and text.isprintable() for text in texts)
     if not printing or not isinstance(source.size, (int, type(None))):
         raise TypeError("a note of wrong types")
@@ -2944,6 +2953,7 @@ def unquoted(text: str) -> str:
     return os.fsdecode(unquote_to_bytes(to_bytes(text)))
 
 
+@functools.lru_cache(maxsize=16)  # short files of one age often have equal heads
 def parse_head(raw: bytes) -> Head:
     """Parse a head (RFC 9112 sections 4 and 5). Raises ValueError for a malformed one.
 
@@ -2966,7 +2976,10 @@ def parse_head(raw: bytes) -> Head:
             value = f"{fields[name]}, {value}"
         fields[name] = value
     version, status, reason = found.groups("")
-    return Head(version, int(status), reason, fields, content_length(fields), f"{first}\n{rest}")
+    words = re.split("[ \t]*,[ \t]*", fields.get("connection", "").lower())
+    keep = "keep-alive" in words if version == "1.0" else "close" not in words
+    length = content_length(fields)
+    return Head(int(status), reason, fields, length, keep, f"{first}\n{rest}")
 
 
 def content_length(fields: dict[str, str]) -> Optional[int]:
@@ -3016,7 +3029,7 @@ def http_date(seconds: float) -> str:
     return time.strftime("%a, %d %b %Y %H:%M:%S GMT", calendar(time.gmtime, seconds))
 
 
-def source_of(url: URL, head: Head) -> Source:
+def source_of(head: Head) -> Source:
     span, date, modified = content_range(head), parse_date(head.get("date")), head.modified
     # within the same second, the file may change again
     settled = date is not None and modified is not None and modified < date
@@ -3024,7 +3037,7 @@ def source_of(url: URL, head: Head) -> Source:
     found = digest and re.search(SHA256_FIELD, digest)
     digest = binascii.a2b_base64(found[1]).hex() if found else ""
     validator = head.get("last-modified") if settled else ""
-    return Source(str(url), head.get("etag"), validator, span[2] if span else head.length, digest)
+    return Source(head.get("etag"), validator, span[2] if span else head.length, digest)
 
 
 def disposition_name(value: str) -> str:
