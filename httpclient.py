@@ -265,25 +265,14 @@ class Head(NamedTuple):
     reason: str
     fields: dict[str, str]
     length: Optional[int]  # Content-Length, if the body has one
+    range: Optional[tuple[int, int, int]]  # see content_range()
+    modified: Optional[float]
+    codings: list[str]  # what the body was encoded with, one after another
     keep: bool  # whether the server keeps the connection open
     text: str
 
     def get(self, name: str) -> str:
         return self.fields.get(name, "")
-
-    @property
-    def modified(self) -> Optional[float]:
-        return parse_date(self.get("last-modified"))
-
-    @property
-    def codings(self) -> list[str]:
-        """What the body was encoded with, one after another."""
-        if "content-encoding" not in self.fields:
-            return []
-        names = self.get("content-encoding").lower().split(",")
-        codings = [name.strip().removeprefix("x-") for name in names]
-        # none: some servers say so
-        return [coding for coding in codings if coding not in ("", "identity", "none")]
 
     @property
     def ending(self) -> str:
@@ -1166,9 +1155,10 @@ def get(client: Client) -> None:
                 "-o FOLDER/",
             )
         make_folder(args, folder or ".")
+    folder = os.path.join(folder, "")
 
     def fetch(url: URL) -> None:
-        run_download(args, Download(client, url, folder, name, replace=False))
+        Download(client, url, folder, name, replace=False).run()
 
     for_each(args, [target(text, args) for text in urls], fetch)
 
@@ -1189,18 +1179,6 @@ def read_lines(path: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def run_download(
-    args: argparse.Namespace, download: "Download", reply: Optional[Reply] = None
-) -> None:
-    verdict = download.run(reply)
-    if not download.stdout:
-        seconds = time.monotonic() - download.began
-        report(args, download.url, verdict, download.path, download.received, seconds)
-        folder = download.source_url.path.endswith("/") and args.verb == "get"
-        if folder and not args.quiet and not args.json:
-            say("that is the page of a folder; mirror fetches what is in it")
-
-
 class Download:
     """One URL that becomes one file, with as many requests and connections as it takes.
 
@@ -1211,9 +1189,9 @@ class Download:
         self.client = client
         self.args = args
         self.url = url
-        self.folder = folder
+        self.folder = folder  # "", or with a separator at its end
         self.name = name  # "" until the first reply, which may propose one
-        self.path = os.path.join(folder, name)
+        self.path = folder + name
         # the user chose the name: then it may be a FIFO or device, too
         self.chosen = bool(name) and not replace
         self.stdout = self.chosen and self.path == "-"
@@ -1224,13 +1202,12 @@ class Download:
         self.reply: Reply | None = None  # what a pipeline has brought already
         self.head: Head | None = None
         self.old: os.stat_result | None = None  # what has the name already
-        self.source_url = url  # after redirects
-        self.began = time.monotonic()
+        self.is_page = False  # of a folder, perhaps after redirects
         self.received = 0
 
-    def run(self, reply: Optional[Reply] = None) -> str:
+    def run(self, reply: Optional[Reply] = None) -> None:
         """Fetch the file, beginning with a reply that is here already, if there is one."""
-        self.reply = reply
+        began, args, self.reply = time.monotonic(), self.args, reply
         if not reply:
             self.client.retry(self.url, self.probe)
         if not self.verdict:
@@ -1239,25 +1216,31 @@ class Download:
             except Changed:
                 self.connections, self.parallel = 1, False
                 self.save()
-        return self.verdict
+        if self.stdout:
+            return
+        report(args, self.url, self.verdict, self.path, self.received, time.monotonic() - began)
+        if self.is_page and args.verb == "get" and not args.quiet and not args.json:
+            say("that is the page of a folder; mirror fetches what is in it")
 
     def save(self) -> None:
-        with contextlib.closing(self.open_output()) as output:
-
-            def fetch_next() -> None:
-                self.receive(self.client, output, output.left()[0], self.connections > 1)
-
-            def count() -> int:
-                return output.have
-
-            self.client.retry(self.url, fetch_next, count)
+        output = self.open_output()
+        try:
+            self.fetch_next(output)
             if self.connections > 1 and output.left():
                 self.side_by_side(output)
             while output.left() and not self.verdict:
-                self.client.retry(self.url, fetch_next, count)
+                self.fetch_next(output)
                 output.remember()
             if not self.verdict:
                 self.finish(output)
+        finally:
+            output.close()
+
+    def fetch_next(self, output: Output) -> None:
+        def act() -> None:
+            self.receive(self.client, output, output.left()[0], self.connections > 1)
+
+        self.client.retry(self.url, act, output.count)
 
     def open_output(self) -> Output:
         found = stat_or_none(self.path) if self.chosen else None
@@ -1270,7 +1253,7 @@ class Download:
     def probe(self) -> None:
         """Find out whether the file is here already. HEAD tells it without sending the file."""
         name = self.name or safe_name(url_name(self.url))
-        if self.stdout or self.args.force or not os.path.isfile(os.path.join(self.folder, name)):
+        if self.stdout or self.args.force or not os.path.isfile(self.folder + name):
             return
         with self.client.ask("HEAD", self.url, IDENTITY) as reply:
             if reply.head.status == 200:  # a URL that is signed only for GET refuses HEAD
@@ -1306,7 +1289,7 @@ class Download:
             asked = safe_name(url_name(self.url))
             proposed = disposition_name(head.get("content-disposition"))
             self.name = safe_name(proposed) if proposed else asked
-            self.path = os.path.join(self.folder, self.name)
+            self.path = self.folder + self.name
             # the server may propose a name, but not choose what is replaced
             self.replace = self.replace and self.name == asked
         ending = head.ending
@@ -1321,14 +1304,11 @@ class Download:
 
     def receive(self, client: Client, output: Output, span: "Span", begin: bool = False) -> None:
         """Ask for a span, or only for its beginning, and store what comes."""
-        fields, source, end = dict(WANTED), output.source, span.end
+        end = span.end
         if begin:
             end = min(span.offset + NOTED_FROM, end or span.offset + NOTED_FROM)
-        if (span.offset, end) != (0, source and source.size) and (not source or source.validator):
-            fields["Range"] = f"bytes={span.offset}-{'' if end is None else end - 1}"
-            fields["If-Range"] = source.validator if source else ""
         reply, self.reply = self.reply, None
-        with reply or client.ask("GET", self.url, fields) as reply:
+        with reply or client.ask("GET", self.url, wanted(output.source, span, end)) as reply:
             if self.admits(reply, output, span, end):
                 self.store(reply, output, span)
 
@@ -1336,7 +1316,7 @@ class Download:
         """Write the body of a reply into its span.
 
         gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
-        head, found = reply.head, content_range(reply.head)
+        head, found = reply.head, reply.head.range
         decode = head.codings and not head.ending and not self.is_gzip()
         if not output.source or not found:
             # offsets and digests belong to the encoded bytes
@@ -1372,8 +1352,8 @@ class Download:
         """Whether the body of a reply belongs into the output.
 
         If not, the verdict says why, or the next request will be another one."""
-        head, source, found = reply.head, output.source, content_range(reply.head)
-        self.source_url = reply.url
+        head, source, found = reply.head, output.source, reply.head.range
+        self.is_page = reply.url.path.endswith("/")
         if head.status == 416 and (source or end):
             return self.is_short(head, output)
         check(reply)
@@ -1412,7 +1392,7 @@ class Download:
     def is_short(self, head: Head, output: Output) -> bool:
         """For 416: nothing is missing if size and ETag are those of what we have. An empty file has
         no range. There is no body to store."""
-        span, source = content_range(head), output.source
+        span, source = head.range, output.source
         same = source and source.etag and head.get("etag") == source.etag
         if same and span and span[2] == output.have:
             self.learn(head)
@@ -1481,6 +1461,16 @@ class Download:
     def fetch_span(self, client: Client, output: "Part", span: "Span") -> None:
         act = functools.partial(self.receive, client, output, span)
         client.retry(self.url, act, lambda: span.offset)
+
+
+def wanted(source: Optional[Source], span: "Span", end: Optional[int]) -> Fields:
+    """The fields that ask for a span of a source up to an end, or for all of it."""
+    whole = span.offset == 0 and end == (source and source.size)
+    if whole or source and not source.validator:
+        return WANTED
+    condition = source.validator if source else ""
+    last = "" if end is None else end - 1
+    return {**WANTED, "Range": f"bytes={span.offset}-{last}", "If-Range": condition}
 
 
 def refuse_program(path: str) -> None:
@@ -1580,12 +1570,14 @@ class Spans:
         self.have = 0  # bytes of it that are here
         self.kept = 0  # of these, what earlier runs have left
 
+    def count(self) -> int:
+        return self.have
+
     def left(self) -> list[Span]:
         return [span for span in self.spans if span.offset != span.end]
 
     def begin(self, source: Source) -> None:
         """Start at the first byte, whatever was here."""
-        self.forget()
         self.source, self.spans = source, [Span(0, source.size)]
 
     def forget(self) -> None:
@@ -1608,7 +1600,7 @@ class Part(Spans):
         super().__init__()
         self.args = args
         self.url = url
-        self.path = os.path.join(folder, part_name(url))
+        self.path = folder + part_name(url)
         self.note = self.path[: -len("part")] + "json"
         # a real lock once several threads write
         self.lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
@@ -1670,6 +1662,7 @@ class Part(Spans):
 
     def begin(self, source: Source) -> None:
         if self.have or self.noted:
+            self.forget()
             os.ftruncate(self.fd, 0)
         super().begin(source)
         if source.validator and (source.size is None or source.size > NOTED_FROM):
@@ -1763,7 +1756,8 @@ class Part(Spans):
             raise exists(path) from None
         except OSError as error:
             raise unwritable(path, error, self.have) from None
-        self.forget()
+        if self.noted:
+            self.forget()
 
     def copy_facts(self, head: Optional[Head], old: Optional[os.stat_result]) -> None:
         """Set time, ETag and the right to execute as the server told them, and else the mode of the
@@ -1779,13 +1773,14 @@ class Part(Spans):
                 value = etag_prefix(self.url, os.fstat(self.fd)) + to_bytes(fields["etag"])
                 os.setxattr(self.fd, XATTR, value)
         runs = 0o111 if fields.get(EXECUTABLE.lower()) == "1" else 0
+        if not old and not runs:
+            return
+        # the target of a link may be open to all
+        model = old if old and stat.S_ISREG(old.st_mode) else os.fstat(self.fd)
         # there may be no modes
         with contextlib.suppress(OSError):
-            if old or runs:
-                # the target of a link may be open to all
-                model = old if old and stat.S_ISREG(old.st_mode) else os.fstat(self.fd)
-                # without setuid and setgid, which were meant for the old content
-                os.chmod(self.path, model.st_mode & 0o777 | model.st_mode >> 2 & runs)
+            # without setuid and setgid, which were meant for the old content
+            os.chmod(self.path, model.st_mode & 0o777 | model.st_mode >> 2 & runs)
 
     def release(self) -> None:
         with self.lock:
@@ -1922,17 +1917,15 @@ def lock_file(fd: int) -> bool:
         if not lock_byte(fd):
             raise BlockingIOError
         return True
-    with contextlib.suppress(ImportError):
+    try:
         import fcntl  # not at the top: Windows has none
 
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            raise
-        except OSError:
-            pass  # some file systems have no locks, such as Lustre
-    return False
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except (ImportError, OSError):
+        return False  # some file systems have no locks, such as Lustre
+    return True
 
 
 def read_note(path: str) -> dict[str, Any]:
@@ -1982,7 +1975,9 @@ def write_note(path: str, note: dict[str, Any]) -> None:
 def part_name(url: URL) -> str:
     """The name of a URL's part: the same each time, even if the URL's signature is not."""
     unsigned = re.sub(SIGNATURE, "", url.full) if "?" in url.target else url.full
-    return f".six-{hasher('sha256', to_bytes(unsigned)).hexdigest()[:32]}.part"
+    import hashlib
+
+    return f".six-{hashlib.sha256(to_bytes(unsigned)).hexdigest()[:32]}.part"
 
 
 def remove_old_parts(folder: str, names: set[str]) -> None:
@@ -2715,6 +2710,8 @@ def fetch_files(
     """Fetch files in a pipeline, and what that leaves one by one."""
     client, args = tree.client, tree.args
 
+    folder = os.path.join(folder, "")
+
     def download(url: URL) -> Download:
         return Download(client, url, folder, jobs[url].name, replace=True)
 
@@ -2722,9 +2719,9 @@ def fetch_files(
     urls = [url for url in jobs if not begun or part_name(url) not in begun]
     for url, reply in client.pipeline("GET", urls, client.asking("GET", base, WANTED)):
         if reply.head.status == 200:
-            attempt(args, functools.partial(run_download, args, download(url), reply))
+            attempt(args, functools.partial(download(url).run, reply))
             del jobs[url]
-    for_each(args, list(jobs), lambda url: run_download(args, download(url)))
+    for_each(args, list(jobs), lambda url: download(url).run())
 
 
 def send_files(tree: Tree, folder: str, jobs: dict[URL, Entry]) -> None:
@@ -2976,29 +2973,46 @@ def parse_head(raw: bytes) -> Head:
             value = f"{fields[name]}, {value}"
         fields[name] = value
     version, status, reason = found.groups("")
-    words = re.split("[ \t]*,[ \t]*", fields.get("connection", "").lower())
-    keep = "keep-alive" in words if version == "1.0" else "close" not in words
-    length = content_length(fields)
-    return Head(int(status), reason, fields, length, keep, f"{first}\n{rest}")
+    words, encoded_by = listed(fields, "connection"), listed(fields, "content-encoding")
+    return Head(
+        int(status),
+        reason,
+        fields,
+        content_length(fields),
+        content_range(fields) if status in ("206", "416") else None,
+        parse_date(fields.get("last-modified", "")),
+        # none: some servers say so
+        [word.removeprefix("x-") for word in encoded_by if word not in ("identity", "none")],
+        "keep-alive" in words if version == "1.0" else "close" not in words,
+        f"{first}\n{rest}",
+    )
+
+
+def listed(fields: Fields, name: str) -> list[str]:
+    """The words of a field that holds a list, in lower case."""
+    words = fields.get(name, "").lower().split(",")
+    return [word.strip() for word in words if word.strip()]
 
 
 def content_length(fields: dict[str, str]) -> Optional[int]:
     """RFC 9112 section 6.3: Transfer-Encoding overrides it, and repeated numbers must be equal."""
     if "content-length" not in fields or "transfer-encoding" in fields:
         return None
-    items = [item.strip() for item in fields["content-length"].split(",")]
-    if not all(re.fullmatch(LENGTH, item) for item in items) or len(set(map(int, items))) > 1:
+    items = listed(fields, "content-length")
+    if (
+        not items
+        or not all(re.fullmatch(LENGTH, item) for item in items)
+        or len(set(map(int, items))) > 1
+    ):
         raise ValueError("a Content-Length that is no number, or several")
     return int(items[0])
 
 
-def content_range(head: Head) -> Optional[tuple[int, int, int]]:
+def content_range(fields: Fields) -> Optional[tuple[int, int, int]]:
     """The first byte, the byte after the last, and the size of the whole file, of a 206 or 416.
 
     (-1, 0, size) means that the range could not be satisfied."""
-    if head.status not in (206, 416):
-        return None
-    found = re.fullmatch(CONTENT_RANGE, head.get("content-range"))
+    found = re.fullmatch(CONTENT_RANGE, fields.get("content-range", ""))
     if not found or found[3] == "*":
         return None
     first, last, size = map(int, found.groups("-1"))
@@ -3030,7 +3044,7 @@ def http_date(seconds: float) -> str:
 
 
 def source_of(head: Head) -> Source:
-    span, date, modified = content_range(head), parse_date(head.get("date")), head.modified
+    span, date, modified = head.range, parse_date(head.get("date")), head.modified
     # within the same second, the file may change again
     settled = date is not None and modified is not None and modified < date
     digest = head.get("repr-digest") or head.get("digest")
