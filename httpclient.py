@@ -1210,7 +1210,7 @@ class Download:
         began, args, self.reply = time.monotonic(), self.args, reply
         if not reply:
             self.client.retry(self.url, self.probe)
-        if not self.verdict:
+        if not self.verdict and not (reply and self.save_short(reply)):
             try:
                 self.save()
             except Changed:
@@ -1221,6 +1221,26 @@ class Download:
         report(args, self.url, self.verdict, self.path, self.received, time.monotonic() - began)
         if self.is_page and args.verb == "get" and not args.quiet and not args.json:
             say("that is the page of a folder; mirror fetches what is in it")
+
+    def save_short(self, reply: Reply) -> bool:
+        """Save a file that is short enough to be in memory before it is written.
+
+        Returns False if it is not, or if anything goes wrong: then save() does it."""
+        head, size = reply.head, reply.head.length
+        if not size or size > NOTED_FROM or head.codings:
+            return False
+        self.check_here(head)
+        self.reply, digest = None, promised_digest(head)
+        self.args.progress.begin(self.name, 0, size)
+        part = f"{self.folder}.six-{os.urandom(16).hex()}.part"
+        with contextlib.suppress(OSError, Transient):
+            data = b"".join(map(bytes, reply.chunks()))
+            self.args.progress.add(size)
+            if not self.verdict and (not digest or digest == hasher("sha256", data).hexdigest()):
+                set_facts = functools.partial(copy_facts, self.url, head, self.old)
+                write_whole(part, self.path, data, set_facts)
+                self.received, self.verdict = size, "saved"
+        return bool(self.verdict)
 
     def save(self) -> None:
         output = self.open_output()
@@ -1324,7 +1344,7 @@ class Download:
             span = output.spans[0]
         end = found[1] if found else span.end
         if not self.parallel:
-            self.show(output)
+            self.args.progress.begin(self.name, output.have, output.source and output.source.size)
         for chunk in reply.decoded() if decode else reply.chunks():
             if end is not None and span.offset + len(chunk) > end:
                 raise broken(self.url.authority, "a range longer than it says")
@@ -1343,10 +1363,6 @@ class Download:
 
     def is_gzip(self) -> bool:
         return self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
-
-    def show(self, output: Output) -> None:
-        size = output.source.size if output.source else None
-        self.args.progress.begin(self.name, output.have, size)
 
     def admits(self, reply: Reply, output: Output, span: "Span", end: Optional[int]) -> bool:
         """Whether the body of a reply belongs into the output.
@@ -1418,7 +1434,7 @@ class Download:
                 )
         self.received = output.have - output.kept
         if isinstance(output, Part):
-            output.copy_facts(self.head, self.old)
+            copy_facts(self.url, self.head, self.old, output.fd, output.path)
             output.rename(self.path, self.replace)
         self.verdict = "saved"
 
@@ -1759,29 +1775,6 @@ class Part(Spans):
         if self.noted:
             self.forget()
 
-    def copy_facts(self, head: Optional[Head], old: Optional[os.stat_result]) -> None:
-        """Set time, ETag and the right to execute as the server told them, and else the mode of the
-        file that it replaces."""
-        fields = head.fields if head else {}
-        # the file system may not know such a time
-        with contextlib.suppress(OSError, OverflowError):
-            if head and (modified := head.modified) is not None:
-                os.utime(self.path, (modified, modified))
-        # only Linux has attributes, and only on some file systems
-        with contextlib.suppress(OSError, AttributeError):
-            if "etag" in fields:
-                value = etag_prefix(self.url, os.fstat(self.fd)) + to_bytes(fields["etag"])
-                os.setxattr(self.fd, XATTR, value)
-        runs = 0o111 if fields.get(EXECUTABLE.lower()) == "1" else 0
-        if not old and not runs:
-            return
-        # the target of a link may be open to all
-        model = old if old and stat.S_ISREG(old.st_mode) else os.fstat(self.fd)
-        # there may be no modes
-        with contextlib.suppress(OSError):
-            # without setuid and setgid, which were meant for the old content
-            os.chmod(self.path, model.st_mode & 0o777 | model.st_mode >> 2 & runs)
-
     def release(self) -> None:
         with self.lock:
             if self.fd >= 0:
@@ -1894,6 +1887,48 @@ def refuse_special(found: os.stat_result) -> None:
         raise OSError(errno.EINVAL, "it is no regular file")
 
 
+def copy_facts(
+    url: URL, head: Optional[Head], old: Optional[os.stat_result], fd: int, path: str
+) -> None:
+    """Set time, ETag and the right to execute as the server told them, and else the mode of the
+    file that it replaces."""
+    fields = head.fields if head else {}
+    # the file system may not know such a time; only Linux has attributes, and not everywhere
+    with contextlib.suppress(OSError, OverflowError, AttributeError):
+        if head and head.modified is not None:
+            os.utime(path, (head.modified, head.modified))
+        if "etag" in fields:
+            os.setxattr(fd, XATTR, etag_prefix(url, os.fstat(fd)) + to_bytes(fields["etag"]))
+    runs = 0o111 if fields.get(EXECUTABLE.lower()) == "1" else 0
+    if not old and not runs:
+        return
+    # the target of a link may be open to all
+    model = old if old and stat.S_ISREG(old.st_mode) else os.fstat(fd)
+    # there may be no modes
+    with contextlib.suppress(OSError):
+        # without setuid and setgid, which were meant for the old content
+        os.chmod(path, model.st_mode & 0o777 | model.st_mode >> 2 & runs)
+
+
+def write_whole(
+    part: str, path: str, data: bytes, finish: Optional[Callable[[int, str], None]] = None
+) -> None:
+    """Write a short file whole or not at all: under a name that nobody else uses, then renamed."""
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | CAREFULLY, 0o666)
+    try:
+        try:
+            if os.write(fd, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if finish:
+                finish(fd, part)
+        finally:
+            os.close(fd)
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise
+
+
 def rename(source: str, path: str, replace: bool) -> None:
     """Give a file its name. A link fails if somebody has taken that name meanwhile."""
     if replace:
@@ -1956,18 +1991,13 @@ def noted_source(note: dict[str, Any]) -> Source:
 
 
 def write_note(path: str, note: dict[str, Any]) -> None:
-    """Write the note whole or not at all."""
     import json
 
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path + "~")  # a link there may lead to any file
-        with open(path + "~", "x", encoding="utf-8") as file:
-            json.dump(note, file)
-        os.replace(path + "~", path)
+        write_whole(path + "~", path, json.dumps(note).encode())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(path + "~")
         raise unwritable(path, error, 0) from None
 
 
@@ -3047,11 +3077,15 @@ def source_of(head: Head) -> Source:
     span, date, modified = head.range, parse_date(head.get("date")), head.modified
     # within the same second, the file may change again
     settled = date is not None and modified is not None and modified < date
+    validator = head.get("last-modified") if settled else ""
+    size = span[2] if span else head.length
+    return Source(head.get("etag"), validator, size, promised_digest(head))
+
+
+def promised_digest(head: Head) -> str:
     digest = head.get("repr-digest") or head.get("digest")
     found = digest and re.search(SHA256_FIELD, digest)
-    digest = binascii.a2b_base64(found[1]).hex() if found else ""
-    validator = head.get("last-modified") if settled else ""
-    return Source(head.get("etag"), validator, span[2] if span else head.length, digest)
+    return binascii.a2b_base64(found[1]).hex() if found else ""
 
 
 def disposition_name(value: str) -> str:
