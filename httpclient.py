@@ -242,10 +242,11 @@ class URL(NamedTuple):
         return self.origin + self.path + "?..." * ("?" in self.target)
 
     def join(self, reference: str) -> "URL":
-        """What a reference from the server means. The server must not choose a login, so one in it
-        is dropped."""
+        """What a reference from the server means. The login is ours if it leads to the same server;
+        one that the server chose is dropped."""
         try:
-            return parse_url(urljoin(self.full, reference))._replace(login="")
+            found = parse_url(urljoin(self.full, reference))
+            return found._replace(login=self.login if found.origin == self.origin else "")
         except (Failure, ValueError):
             raise broken(
                 self.authority, f"a link to {reference[:100]!r}, which is no http or https URL"
@@ -336,13 +337,12 @@ class Client:
             if head.status not in REDIRECTS or not location:
                 return reply
             with reply:
-                before = method
+                asked = method
                 method, body = redirected(method, head.status, body)
             # without the body, its fields go too: Content-Type, a digest (RFC 9110 section 15.4)
-            fields = fields if method == before else {}
-            target = url.join(location)
-            same_origin = same_origin and target.origin == url.origin
-            url = target._replace(login=url.login if same_origin else "")
+            fields = fields if method == asked else {}
+            before, url = url, url.join(location)
+            same_origin = same_origin and before.origin == url.origin
         raise Failure(
             47,
             f"more than {MAX_REDIRECTS} redirects, the last one to {url}",
@@ -1242,39 +1242,41 @@ class Download:
     def save(self) -> None:
         output = self.open_output()
         try:
-            self.fetch_next(output)
-            if self.connections > 1 and output.left():
-                self.side_by_side(output)
+            if self.connections > 1 and isinstance(output, Part) and self.head:
+                self.side_by_side(output, self.head)
             while output.left() and not self.verdict:
-                self.fetch_next(output)
-                output.remember()
+                self.client.retry(self.url, lambda: self.receive_next(output), output.count)
+                if output.left():
+                    output.remember()
             if not self.verdict:
                 self.finish(output)
         finally:
             output.close()
 
-    def fetch_next(self, output: Output) -> None:
-        def act() -> None:
-            self.receive(self.client, output, output.left()[0], self.connections > 1)
-
-        self.client.retry(self.url, act, output.count)
+    def receive_next(self, output: Output) -> None:
+        self.receive(self.client, output, output.left()[0])
 
     def open_output(self) -> Output:
         found = stat_or_none(self.path) if self.chosen else None
         special = found and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
         if self.stdout or special:
-            self.connections = 1
             return Stream(self.path, self.args)
         return Part(self.folder, self.url, self.args)
 
     def probe(self) -> None:
-        """Find out whether the file is here already. HEAD tells it without sending the file."""
-        name = self.name or safe_name(url_name(self.url))
-        if self.stdout or self.args.force or not os.path.isfile(self.folder + name):
+        """Ask by HEAD whether the file is here already, and whether it can come in spans."""
+        name, several = self.name or safe_name(url_name(self.url)), self.connections > 1
+        here = not self.args.force and os.path.isfile(self.folder + name)
+        if self.stdout or not here and not several:
             return
-        with self.client.ask("HEAD", self.url, IDENTITY) as reply:
-            if reply.head.status == 200:  # a URL that is signed only for GET refuses HEAD
-                self.check_here(reply.head)
+        with self.client.ask("HEAD", self.url, WANTED if several else IDENTITY) as reply:
+            head = reply.head
+        found = head.status == 200  # a URL that is signed only for GET refuses HEAD
+        if found:
+            self.check_here(head)
+        ranges = "bytes" in head.get("accept-ranges") and source_of(head).validator
+        if not found or head.codings or not ranges:
+            self.connections = 1
 
     def check_here(self, head: Head) -> None:
         """The verdict is "same" if this very file is here already.
@@ -1319,14 +1321,11 @@ class Download:
         if nears_program(self.folder) or self.old:
             refuse_program(self.path)
 
-    def receive(self, client: Client, output: Output, span: "Span", begin: bool = False) -> None:
-        """Ask for a span, or only for its beginning, and store what comes."""
-        end = span.end
-        if begin:
-            end = min(span.offset + NOTED_FROM, end or span.offset + NOTED_FROM)
+    def receive(self, client: Client, output: Output, span: "Span") -> None:
+        """Ask for a span, and store what comes."""
         reply, self.reply = self.reply, None
-        with reply or client.ask("GET", self.url, wanted(output.source, span, end)) as reply:
-            if self.admits(reply, output, span, end):
+        with reply or client.ask("GET", self.url, wanted(output.source, span)) as reply:
+            if self.admits(reply, output, span):
                 self.store(reply, output, span)
 
     def store(self, reply: Reply, output: Output, span: "Span") -> None:
@@ -1361,32 +1360,30 @@ class Download:
     def is_gzip(self) -> bool:
         return self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
 
-    def admits(self, reply: Reply, output: Output, span: "Span", end: Optional[int]) -> bool:
+    def admits(self, reply: Reply, output: Output, span: "Span") -> bool:
         """Whether the body of a reply belongs into the output.
 
-        If not, the verdict says why, or the next request will be another one."""
+        If not, the verdict says why, or nothing is missing."""
         head, source, found = reply.head, output.source, reply.head.range
         self.is_page = reply.url.path.endswith("/")
-        if head.status == 416 and (source or end):
-            return self.is_short(head, output)
+        if source and head.status == 416:
+            self.check_whole(head, source, output)
+            return False
         check(reply)
-        if found and source:
+        if source and found:
             same = source.fits(head) and source.size in (None, found[2])
-            if not same or found[:2] != (span.offset, end or found[2]):
+            if not same or found[:2] != (span.offset, span.end or found[2]):
                 raise self.changed(output)
             self.learn(head)
             return True
         if self.parallel or source and head.status == 206:
             raise self.changed(output)
-        if head.status == 206 and not end:
+        if head.status == 206:
             raise broken(self.url.authority, "a part (206) of what was asked for whole")
         if head.status in (204, 205) and not self.chosen:
             self.verdict = "nothing to save:"
-        elif not found or head.codings or not source_of(head).validator or found[0]:
-            self.connections = 1  # the whole comes now, or is asked for
-        if self.verdict or head.status == 206 and self.connections == 1:
-            return False
-        self.check_here(head._replace(length=found[2]) if found else head)
+        else:
+            self.check_here(head)
         return not self.verdict
 
     def changed(self, output: Output) -> "Failure":
@@ -1402,18 +1399,13 @@ class Download:
         output.forget()
         return Transient(*text, after=0)
 
-    def is_short(self, head: Head, output: Output) -> bool:
-        """For 416: nothing is missing if size and ETag are those of what we have. An empty file has
-        no range. There is no body to store."""
-        span, source = head.range, output.source
-        same = source and source.etag and head.get("etag") == source.etag
-        if same and span and span[2] == output.have:
-            self.learn(head)
-            output.spans = [Span(span[2], span[2])]
-        elif source:
+    def check_whole(self, head: Head, source: Source, output: Output) -> None:
+        """For 416: nothing is missing if size and ETag are those of what we have."""
+        same = source.etag and head.get("etag") == source.etag
+        if not same or not head.range or head.range[2] != output.have:
             raise self.changed(output)
-        self.connections = 1
-        return False
+        self.learn(head)
+        output.spans = [Span(output.have, output.have)]
 
     def finish(self, output: Output) -> None:
         """Check the digests, then give the part its name."""
@@ -1435,12 +1427,16 @@ class Download:
             output.rename(self.path, self.replace)
         self.verdict = "saved"
 
-    def side_by_side(self, output: Output) -> None:
+    def side_by_side(self, output: "Part", head: Head) -> None:
         """Several threads fetch one span after another, each over a connection of its own."""
         import threading  # not at the top: one connection needs none
 
-        if not isinstance(output, Part) or not output.divide(self.connections):
+        source = output.source
+        if not source or not source.fits(head) or source.size != head.length:
+            output.begin(source_of(head))
+        if not output.divide(self.connections):
             return
+        self.args.progress.begin(self.name, output.have, head.length)
         self.parallel, output.lock = True, threading.Lock()
         problems, ended, left = list[BaseException](), threading.Event(), iter(output.left())
 
@@ -1476,14 +1472,12 @@ class Download:
         client.retry(self.url, act, lambda: span.offset)
 
 
-def wanted(source: Optional[Source], span: "Span", end: Optional[int]) -> Fields:
-    """The fields that ask for a span of a source up to an end, or for all of it."""
-    whole = span.offset == 0 and end == (source and source.size)
-    if whole or source and not source.validator:
+def wanted(source: Optional[Source], span: "Span") -> Fields:
+    """The fields that ask for a span, or for the whole if nothing else can be proven to fit."""
+    if not source or not source.validator or (span.offset, span.end) == (0, source.size):
         return WANTED
-    condition = source.validator if source else ""
-    last = "" if end is None else end - 1
-    return {**WANTED, "Range": f"bytes={span.offset}-{last}", "If-Range": condition}
+    last = "" if span.end is None else span.end - 1
+    return {**WANTED, "Range": f"bytes={span.offset}-{last}", "If-Range": source.validator}
 
 
 def refuse_program(path: str) -> None:
@@ -1657,13 +1651,11 @@ class Part(Spans):
         try:
             note = read_note(self.note)
             spans = [Span(int(first), end and int(end)) for first, end in note["spans"]]
-            source, found, last = noted_source(note), os.fstat(self.fd), spans[-1]
+            source, last, size = noted_source(note), spans[-1], os.fstat(self.fd).st_size
         except (OSError, ValueError, OverflowError, TypeError, KeyError, IndexError):
             return
-        size = found.st_size
-        expired = time.time() - found.st_mtime > PART_AGE
         known = last.end == source.size and size <= (last.end or size) and source.validator
-        if expired or not known or min(span.offset for span in spans) < 0:
+        if not known or min(span.offset for span in spans) < 0:
             return
         last.offset = max(last.offset, size)
         self.source, self.spans = source, spans
@@ -1851,12 +1843,7 @@ class Stream(Spans):
         except BrokenPipeError:
             raise  # head has enough: main() ends quietly
         except OSError as error:
-            raise Failure(
-                23,
-                f"cannot write {self.name} ({error.strerror})",
-                "what reads it has ended, or its disk is full",
-                "-o FILE, with room for it",
-            ) from None
+            raise unwritable(self.name, error, self.have) from None
 
     def digest(self, name: str) -> str:
         return self.totals[name].hexdigest()
@@ -2105,7 +2092,7 @@ class Upload:
             resource = self.url.join(note["resource"])
             same = [(note["size"], note["mtime_ns"])] == self.body.state
             if same and resource.origin == self.url.origin:
-                return resource._replace(login=self.url.login)
+                return resource
         return None
 
     def remember(self, resource: URL) -> None:
@@ -2204,7 +2191,7 @@ class Upload:
         with self.client.ask("PUT", self.url, fields, BodySource(b"")) as reply:
             self.check(reply, stored=False)
             location = reply.head.get("location")
-        resource = reply.url.join(location)._replace(login=self.url.login)
+        resource = reply.url.join(location)
         if not location or resource.origin != self.url.origin:
             return None
         self.remember(resource)
@@ -4394,9 +4381,7 @@ def header(text: str) -> tuple[str, str]:
 
 def checksum(text: str) -> tuple[str, str]:
     name, _, value = text.partition(":")
-    digits = {"md5": 32, "sha1": 40, "sha224": 56, "sha256": 64, "sha384": 96, "sha512": 128}.get(
-        name, 0
-    )
+    digits = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128}.get(name)
     if len(value) != digits or not re.fullmatch("[0-9a-fA-F]+", value):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME:HEX, such as sha256:9f86d0...")
     return name, value.lower()
