@@ -558,17 +558,11 @@ class Client:
             if connection:
                 connection.close()
 
-    def pipelined(
-        self, method: str, url: URL, fields: Fields = IDENTITY, body: Optional["BodySource"] = None
-    ) -> bytes:
-        """A request for pipeline(), with the login."""
-        return self.request(method, url, {**fields, **self.origin(url).login_fields}, body)
-
     def asking(self, method: str, base: URL, fields: Fields) -> Callable[[URL], bytes]:
         """What makes the requests for files of one server: they differ in their targets alone, so
         that the rest is built only once."""
-        mark = to_bytes(f"{base.target} HTTP/")
-        before, _, after = self.pipelined(method, base, fields).partition(mark)
+        request = self.request(method, base, {**fields, **self.origin(base).login_fields}, None)
+        before, _, after = request.partition(to_bytes(f"{base.target} HTTP/"))
         return lambda url: b"%b%b HTTP/%b" % (before, to_bytes(url.target), after)
 
     def send_requests(
@@ -1194,7 +1188,6 @@ class Download:
         self.stdout = self.chosen and self.path == "-"
         self.replace = bool(replace or args.force or args.newer)
         self.connections = args.connections
-        self.parallel = False  # whether several threads write
         self.verdict = ""  # "saved", or "same" if the file was here already
         self.reply: Reply | None = None  # what a pipeline has brought already
         self.head: Head | None = None
@@ -1211,7 +1204,7 @@ class Download:
             try:
                 self.save()
             except Changed:
-                self.connections, self.parallel = 1, False
+                self.connections = 1
                 self.save()
         if self.stdout:
             return
@@ -1242,6 +1235,8 @@ class Download:
     def save(self) -> None:
         output = self.open_output()
         try:
+            if output.source:
+                self.args.progress.begin(self.name, output.have, output.source.size)
             if self.connections > 1 and isinstance(output, Part) and self.head:
                 self.side_by_side(output, self.head)
             while output.left() and not self.verdict:
@@ -1250,6 +1245,10 @@ class Download:
                     output.remember()
             if not self.verdict:
                 self.finish(output)
+        except Changed:
+            # other threads may still write into this part, so the next one is another file
+            output.discard()
+            raise
         finally:
             output.close()
 
@@ -1339,7 +1338,7 @@ class Download:
             output.begin(Source("", "", None, "") if decode else source_of(head))
             span = output.spans[0]
         end = found[1] if found else span.end
-        if not self.parallel:
+        if len(output.spans) < 2:
             self.args.progress.begin(self.name, output.have, output.source and output.source.size)
         for chunk in reply.decoded() if decode else reply.chunks():
             if end is not None and span.offset + len(chunk) > end:
@@ -1373,11 +1372,11 @@ class Download:
         if source and found:
             same = source.fits(head) and source.size in (None, found[2])
             if not same or found[:2] != (span.offset, span.end or found[2]):
-                raise self.changed(output)
+                raise self.changed()
             self.learn(head)
             return True
-        if self.parallel or source and head.status == 206:
-            raise self.changed(output)
+        if source and head.status == 206 or len(output.spans) > 1:
+            raise self.changed()
         if head.status == 206:
             raise broken(self.url.authority, "a part (206) of what was asked for whole")
         if head.status in (204, 205) and not self.chosen:
@@ -1386,24 +1385,20 @@ class Download:
             self.check_here(head)
         return not self.verdict
 
-    def changed(self, output: Output) -> "Failure":
+    def changed(self) -> "Changed":
         """What was fetched does not fit the file that the server has now: start over."""
-        text = (
+        return Changed(
             33,
             f"{self.url.authority} answers a range with another one",
             "the file changed meanwhile, or its server is at fault",
             "use --no-resume with -o FILE to fetch it from the start",
         )
-        if self.parallel:
-            return Changed(*text)
-        output.forget()
-        return Transient(*text, after=0)
 
     def check_whole(self, head: Head, source: Source, output: Output) -> None:
         """For 416: nothing is missing if size and ETag are those of what we have."""
         same = source.etag and head.get("etag") == source.etag
         if not same or not head.range or head.range[2] != output.have:
-            raise self.changed(output)
+            raise self.changed()
         self.learn(head)
         output.spans = [Span(output.have, output.have)]
 
@@ -1414,7 +1409,8 @@ class Download:
         for name, want in filter(None, promised):
             found = output.digest(name)
             if found != want:
-                output.discard()
+                if isinstance(output, Part):
+                    output.discard()
                 raise Failure(
                     56,
                     f"{self.url} came with a wrong {name}: {found}",
@@ -1437,7 +1433,7 @@ class Download:
         if not output.divide(self.connections):
             return
         self.args.progress.begin(self.name, output.have, head.length)
-        self.parallel, output.lock = True, threading.Lock()
+        output.lock = threading.Lock()
         problems, ended, left = list[BaseException](), threading.Event(), iter(output.left())
 
         def work() -> None:
@@ -1461,11 +1457,7 @@ class Download:
             output.remember()
             pause = min(2 * pause, most)
         if problems:
-            if isinstance(problems[0], Changed):
-                # other threads may still write into this part, so the next one is another file
-                output.discard()
             raise problems[0]
-        self.parallel = False
 
     def fetch_span(self, client: Client, output: "Part", span: "Span") -> None:
         act = functools.partial(self.receive, client, output, span)
@@ -1587,13 +1579,11 @@ class Spans:
         """Start at the first byte, whatever was here."""
         self.source, self.spans = source, [Span(0, source.size)]
 
-    def forget(self) -> None:
-        self.source, self.spans = None, [Span(0)]
-
     def remember(self) -> None:
         """Note what is here, where that can be continued."""
 
-    discard = forget
+    def discard(self) -> None:
+        """Give up what is here, where that is possible."""
 
 
 class Part(Spans):
@@ -1674,7 +1664,7 @@ class Part(Spans):
             self.remember()
 
     def forget(self) -> None:
-        super().forget()
+        self.source, self.spans = None, [Span(0)]
         self.have = self.kept = 0
         if self.noted:
             with contextlib.suppress(OSError):
@@ -1818,7 +1808,7 @@ class Stream(Spans):
         self.decoder = decoder if is_terminal(self.fd) else None
         self.totals = {args.checksum[0]: hasher(args.checksum[0])} if args.checksum else {}
 
-    def begin(self, source: Source) -> None:
+    def discard(self) -> None:
         if self.have:
             raise Failure(
                 33,
@@ -1826,12 +1816,15 @@ class Stream(Spans):
                 "the file changed, or the server does not serve ranges",
                 "-o FILE, which can start over",
             )
+
+    def begin(self, source: Source) -> None:
+        self.discard()
         super().begin(source)
         if source.digest:
             self.totals["sha256"] = hasher("sha256")
 
     def write(self, offset: int, data: Data, last: bool = False) -> None:
-        self.have += len(data)
+        count = len(data)
         for total in self.totals.values():
             total.update(data)
         if self.decoder:
@@ -1844,6 +1837,7 @@ class Stream(Spans):
             raise  # head has enough: main() ends quietly
         except OSError as error:
             raise unwritable(self.name, error, self.have) from None
+        self.have += count
 
     def digest(self, name: str) -> str:
         return self.totals[name].hexdigest()
@@ -2204,7 +2198,8 @@ class Upload:
     def as_request(self) -> bytes:
         """Head and body in one piece, for a pipeline."""
         self.fields = self.prepare()
-        head = self.client.pipelined("PUT", self.url, self.fields, self.body)
+        fields = {**self.fields, **self.client.origin(self.url).login_fields}
+        head = self.client.request("PUT", self.url, fields, self.body)
         return head + b"".join(map(bytes, self.body.chunks()))
 
     def is_done(self, reply: Reply) -> bool:
@@ -2702,7 +2697,7 @@ def find_same(tree: Tree, here: str, jobs: dict[URL, Entry], known: dict[URL, En
         return []
     keeps_times = any(entry.etag for entry in known.values())  # as our own server does
     unsure = [url for url, entry in known.items() if entry.size is None or entry.mtime is None]
-    for url, reply in client.pipeline("HEAD", unsure, functools.partial(client.pipelined, "HEAD")):
+    for url, reply in client.pipeline("HEAD", unsure, client.asking("HEAD", tree.root, IDENTITY)):
         if reply.head.status == 200:
             known[url] = entry_of(reply.head)
         elif reply.head.status == 404:
@@ -4167,6 +4162,16 @@ class Transient(Failure):
 
 
 # --- progress and reports ---
+# what else the last line says of many files
+SUMMED = {
+    "same": "; {} already there",
+    "skipped": "; skipped {}",
+    "deleted": "; deleted {}",
+    "delete": "; would delete {}",
+    "failed": "; {} failed",
+}
+
+
 class Progress:
     """A line on the terminal about one file or many, and what became of them. Nothing is drawn
     elsewhere."""
@@ -4279,14 +4284,8 @@ class Progress:
             would = "fetch" if args.verb == "mirror" else "send"
             text = f"{args.verb} --dry-run: would {would} {files}"
         left_out = ", ".join(f"{count} {what}" for what, count in self.skipped.items())
-        for count, words in [
-            (counts.get("same"), "{} already there"),
-            (left_out, "skipped {}"),
-            (counts.get("deleted"), "deleted {}"),
-            (counts.get("delete"), "would delete {}"),
-            (counts.get("failed"), "{} failed"),
-        ]:
-            text += f"; {words.format(count)}" * bool(count)
+        told = {**counts, "skipped": left_out}
+        text += "".join(SUMMED[name].format(told[name]) for name in SUMMED if told.get(name))
         if not args.quiet:
             say(text)
 

@@ -1235,7 +1235,7 @@ def test_a_full_disk_says_after_how_much(run, files, tmp_path):
 
 def test_a_device_that_takes_no_more_is_named(run, files, tmp_path):
     done = get(run, tmp_path, files(BODY).url, "-o", "/dev/full")
-    assert done.code == 23 and "cannot write /dev/full (No space left" in done.err
+    assert done.code == 23 and "cannot write /dev/full: No space left" in done.err
 
 
 # --- redirects and logins ---
@@ -2819,7 +2819,7 @@ def test_a_server_that_restarts_is_waited_for_once_it_was_reached(listeners, tmp
     body, asked = random.Random(6).randbytes(8_000_000), threading.Semaphore(0)
 
     def stall(head):
-        if "Range: bytes=0-262143" not in head:
+        if not head.startswith("HEAD"):
             asked.release()
             first.go.wait(DEADLINE)
 
