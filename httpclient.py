@@ -35,9 +35,9 @@ For mirror and upload, --exclude leaves out what matches, as in .gitignore, and 
 that start with a dot. --delete deletes what the source does not have, once all else came through:
 never what is left out, and more than half only with --force. --dry-run shows it all before.
 
-A password is sent only to the server for which --password, --user, -H or the URL gave it, never
-along a redirect to another one. SIXSOCKETS_PASSWORD is only for --host and --port. Otherwise you
-are asked on a terminal. Without https, others can read the password.
+A password is sent only to the server for which --password, --user, --token, -H or the URL gave it,
+never along a redirect to another one. SIXSOCKETS_PASSWORD is only for --host and --port. Otherwise
+~/.netrc is read, and on a terminal you are asked. Without https, others can read the password.
 --pin SHA256 trusts the certificate that httpserver.py --tls printed.
 Proxies come from --proxy or http_proxy, https_proxy, all_proxy, no_proxy.
 Exit codes are curl's: 22 for a status of 400 or above, 18 for a transfer that was cut short, 60 for
@@ -450,7 +450,7 @@ class Client:
             ) from None
         except Failure as failure:
             lines = lines_of(failure)
-            if failure.code == 6 and not origin.proxy:
+            if failure.code == 6 and not origin.proxy and not self.args.family:
                 # perhaps it is a path, without the slash at its beginning
                 path = f"/{url.host}{url.path.rstrip('/')}"
                 lines[2] = f"check it; {path} is a path on {self.args.host}:{self.args.port}"
@@ -466,7 +466,8 @@ class Client:
     def open_socket(self, url: URL) -> socket.socket:
         proxy = self.origin(url).proxy
         via = proxy or url
-        sock = open_connection(self.args, via.host, via.port, server_command(url, proxy))
+        host = address_of(via, self.args.family)
+        sock = open_connection(self.args, host, via.port, server_command(url, proxy))
         try:
             if proxy and url.scheme == "https":
                 self.tunnel(sock, url, proxy)
@@ -2834,11 +2835,30 @@ def login_fields(url: URL, args: argparse.Namespace) -> Fields:
 
 
 def authorization(url: URL, args: argparse.Namespace) -> str:
-    """The login from the URL, the command line, or the environment (only for --host)."""
+    """The login from the URL, the command line, the environment (only for --host), or .netrc."""
     if login := url.login or args.user:
         return basic(login)
-    password = args.asked.get(url.origin) or given_password(args, url.host, url.port)
-    return basic(":" + password) if password else ""
+    if password := args.asked.get(url.origin) or given_password(args, url.host, url.port):
+        return basic(":" + password)
+    path = os.path.expanduser("~/.netrc")
+    return netrc_login(path, url.host) if os.path.isfile(path) else ""
+
+
+def netrc_login(path: str, host: str) -> str:
+    import netrc
+
+    try:
+        found = netrc.netrc(path).authenticators(host)
+    except (OSError, ValueError, netrc.NetrcParseError) as error:
+        # ValueError: it is not UTF-8. Do not print the error's text: it may quote a password
+        reason = f"it is malformed near line {getattr(error, 'lineno', '?')}"
+        raise Failure(
+            26,
+            f"cannot read {printable(path)}: {getattr(error, 'strerror', '') or reason}",
+            "it may hold the login for this server",
+            "repair the file or rename it",
+        ) from None
+    return basic(f"{found[0]}:{found[2]}") if found else ""
 
 
 def basic(login: str) -> str:
@@ -2875,6 +2895,21 @@ def proxy_of_environment(url: URL) -> str:
     https = value("https_proxy") or value("HTTPS_PROXY")
     own = https if url.scheme == "https" else value("http_proxy")
     return own or value("all_proxy") or value("ALL_PROXY") or ""
+
+
+def address_of(url: URL, family: Optional[int]) -> str:
+    """The host, or with -4 or -6 its first address of that family."""
+    if family is None:
+        return url.host
+    for found, target in resolve(url.host, url.port, socket.SOCK_STREAM):
+        if found == family:
+            return str(target[0])
+    raise Failure(
+        6,
+        f"{url.host} has no address of the family that -4 or -6 asks for",
+        "nothing was sent",
+        "leave -4 or -6 out",
+    )
 
 
 def server_command(url: URL, proxy: Optional[URL]) -> str:
@@ -4378,6 +4413,10 @@ def header(text: str) -> tuple[str, str]:
     return name, value.strip()
 
 
+def bearer(text: str) -> tuple[str, str]:
+    return header(f"Authorization: Bearer {text}")
+
+
 def checksum(text: str) -> tuple[str, str]:
     name, _, value = text.partition(":")
     digits = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128}.get(name)
@@ -4391,6 +4430,9 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
     flag = group.add_argument
     flag("--host", help="completes an argument that starts with / (default 127.0.0.1)")
     flag("--port", type=between(1, 65535), help="the same (default 8000)")
+    for number, family in (4, socket.AF_INET), (6, socket.AF_INET6):
+        only = f"connect by IPv{number} only"
+        flag(f"-{number}", dest="family", action="store_const", const=family, help=only)
     flag(
         "-H",
         "--header",
@@ -4402,6 +4444,8 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
     )
     trust_flags(group)
     flag("--user", metavar="USER:PASSWORD", help="log in with Basic")
+    text = "log in with Bearer"
+    flag("--token", dest=headers, action="append", type=bearer, metavar="TOKEN", help=text)
     flag("--proxy", metavar="URL", help="go through this proxy; '' for none")
     seconds, tries = between(0.01, 1e6, float), between(0, 1000)
     flag("--timeout", type=seconds, metavar="S", help="silence allowed (default 30)")
@@ -4419,7 +4463,7 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
 
 # argparse sets the others. A verb's flags are here because other verbs read them too.
 UNSET = (
-    *("checksum", "data", "delete", "dry_run", "exclude", "force", "hidden", "input"),
+    *("checksum", "data", "delete", "dry_run", "exclude", "family", "force", "hidden", "input"),
     *("limit_rate", "newer", "output", "recursive", "text"),
 )
 DEFAULTS: dict[str, Any] = {

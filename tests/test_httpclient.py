@@ -1367,6 +1367,40 @@ def test_the_environments_password_is_for_host_and_port_alone(run, canned, tmp_p
     assert b"Authorization: Basic OnBhc3M6d29yZA==\r\n" in one.read[1]
 
 
+def test_a_token_is_sent_as_bearer_and_cannot_carry_a_line_break(run, canned, tmp_path):
+    server = canned(answer(b"x"), read_until=b"\r\n\r\n")
+    url = f"http://127.0.0.1:{server.port}/a"
+    assert get(run, tmp_path, url, "--token", "a.b-c").code == 0
+    assert b"\r\nAuthorization: Bearer a.b-c\r\n" in server.read[0]
+    assert get(run, tmp_path, url, "--token", "a\r\nX: y").code == 2
+
+
+def test_minus_4_and_minus_6_choose_the_family(run, files, tmp_path):
+    port = files(BODY).port
+    assert get(run, tmp_path, "-4", f"http://localhost:{port}/file.bin").code == 0
+    done = get(run, tmp_path, "-6", f"http://127.0.0.1:{port}/other")
+    assert done.code == 6 and "leave -4 or -6 out" in done.err
+
+
+def test_netrc(run, canned, tmp_path):
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password word\n")
+    server = canned(answer(b"x"), read_until=b"\r\n\r\n")
+    assert (
+        get(run, tmp_path, f"http://127.0.0.1:{server.port}/a", env={"HOME": str(tmp_path)}).code
+        == 0
+    )
+    assert b"Authorization: Basic bWU6d29yZA==\r\n" in server.read[0]
+    (tmp_path / ".netrc").write_bytes(b"machine 127.0.0.1 login me password \xff\n")
+    done = get(run, tmp_path, f"http://127.0.0.1:{server.port}/b", env={"HOME": str(tmp_path)})
+    assert done.code == 26 and ".netrc" in done.err
+
+
+def test_a_malformed_netrc_keeps_its_secrets(run, tmp_path):
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password two words\n")
+    done = get(run, tmp_path, "http://127.0.0.1:1/a", env={"HOME": str(tmp_path)})
+    assert done.code == 26 and "near line" in done.err and "words" not in done.err, done
+
+
 @pytest.mark.parametrize(
     "text",
     [
