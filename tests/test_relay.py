@@ -390,6 +390,31 @@ def test_one_receiver_that_fails_in_mid_body_is_told_at_once_and_the_other_gets_
         assert bob.body()[1] == "ok bye"
 
 
+def asleep(server):
+    """Whether no thread of the server runs or could."""
+    stats = Path(f"/proc/{server.pid}/task").glob("*/stat")
+    return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats} == {"S"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has /proc")
+@pytest.mark.parametrize("how", ["err put x reason=disk-full", "bye"])
+def test_who_refuses_before_it_has_read_what_was_left_for_it_reads_that_unchanged(
+    server, peer, how
+):
+    """The sender goes on meanwhile, and what comes then is in the same memory."""
+    sender, other = peer(), peer("receive")
+    slow = peer("receive nick=slow", small=True)
+    sending = meanwhile(sender.send, f"slow,{other.name}", "x", BIG)
+    assert slow.line().startswith("put x")
+    until(lambda: asleep(server), "all to wait for the receivers, which do not read")
+    slow.tell(how)
+    assert other.accept() == ("x", BIG)
+    assert sending.result()[-1] == "ok send x receivers=2 verified=1"
+    data, end = slow.body()
+    assert end == ("ok bye" if how == "bye" else "abort reason=refused")
+    assert 0 < len(data) < len(BIG) and data == BIG[: len(data)]
+
+
 def test_when_the_only_receiver_goes_the_sender_need_not_go_on(peer):
     sender, bob = peer(), peer("receive nick=bob")
     sender.tell(b"send bob x size=100\ndata 100\nabc")
