@@ -115,7 +115,7 @@ as bad-nick. If another client has that nick already, in whatever case, a number
                             with commas between. A line got … for each receiver, then ok send NAME
                             receivers=N verified=N, below
     chat [NICK]             up to 50 lines `said` from before, then ok chat [NICK] [nick=NAME]
-                            you=HOST:PORT count=N, below
+                            you=HOST:PORT count=N, below. In the chat: another nick, and no lines
     say TEXT                the rest of the line as it is, at most 4000 bytes, to all others in the
                             chat; ok say
     tell NICK TEXT          the same to one in the chat alone; NICK is a nick or HOST:PORT; ok tell
@@ -244,9 +244,9 @@ seconds (stalled): one that reads nothing, or that has been sent all and neither
 by 1024 bytes a second. A sender that sends nothing but notes for so long, while others wait for its
 receivers, is refused (stalled).
 
-Chat. After `ok chat`, and until the next request other than help, who, ping, say, tell, these lines
-come between answers: said from=NAME TEXT (one space, then the text to the end of the line), told
-from=NAME TEXT (to this client alone), joined NAME at=HOST:PORT, left NAME. NAME is the nick or
+Chat. After `ok chat`, until the next request other than help, who, ping, say, tell and chat, these
+lines come between answers: said from=NAME TEXT (one space, then the text to the end of the line),
+told from=NAME TEXT (to this client alone), joined NAME at=HOST:PORT, left NAME. NAME is the nick or
 HOST:PORT. One client may say 40 lines (or join so often) at once and 20 a second; more are refused
 as too-fast. For a client that does not read, 200 lines are kept; of more it loses the oldest, and
 gets `note chat lost=N` before the next.
@@ -844,13 +844,15 @@ def find_receivers(session: "Session", to: str) -> "tuple[list[Session], dict[st
 
 
 def do_chat(session: "Session", request: "Line", nick: str = "") -> None:
+    """Join; or, in the chat, take another name."""
+    session.limit_rate()
+    before = session.display_name() if session.mode == "chat" else ""
     if request.words:
         session.set_nick(nick)
-    session.limit_rate()
     session.share()
-    for said in session.lobby.join(session):
+    for said in session.lobby.join(session, before):
         session.put(said)
-    session.log(f"chat: {session.display_name()} joined")
+    session.log(f"chat: {session.display_name()} joined{before and f', who was {before}'}")
     count = len(session.lobby.chatters)
     session.ok(request, nick=session.nick or None, you=session.peer, count=count)
 
@@ -1953,7 +1955,8 @@ class Session(Wire):
     def prepare(self, request: Line) -> None:
         """A request may name its client; most end a `receive` or `chat` that waits."""
         self.doing, nick = request.verb, request.keys.get("nick")
-        if self.mode and (self.doing not in GO_ON_WAITING or nick is not None):
+        stays = self.doing in GO_ON_WAITING or self.doing == self.mode == "chat"
+        if self.mode and (nick is not None or not stays):
             self.lobby.leave(self, "left")
         if nick is not None:
             if not self.admitted:  # or strangers could take the names of those who may come in
@@ -2475,13 +2478,16 @@ class Lobby:
         return any(not held.isdisjoint(each.still_receive()) for each in self.queue.copy())
 
     # chatters
-    def join(self, session: "Session") -> list[bytes]:
-        """What was said before; what is said from now on comes after it."""
+    def join(self, session: "Session", before: str) -> list[bytes]:
+        """What was said before; what is said from now on comes after it. Who was in the chat with
+        another name has heard all that."""
         with self.lock:
-            self.tell_all(line("joined", session.display_name(), at=session.peer))
+            if before:
+                self.tell_all(line("left", before), session)
+            self.tell_all(line("joined", session.display_name(), at=session.peer), session)
             self.chatters[session] = None
             session.mode = "chat"
-            return list(self.history)
+            return [] if before else list(self.history)
 
     def say(self, session: "Session", text: bytes) -> None:
         with self.lock:
@@ -2558,6 +2564,7 @@ class Relay:
         if found.verb != "abort":
             sender.early.append(found)
         self.end(line("abort", reason=found.keys.get("reason", "interrupted")))
+        self.pass_on()  # not with the next file: to who has refused this one it means nothing
 
     def end(self, last: bytes) -> None:
         self.ended = True

@@ -1612,6 +1612,17 @@ def test_the_last_fifty_lines_are_told_to_who_joins(peer):
     ]
 
 
+def test_who_takes_another_name_in_the_chat_stays_in_it_and_hears_nothing_twice(peer):
+    anna, bob = peer("chat anna"), peer("chat bob")
+    assert anna.line().startswith("joined bob ")
+    assert anna.ask("say hello") == "ok say" and bob.line() == "said from=anna hello"
+    assert bob.ask("chat Anna").startswith("ok chat Anna nick=Anna2 ")
+    assert [anna.line(), anna.line()] == ["left bob", f"joined Anna2 at={bob.name}"]
+    assert anna.ask("say again") == "ok say" and bob.line() == "said from=anna again"
+    assert bob.ask("list").startswith("ok list") and anna.line() == "left Anna2"
+    assert len(bob.lines("chat")) == 3, "who has left hears what was said before"
+
+
 @pytest.mark.parametrize(
     "text", [b"a\rsaid from=bob x", b"a\x1b[2Jb", b"a\0b", b"a\tb", b"x" * 40000]
 )
@@ -1811,7 +1822,7 @@ def test_the_bar_shows_what_the_slowest_receiver_has(server, peer, here):
     assert [each.result()[1][0] == BIG for each in taking] == [True, True]
     for receiver, share in (bob, 3), (eve, 2):
         receiver.tell(f"note x received={len(BIG) // share}")
-    sending.wait_for(" 33% [######  ")
+    sending.wait_for(" 33%  4.2 MB of 12.6 MB")
     for receiver in bob, eve:
         receiver.tell(f"ok put x size={len(BIG)} sha256={sha(BIG)} verified=yes")
     sending.wait_for("(eve): verified 1 of 1")
@@ -1915,12 +1926,10 @@ def test_a_pipe_that_asks_who_is_there_is_answered_before_the_chat_ends(peer, do
 
 def test_a_pipe_into_a_chat_waits_for_the_limit_and_loses_no_line(peer, do):
     anna = peer("chat anna")
-    done = do(
-        "chat", "--nick", "bob", input=b"".join(b"line %d\n" % number for number in range(60))
-    )
-    assert done.code == 0 and [anna.line() for _ in range(61)][1:] == [
-        f"said from=bob line {number}" for number in range(60)
-    ]
+    lines = [f"line {number}" for number in range(42)]  # two more than a server takes at once
+    done = do("chat", "--nick", "bob", input="\n".join(lines).encode())
+    assert done.code == 0
+    assert [anna.line() for _ in range(43)][1:] == [f"said from=bob {line}" for line in lines]
 
 
 def test_a_pipe_into_a_chat_waits_for_a_server_that_does_not_answer(listeners, run):
