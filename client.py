@@ -3598,13 +3598,11 @@ def split(text: str) -> list[str]:
     """The words of a line. What some commands cannot do without is asked for."""
     try:
         words = shlex.split(text)
-        if "\0" in text:
-            raise ValueError("it holds a NUL")
     except ValueError as error:
         raise Failure(
             2,
             f"cannot read that line ({str(error).lower()})",
-            "it is not words as a shell knows them, in which each quote has its end",
+            "a quote opens and does not close",
             "put 'a b.txt'",
         ) from None
     alone = words[0].lower() if len(words) == 1 else ""
@@ -4842,6 +4840,13 @@ def run_words(args: argparse.Namespace, words: Sequence[str]) -> int:
         where = "python3 client.py -h" if args.cwd is None else "help"
         hint = f"{did_you_mean(verb, [*known, *WORDS])}{where} lists all"
         raise Failure(2, f"unknown command {printable(verb)}", "there is no such word", hint)
+    if "\0" in "".join(rest):
+        raise Failure(
+            2,
+            "cannot read that line (it holds a NUL)",
+            "no file has such a name",
+            "type the line again without it",
+        )
     args.command = verb
     command_parser(verb, known[verb]).parse_args(rest, args)
     prepare(args)
