@@ -1747,7 +1747,7 @@ class Chat:
         self.thread = threading.Thread(target=self.run, daemon=True)
 
     def join(self) -> None:
-        self.link.put(line("chat"))
+        self.link.send_line("chat")
         while (found := self.link.line()).verb not in ("ok", "err"):
             self.show(found)
         require_ok(found, "let join", "the chat")
@@ -1767,14 +1767,6 @@ class Chat:
             say_bye(self.args)
         except (Lost, Broken, Failure) as problem:
             self.problem = problem
-        except OSError as error:
-            self.problem = Failure(
-                23,
-                f"cannot write standard output ({error.strerror})",
-                "the terminal is gone",
-                "run the same command again",
-            )
-        if self.problem:
             self.wake_typist()
 
     def wait_and_pass_on(self) -> None:
@@ -1854,7 +1846,7 @@ class Chat:
         if self.args.json and facts:
             tell_json({**facts, "earlier": True} if earlier else facts)
         elif self.typist is Typist.TYPING and self.live:
-            write_some(product(), self.with_prompt(in_rows(printable(text), 1)).encode())
+            write_out(self.with_prompt(in_rows(printable(text), 1)).encode())
         else:
             tell(printable(text))
 
@@ -3356,11 +3348,12 @@ def receive_body(
 # --- telling: results on stdout for programs, progress on stderr for people ---
 def tell(text: str) -> None:
     """A line of the product: names as they are to a pipe, harmless to a terminal."""
-    write_line(in_rows(printable(text), 1).encode() if is_terminal(1) else os.fsencode(text))
+    raw = in_rows(printable(text), 1).encode() if is_terminal(1) else os.fsencode(text)
+    write_out(raw + b"\n")
 
 
-def write_line(raw: bytes) -> None:
-    view = memoryview(raw + b"\n")
+def write_out(raw: bytes) -> None:
+    view = memoryview(raw)
     try:
         while view:
             view = view[write_some(product(), view) :]
@@ -3399,7 +3392,7 @@ def tell_json(facts: dict[str, Any]) -> None:
     }
     if clean.get("name") != facts.get("name"):
         clean["quoted"] = quote(facts["name"])
-    write_line(json.dumps(clean).encode())
+    write_out(f"{json.dumps(clean)}\n".encode())
 
 
 def say_failure(failure: Exception) -> None:
