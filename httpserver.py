@@ -348,6 +348,7 @@ WEIGHT = re.compile(r"([^\s,;]+)(?:[^,]*?;\s*q=([01]\.?[0-9]*))?[^,]*")
 BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 DIGITS = re.compile(r"[0-9]{1,18}")
+LENGTH = re.compile(r"([0-9]{1,18})(?:[ \t]*,[ \t]*\1)*")  # a proxy may repeat it (§6.3)
 QUOTED = r'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 CHUNK = re.compile(rf"([0-9A-Fa-f]{{1,15}})(?:;{TOKEN}(?:=(?:{TOKEN}|{QUOTED}))?)*")  # §7.1.1
 
@@ -439,18 +440,14 @@ def framing(fields: Fields, minor: int) -> tuple[bool, int]:
     """How the body is delimited: chunked, or by its length (§6.3).
 
     Where that is ambiguous, a proxy could see another request than this server."""
-    coding = fields.get("transfer-encoding")
-    length = fields.get("content-length")
-    if coding is None:
-        if length is None:
-            return False, 0
-        values = {value.strip(" \t") for value in length.split(",")}
-        if len(values) != 1 or not DIGITS.fullmatch(min(values)):
+    if "transfer-encoding" not in fields:
+        found = LENGTH.fullmatch(fields.get("content-length", "0"))
+        if not found:
             raise Refusal(400, "Content-Length is not one number")
-        return False, int(min(values))
-    if length is not None or not minor:
+        return False, int(found[1])
+    if "content-length" in fields or not minor:
         raise Refusal(400, "Transfer-Encoding with Content-Length or in HTTP/1.0")
-    codings = [word.strip(" \t").lower() for word in coding.split(",")]
+    codings = [word.strip(" \t").lower() for word in fields["transfer-encoding"].split(",")]
     if codings == ["chunked"]:
         return True, 0
     if "chunked" in codings[:-1]:
@@ -1447,11 +1444,10 @@ class Connection:
         self.state, self.deadline = State.CLOSED, 0.0
         self.buffer = b""  # what has been read
         self.sent = 0  # bytes of the answer under way, without its head
-        # in a worker: seconds for which it still waits for the client, who gets more by each byte
-        self.patience = 0.0
-        # what is to be sent next: bytes, then those of a file, then more pieces
-        self.rest: Data = b""
-        self.span: Span | None = None
+        # in a worker: seconds for which it still waits for the client, and the bytes that came or
+        # went since it last waited, which add to them
+        self.patience, self.moved = 0.0, 0
+        self.piece: Data | Span = b""  # what is to be sent next, and what comes after it
         self.pieces: Iterator[Piece] | None = None
         self.unsent: tuple[Optional[Request], Answer]  # the answer under way
         self.held: list[Opened] = []  # what is open for the answer under way
@@ -1606,12 +1602,10 @@ class Connection:
         answer.block = answer.block or self.fields_block(request, answer)
         dated = "date" not in self.server.replaced
         head = status_line(answer.status, int(time.time()), dated) + answer.block
-        self.rest, self.unsent, self.sent = head + answer.body, (request, answer), -len(head)
+        self.piece, self.unsent, self.sent = head + answer.body, (request, answer), -len(head)
         if answer.pieces is not None:
             self.pieces = self.framed(request is None or request.minor > 0, answer)
             self.cork(answer, 1)
-        if isinstance(answer.pieces, list):
-            self.next_piece()  # it can be had at once, and leaves with the head
 
     def framed(self, can_chunk: bool, answer: Answer) -> Iterator[Piece]:
         """The body, as the head has announced it."""
@@ -1659,38 +1653,36 @@ class Connection:
         return False
 
     def send_all(self) -> None:
-        """Send what the kernel has room for: bytes that are left, or a file, or the next piece."""
-        while self.rest or self.span or self.next_piece():
-            if self.rest:
-                data = self.rest[:SLICE]
-                count = self.sock.send(data, MORE) if self.span else self.sock.send(data)
-                self.rest = self.rest[count:]
+        """Send what the kernel has room for. There, the head of a short file waits for the file."""
+        while self.piece or self.next_piece():
+            if isinstance(self.piece, Span):
+                count = self.send_file(self.piece)
             else:
-                count = self.send_file()
+                is_head = self.pieces and self.sent < 0 and self.is_quick(self.unsent[1])
+                count = self.sock.send(self.piece[:SLICE], MORE if is_head else 0)
+                self.piece = self.piece[count:]
             self.sent += count
-            self.reward(count)
+            self.moved += count
 
-    def send_file(self) -> int:
-        assert self.span
-        file, start, end = self.span
-        count = os.sendfile(self.sock.fileno(), file, start, min(SENDFILE, end - start))
+    def send_file(self, span: Span) -> int:
+        size = min(SENDFILE, span.end - span.start)
+        count = os.sendfile(self.sock.fileno(), span.descriptor, span.start, size)
         if not count:
             # the client sees that it got less than was announced
-            raise Gone(f"the file shrank by {end - start} bytes")
-        self.span = Span(file, start + count, end) if start + count < end else None
+            raise Gone(f"the file shrank by {span.end - span.start} bytes")
+        rest = span._replace(start=span.start + count)
+        self.piece = rest if rest.start < rest.end else b""
         return count
 
     def is_sending(self) -> bool:
-        return bool(self.rest or self.span or self.pieces)
+        return bool(self.piece or self.pieces)
 
     def next_piece(self) -> bool:
         piece = next(self.pieces, None) if self.pieces else None
         if piece is None:
             self.pieces = None
-        elif isinstance(piece, Span):
-            self.span = piece
         else:
-            self.rest = memoryview(bytes(self.rest) + piece)
+            self.piece = piece if isinstance(piece, Span) else memoryview(piece)
         return piece is not None
 
     def give_up(self, why: str) -> bool:
@@ -1806,7 +1798,7 @@ class Connection:
             self.sock.setsockopt(socket.IPPROTO_TCP, CORK, on)
 
     def send(self, data: bytes) -> None:
-        self.rest = data
+        self.piece = data
         self.when_ready(True, self.send_all)
 
     def buffered(self, most: int) -> bytes:
@@ -1820,7 +1812,7 @@ class Connection:
         TLS returns one record at a time: this gathers all that have come for one write to the disk.
         """
         count: int = self.when_ready(False, self.sock.recv_into, space)
-        self.reward(count)
+        self.moved += count
         if not count:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
         # nothing more has come, or an error that the next call will tell
@@ -1844,15 +1836,12 @@ class Connection:
                 # TLS that breaks says so with numbers that mean something else to the system
                 raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
 
-    def reward(self, count: int) -> None:
-        """The client sent or took so many bytes: the worker waits for it a little longer."""
-        self.patience = min(self.args.timeout, self.patience + count / MIN_RATE)
-
     def wait(self, writing: bool) -> None:
-        """Block until the socket is ready. Silence wears out the patience, and so does a trickle.
+        """Block until the socket is ready. Silence uses up the patience, and so does a trickle.
 
         Only the time spent waiting for the client counts."""
-        began = time.monotonic()
+        self.patience = min(self.args.timeout, self.patience + self.moved / MIN_RATE)
+        self.moved, began = 0, time.monotonic()
         is_there = self.patience > 0 and is_ready(self.sock, writing, self.patience)
         self.patience -= time.monotonic() - began
         if not is_there:
@@ -2291,9 +2280,8 @@ class Server:
 
     def write_log(self, now: float) -> None:
         """Write the log. Lines that cannot be written (a full disk) are counted and reported."""
-        lines = []
-        while self.lines:
-            lines.append(self.lines.popleft())
+        # meanwhile workers append to them
+        lines = [self.lines.popleft() for _ in range(len(self.lines))]
         self.log_at = now
         # the last one may have been written in part
         when = log_time(int(time.time()))
@@ -5318,9 +5306,13 @@ class Capture:
         try:
             self.file = os.open(path, flags, 0o600)  # passwords are in it too
         except OSError as error:
-            what = f"cannot write the capture {printable(path)} ({error.strerror})"
-            why = "--pcap stores there what is sent and received; nothing was done"
-            say(str(Failure(23, what, why, "--pcap FILE, in a folder where you may write")))
+            failure = Failure(
+                23,
+                f"cannot write the capture {printable(path)} ({error.strerror})",
+                "--pcap stores there what is sent and received; nothing was done",
+                "--pcap FILE, in a folder where you may write",
+            )
+            say(str(failure))
             raise SystemExit(23) from None
         comment = struct.pack("!HH", 1, len(ABOUT_CAPTURES)) + ABOUT_CAPTURES
         self.block(0x0A0D0D0A, struct.pack("!IHHq", 0x1A2B3C4D, 1, 0, -1) + comment)
@@ -5425,9 +5417,8 @@ US, PEER = 1, -1  # the order of what belongs to both sides
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
-    ended = "peer sent FIN (end of stream)"
-    ends: Sequence[Any]  # of a connection in the capture: our address, the peer's
-    talking: frozenset[int] = frozenset()  # the sides that may still send, as the capture knows
+    ends: Sequence[Any]  # of the connection: our address, the peer's
+    talking: frozenset[int] = frozenset()  # the sides that may still send
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
@@ -5445,17 +5436,16 @@ class TracedStream(Traced):
         self.begin(target, US)
 
     def begin(self, peer: Any, asks: int) -> None:
-        """The handshake, for the capture alone."""
-        if self.capture:
-            self.ends = self.getsockname(), peer
-            self.talking = frozenset((US, PEER))
-            self.store(asks, SYN)
-            self.store(-asks, SYN_ACK)
-            self.store(asks, ACK)
+        """A connection begins, because one side has asked for it: that is the handshake."""
+        self.ends = self.getsockname(), peer
+        self.talking = frozenset((US, PEER))
+        self.store(asks, SYN)
+        self.store(-asks, SYN_ACK)
+        self.store(asks, ACK)
 
     def store(self, side: int, flags: int, data: bytes = b"") -> None:
-        """What one side sends, in packets for the capture, before it is counted."""
-        if not self.capture or not self.talking or (flags == FIN and side not in self.talking):
+        """What one side sends, before it is counted: in packets for the capture."""
+        if not self.talking or (flags == FIN and side not in self.talking):
             return
         mine, other = (self.sent + 1, self.received + 1)[::side]
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
@@ -5464,7 +5454,8 @@ class TracedStream(Traced):
             numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
             header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
-            self.capture.packet(6, self.ends[::side], header, rest)
+            if self.capture:
+                self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
             self.talking -= {side}
         if flags == RST:
@@ -5487,21 +5478,21 @@ class TracedStream(Traced):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        end = "peer sent FIN (end of stream)" if PEER in self.talking else "nothing more can come"
         self.store(PEER, PUSH if data else FIN, data)
         self.received += len(data)
-        text = f"recv 0 bytes = {self.ended}"
-        if data:
-            text = f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
-            text += f" (received so far {self.received})"
-        self.show("<", text, data)
+        text = (
+            f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms "
+            f"(received so far {self.received})"
+        )
+        self.show("<", text if data else f"recv 0 bytes = {end}", data)
         return data
 
     def shutdown(self, how: int) -> None:
         side = "sending = FIN"
         if how == socket.SHUT_RD:
             side = "receiving"
-            self.ended = "this side has shut its receiving"  # first: another thread may be in recv
-            self.talking -= {PEER}
+            self.talking -= {PEER}  # first: another thread may be in recv()
         super().shutdown(how)
         self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:
