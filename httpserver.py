@@ -61,7 +61,8 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 # read and answered.
 # The sections, in the order of the file:
 #   a request          Request, parse_head(), evaluate(), parse_ranges(), client_behind()
-#   the folder         check_name(), Place, Entry, Shared, rename(), Part
+#   the folder         check_name(), Place (a name in a folder), Opened, Entry (listed), Shared,
+#                      rename(), Part
 #   a connection       Answer, Connection, BodyReader
 #   the loop           Server, Server.turn(), Server.enter(), Server.work(), serve()
 #   methods            check_request(), get(), get_file(), put(), receive_upload(), post_form(),
@@ -1017,9 +1018,9 @@ def look_at(place: Place) -> Opened:
         return found
 
 
-def is_link(info: os.stat_result) -> bool:
-    """A symbolic link, or a junction of Windows: a folder in all but this tag."""
-    return stat.S_ISLNK(info.st_mode) or bool(getattr(info, "st_reparse_tag", 0) & SURROGATE)
+def is_junction(info: os.stat_result) -> bool:
+    """A link of Windows: a folder in all but this tag."""
+    return bool(getattr(info, "st_reparse_tag", 0) & SURROGATE)
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
@@ -1051,7 +1052,7 @@ def entries(where: Where, hidden: bool, folders_first: bool = False) -> Iterator
             check_name(name[0], hidden)
             place = Place(where, name[0])
             info = place.stat()
-            if info and is_served(info) and not is_link(info):
+            if info and is_served(info) and not is_junction(info):
                 yield Entry(name[0], info, place)
 
 
@@ -1059,7 +1060,7 @@ def is_real_folder(item: os.DirEntry[str]) -> bool:
     """A folder to walk into. A link is none, wherever it leads."""
     with contextlib.suppress(FileNotFoundError):
         is_one = item.is_dir(follow_symlinks=False)
-        return is_one and not is_link(item.stat(follow_symlinks=False))
+        return is_one and not is_junction(item.stat(follow_symlinks=False))
     return False
 
 
