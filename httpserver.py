@@ -781,15 +781,15 @@ def check_depth(depth: int) -> None:
 UNPRINTABLE = re.compile(r"[^ !#-\[\]-~]")
 
 
-def numbered(name: str, number: int) -> str:
-    """a.txt, a (1).txt, a (2).txt, never longer than a file system takes."""
-    if not number:
-        return name
-    stem, extension = os.path.splitext(name)
-    suffix = f" ({number}){extension}"
-    while stem and len(os.fsencode(stem + suffix)) > 255:
-        stem = stem[:-1]
-    return stem + suffix
+def numbered_names(name: str) -> Iterator[str]:
+    """a.txt, a (1).txt, a (2).txt and so on, never longer than a file system takes."""
+    yield name
+    for number in range(1, MAX_NUMBER):
+        stem, extension = os.path.splitext(name)
+        suffix = f" ({number}){extension}"
+        while stem and len(os.fsencode(stem + suffix)) > 255:
+            stem = stem[:-1]
+        yield stem + suffix
 
 
 def utf8_name(name: str) -> str:
@@ -1265,9 +1265,9 @@ class Part:
     def rename_to(self, name: str, over: str) -> str:
         """Give it this name; with "number", the first such name that is free."""
         if over == "number":
-            for number in range(MAX_NUMBER):
+            for each in numbered_names(name):
                 with contextlib.suppress(FileExistsError):
-                    return self.rename_to(numbered(name, number), "new")
+                    return self.rename_to(each, "new")
             raise Refusal(409, "that name exists a thousand times")
         rename(self.own, self.place.beside(name), replace=over != "new")
         return name
@@ -3179,8 +3179,8 @@ def finished_upload(conn: Connection, place: Place, plan: Plan) -> Refusal:
     """What is said of an upload without a part: not found, or complete, which HEAD asks for.
 
     It is complete as long as the file that it became stands in its place."""
-    for number in range(MAX_NUMBER if plan.over == "number" else 1):
-        name = numbered(plan.names[-1], number)
+    last = plan.names[-1]
+    for name in numbered_names(last) if plan.over == "number" else [last]:
         info = place.beside(name).stat()
         same = info and info.st_ino == plan.file and plan.is_time(info.st_mtime_ns)
         if info and same and plan.length in (None, info.st_size):
@@ -3343,8 +3343,8 @@ def passing_files(conn: Connection, names: Names) -> Names:
     An error would tell that the file exists."""
     way: list[str] = []
     for name in names[:-1]:
-        choices = (numbered(name, number) for number in range(MAX_NUMBER))
-        way.append(next((each for each in choices if makes_way(conn, [*way, each])), name))
+        fits = (each for each in numbered_names(name) if makes_way(conn, [*way, each]))
+        way.append(next(fits, name))
     return (*way, names[-1])
 
 
