@@ -386,9 +386,11 @@ def no_echo(conversation: Conversation) -> "Failure":
             "start server and client with a larger --recv-size and no --truncate",
         )
     asked = f"after {len(TRIES)} tries ({', '.join(map(str, TRIES))} s)"
+    if args.ping:
+        asked = f"to {args.ping} pings"
     return Failure(
         28,
-        f"no reply from {place(args)} {f'to {args.ping} pings' if args.ping else asked}",
+        f"no reply from {place(args)} {asked}",
         "UDP cannot tell a lost datagram from a server that is not running",
         server_command(args),
     )
@@ -687,7 +689,7 @@ class TracedDatagrams(Traced):
         here = address(self.getsockname())
         self.show("*", f"{what} ok from {here} (UDP: nothing is sent)")
 
-    def send(self, data: Any, flags: int = 0) -> int:
+    def send(self, data: Any) -> int:  # type: ignore[override]
         count: int = self.attempt(">", "send", super().send, data)
         self.show(">", f"send {count} bytes", data)
         self.store(data, self.getpeername(), 1)
@@ -700,7 +702,7 @@ class TracedDatagrams(Traced):
         self.store(data, peer, 1)
         return count
 
-    def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
+    def recvfrom(self, size: int) -> tuple[bytes, Any]:  # type: ignore[override]
         data, peer = self.attempt("<", "recvfrom", super().recvfrom, size)
         what = f"recvfrom {address(peer)} {len(data)} of at most {size} bytes"
         self.show("<", f"{what}, waited {self.lasted:.2f} ms", data)
@@ -716,8 +718,7 @@ class TracedDatagrams(Traced):
             self.capture.packet(17, ends[::order], struct.pack("!H", 8 + len(data)), data)
 
     def close(self) -> None:
-        if self.fileno() >= 0:
-            self.show("*", "close")
+        self.show("*", "close")
         super().close()
 
 
