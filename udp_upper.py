@@ -263,7 +263,7 @@ class Server:
             if self.capitals[slot] % ECHO_LIMIT == 0:
                 why = f"no answer to one in {ECHO_LIMIT} datagrams without a small letter"
                 return self.refuse(peer, f"{why}: it may be an answer")
-        if len(data) > self.args.recv_size:  # the kernel would cut off as much, but not tell
+        if len(data) > len(reply):  # the kernel would cut off as much, but not tell
             why = f"the datagram is larger than the buffer of {self.args.recv_size} bytes"
             log(f"{address(peer)} truncated: {why}")
         return True
