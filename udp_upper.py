@@ -40,9 +40,9 @@ A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network i
 # it has the answer to its last message or has given up.
 #
 # There are no connections, so the server has no state for them. A datagram that arrives is
-# refused by Server.admit(), or its answer goes to Server.dispatch(). With --loss, --dup, --reorder,
-# --delay, --rate or --truncate, the answer is dropped or waits in a queue until Server.release()
-# finds that its time has come. Server.reply() sends it, and the server forgets the client.
+# refused by Server.admit(), or answer() sends its answer at once. With --loss, --dup, --reorder,
+# --delay, --rate or --truncate, Server.dispatch() drops the answer or puts it into a queue, until
+# Server.release() finds that its time has come. Then Server.reply() sends it.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
@@ -118,7 +118,11 @@ def answer(sock: socket.socket, server: "Server", most: int) -> None:
     for data, peer in arrived:
         reply = data[:size].upper()
         if server.admit(data, reply, peer):
-            server.send(reply, peer)  # its reply(), or dispatch() to play a bad network
+            server.finished += 1
+            try:
+                sock.sendto(reply, peer)
+            except OSError as error:  # lost, as UDP may: reply() says why that can be
+                server.refuse(peer, f"answers lost: {error.strerror}")
 
 
 def hold_back(args: Namespace, free: float, size: int) -> float:
@@ -234,8 +238,8 @@ class Server:
         self.numbers: Counter[Address] = Counter()  # how many datagrams each client has sent
         # when it is due, the answer, to whom; the next one stands first
         self.waiting: list[tuple[float, bytes, Address]] = []
-        plays = args.loss or args.dup or args.reorder or args.delay or args.rate
-        self.send = self.dispatch if plays or args.truncate < LARGEST else self.reply
+        chances = args.loss or args.dup or args.reorder
+        self.plays = chances or args.delay or args.rate or args.truncate < LARGEST
         self.free = 0.0  # when --rate lets the next answer out
         self.finished = 0
 
@@ -248,10 +252,10 @@ class Server:
         self.finish()
 
     def admit(self, data: bytes, reply: bytes, peer: "Address") -> bool:
-        """Whether a datagram is answered: not if that could go on for ever.
+        """Whether a datagram is answered at once: not if that could go on for ever.
 
         Another server's answers have no small letters. Not to answer one of them ends the loop,
-        and a client that sends only capitals asks again.
+        and a client that sends only capitals asks again. In a bad network dispatch() decides.
         """
         if peer[1] in self.services:
             return self.refuse(
@@ -266,7 +270,9 @@ class Server:
         if len(data) > len(reply):  # the kernel would cut off as much, but not tell
             why = f"the datagram is larger than the buffer of {self.args.recv_size} bytes"
             log(f"{address(peer)} truncated: {why}")
-        return True
+        if self.plays:
+            self.dispatch(reply, peer)
+        return not self.plays
 
     def refuse(self, peer: "Address", why: str) -> bool:
         """Tell why a datagram gets no answer; once, or strangers could fill the log with it."""
