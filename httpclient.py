@@ -188,9 +188,12 @@ FOLD = r"\n[ \t]+"  # obs-fold: a user agent reads it as a space (RFC 9112 secti
 HOST = r"[!-,\-/-~]{1,63}(?:\.[!-,\-/-~]{1,63})*\.?"
 LENGTH = r"[0-9]{1,18}"
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
-DATE = r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT"
+CLOCK = r"(?P<H>[0-9]{2}):(?P<M>[0-9]{2}):(?P<S>[0-9]{2})"
+DATE = (
+    rf"[A-Z][a-z]{{2}}, (?P<D>[0-9]{{2}}) (?P<month>[A-Z][a-z]{{2}}) (?P<Y>[0-9]{{4}}) {CLOCK} GMT"
+)
 # in Caddy's indexes
-ISO_DATE = r"([0-9]{4})-(0[1-9]|1[0-2])-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.[0-9]+)?Z"
+ISO_DATE = rf"(?P<Y>[0-9]{{4}})-(?P<month>[0-9]{{2}})-(?P<D>[0-9]{{2}})T{CLOCK}(?:\.[0-9]+)?Z"
 CHUNK_LINE = rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n"
 CONTENT_RANGE = r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)"
 SHA256_FIELD = r"(?i)(?:^|,)\s*sha-256=:?([A-Za-z0-9+/]{43}=):?"
@@ -1643,7 +1646,7 @@ class Part(Spans):
             note = read_note(self.note)
             spans = [Span(int(first), end and int(end)) for first, end in note["spans"]]
             source, last, size = noted_source(note), spans[-1], os.fstat(self.fd).st_size
-        except (OSError, ValueError, OverflowError, TypeError, KeyError, IndexError):
+        except NO_NOTE:
             return
         known = last.end == source.size and size <= (last.end or size) and source.validator
         if not known or min(span.offset for span in spans) < 0:
@@ -1893,18 +1896,16 @@ def write_whole(
     part: str, path: str, data: bytes, finish: Optional[Callable[[int, str], None]] = None
 ) -> None:
     """Write a short file whole or not at all: under a name that nobody else uses, then renamed."""
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | CAREFULLY, 0o666)
     try:
-        try:
-            if os.write(fd, data) < len(data):
+        with open(part, "xb", buffering=0) as file:
+            if file.write(data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if finish:
-                finish(fd, part)
-        finally:
-            os.close(fd)
+                finish(file.fileno(), part)
         os.replace(part, path)
     except BaseException:
-        os.unlink(part)
+        with contextlib.suppress(OSError):
+            os.unlink(part)
         raise
 
 
@@ -1942,30 +1943,25 @@ def lock_file(fd: int) -> bool:
     return True
 
 
-def read_note(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8", opener=open_own) as file:
-            import json  # not at the top: mostly there is no note
+def read_note(path: str) -> Any:
+    with open(path, encoding="utf-8", opener=open_own) as file:
+        import json  # not at the top: mostly there is no note
 
-            note = json.load(file)
-    except RecursionError:
-        note = None
-    if not isinstance(note, dict):
-        raise TypeError("a note that is no object")
-    return note
+        return json.load(file)
+
+
+# what reading a note raises that no run of ours wrote
+NO_NOTE = OSError, ValueError, OverflowError, TypeError, LookupError, RecursionError
 
 
 def noted_source(note: dict[str, Any]) -> Source:
-    """The source in a note. Raises TypeError or ValueError for a note that no run of ours wrote.
+    """The source in a note. Raises one of NO_NOTE for a note that no run of ours wrote.
 
     Others may plant a note, and its validator is sent in the head of a request."""
     source = Source(*(note[name] for name in Source._fields))
-    texts = source.etag, source.modified, source.digest
-    printing = all(isinstance(text, str) and text.isprintable() for text in texts)
-    if not printing or not isinstance(source.size, (int, type(None))):
-        raise TypeError("a note of wrong types")
-    if not re.fullmatch("[0-9a-f]{64}|", source.digest):
-        raise ValueError("a note with a digest that is none")
+    printing = "".join((source.etag, source.modified)).isprintable()
+    if not printing or not re.fullmatch("[0-9a-f]{64}|", source.digest):
+        raise ValueError("a note that no run of ours wrote")
     return source
 
 
@@ -2051,7 +2047,7 @@ def send(upload: "Upload") -> None:
     else:
         client.retry(url, upload.attempt, lambda: upload.offset)
     seconds = time.monotonic() - began
-    report(args, url, upload.verdict, upload.path, upload.sent - upload.kept, seconds)
+    report(args, url, upload.verdict, upload.path, upload.sent - (upload.kept or 0), seconds)
 
 
 class Upload:
@@ -2073,8 +2069,8 @@ class Upload:
         name = part_name(url)[: -len("part")] + "json"
         self.note = os.path.join(os.path.dirname(path), name)
         self.resource = self.recall()  # where it can be continued
-        self.kept = 0  # bytes that an earlier run has sent
-        self.continues = self.resource is not None  # what an earlier run began
+        # bytes that an earlier run has sent; None until the server tells
+        self.kept = None if self.resource else 0
 
     def recall(self) -> Optional[URL]:
         """Where an earlier run of the same upload stopped, if the file is still the same.
@@ -2082,7 +2078,7 @@ class Upload:
         Others may plant a note, so the login goes only to the origin that the user named."""
         if not self.args.resume or self.body.length is None:
             return None
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, Failure):
+        with contextlib.suppress(*NO_NOTE, Failure):
             note = read_note(self.note)
             resource = self.url.join(note["resource"])
             same = [(note["size"], note["mtime_ns"])] == self.body.state
@@ -2150,7 +2146,7 @@ class Upload:
         condition, self.condition = self.condition, {}
         if self.body.changed():  # the server has the beginning of another file
             self.body, self.resource, self.fields = BodySource(self.path), None, {}
-            self.continues = False
+            self.kept = 0
         if not (self.resource and self.is_known(self.resource)):
             self.resource = self.create(condition)
         if not self.resource:
@@ -2276,8 +2272,8 @@ class Upload:
             return False
         self.offset, whole = int(text), head.get("upload-complete") == "?1"
         self.complete = whole and self.offset == size
-        if self.continues:
-            self.kept, self.continues = self.offset, False
+        if self.kept is None:
+            self.kept = self.offset
         return self.complete or not whole
 
     def append(self, resource: URL) -> None:
@@ -2302,8 +2298,8 @@ class Upload:
 
 def post(client: Client) -> None:
     args = client.args
-    url, fields, body = target(args.url, args), {}, BodySource(b"")
-    if args.form and args.data is not None:
+    url, data, kind = target(args.url, args), args.data, "application/octet-stream"
+    if args.form and data is not None:
         raise Failure(
             2,
             "--data and --form are two bodies",
@@ -2312,17 +2308,18 @@ def post(client: Client) -> None:
         )
     if args.form:
         boundary = os.urandom(16).hex()
+        kind = f"multipart/form-data; boundary={boundary}"
         body = BodySource(*form_fields(args.form, boundary))
-        fields["Content-Type"] = f"multipart/form-data; boundary={boundary}"
-    elif args.data in ("-", "@-"):
-        body, fields = BodySource(), {"Content-Type": "application/octet-stream"}
-    elif args.data and args.data.startswith("@"):
-        body, fields = BodySource(args.data[1:]), {"Content-Type": "application/octet-stream"}
-    elif args.data is not None:
-        body = BodySource(os.fsencode(args.data))
-        fields["Content-Type"] = "application/x-www-form-urlencoded"
+    elif data in ("-", "@-"):
+        body = BodySource()
+    elif data is None:
+        kind, body = "", BodySource(b"")
+    elif data.startswith("@"):
+        body = BodySource(data[1:])
+    else:
+        kind, body = "application/x-www-form-urlencoded", BodySource(os.fsencode(data))
     args.progress.begin(str(url), 0, body.length)
-    with client.ask("POST", url, fields, body) as reply:
+    with client.ask("POST", url, {"Content-Type": kind}, body) as reply:
         check(reply)
         with contextlib.closing(Stream("-", args)) as output:
             for chunk in reply.decoded():
@@ -2552,12 +2549,12 @@ class Tree:
     def finish(self, place: str, code: int) -> None:
         """Delete what the source does not have, if all else came through. Tell the counts."""
         args, extra = self.args, self.extra if self.args.delete else []
-        if args.delete and args.progress.code:
+        if extra and args.progress.code:
             say("nothing was deleted, because something failed")
-        elif extra and args.dry_run:
-            for where, _ in extra:
-                show_plan(args, "delete", where)
-        if 2 * len(extra) > self.there and not args.force and not args.progress.code:
+            extra = []
+        for where, _ in extra if args.dry_run else []:
+            show_plan(args, "delete", where)
+        if 2 * len(extra) > self.there and not args.force:
             raise Failure(
                 code,
                 f"--delete would remove {len(extra)} of the {self.there} files and folders in "
@@ -2565,7 +2562,7 @@ class Tree:
                 "that is more than half: perhaps another folder is meant",
                 "--dry-run shows them, --force removes them",
             )
-        if not args.dry_run and not args.progress.code:
+        if not args.dry_run:
             for_each(args, extra, lambda each: self.remove(*each))
         args.progress.summary(args)
 
@@ -3007,12 +3004,8 @@ def content_length(fields: dict[str, str]) -> Optional[int]:
     """RFC 9112 section 6.3: Transfer-Encoding overrides it, and repeated numbers must be equal."""
     if "content-length" not in fields or "transfer-encoding" in fields:
         return None
-    items = listed(fields, "content-length")
-    if (
-        not items
-        or not all(re.fullmatch(LENGTH, item) for item in items)
-        or len(set(map(int, items))) > 1
-    ):
+    items = [item.strip() for item in fields["content-length"].split(",")]
+    if not all(re.fullmatch(LENGTH, item) for item in items) or len(set(map(int, items))) > 1:
         raise ValueError("a Content-Length that is no number, or several")
     return int(items[0])
 
@@ -3032,15 +3025,14 @@ def content_range(fields: Fields) -> Optional[tuple[int, int, int]]:
 def parse_date(text: str) -> Optional[float]:
     """Seconds since 1970. Reads the date of RFC 9110 section 5.6.7 that is not obsolete, and ISO
     8601."""
-    if (found := re.fullmatch(DATE, text)) and found[2] in MONTHS:
-        year, month, day = int(found[3]), MONTHS.index(found[2]) // 3 + 1, int(found[1])
-    elif found := re.fullmatch(ISO_DATE, text):
-        year, month, day = int(found[1]), int(found[2]), int(found[3])
-    else:
+    found = re.fullmatch(DATE, text) or re.fullmatch(ISO_DATE, text)
+    if not found:
         return None
     import datetime  # not at the top: few replies have a date that matters
 
-    hour, minute, second = map(int, found.groups()[3:])
+    name = found["month"]
+    month = int(name) if name.isdigit() else MONTHS.find(name) // 3 + 1
+    year, day, hour, minute, second = map(int, found.group(*"YDHMS"))
     with contextlib.suppress(ValueError):  # such as 30 February
         date = datetime.datetime(year, month, day, hour, minute, tzinfo=datetime.timezone.utc)
         return date.timestamp() + second  # 60 is a leap second
