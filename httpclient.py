@@ -1201,10 +1201,15 @@ class Download:
 
     def run(self, reply: Optional[Reply] = None) -> None:
         """Fetch the file, beginning with a reply that is here already, if there is one."""
-        began, args, self.reply = time.monotonic(), self.args, reply
+        began, args = time.monotonic(), self.args
         if not reply:
             self.client.retry(self.url, self.probe)
-        if not self.verdict and not (reply and self.save_short(reply)):
+        elif reply.head.codings or not 0 < (reply.head.length or 0) <= NOTED_FROM:
+            self.reply = reply
+        else:
+            with contextlib.suppress(Transient):  # then ask again
+                self.save_short(reply)
+        if not self.verdict:
             try:
                 self.save()
             except Changed:
@@ -1216,25 +1221,24 @@ class Download:
         if self.is_page and args.verb == "get" and not args.quiet and not args.json:
             say("that is the page of a folder; mirror fetches what is in it")
 
-    def save_short(self, reply: Reply) -> bool:
-        """Save a file that is short enough to be in memory before it is written.
-
-        Returns False if it is not, or if anything goes wrong: then save() does it."""
-        head, size = reply.head, reply.head.length
-        if not size or size > NOTED_FROM or head.codings:
-            return False
-        self.check_here(head)
-        self.reply, digest = None, promised_digest(head)
-        self.args.progress.begin(self.name, 0, size)
+    def save_short(self, reply: Reply) -> None:
+        """Save a file that is in memory before it is written: no part of it can be left."""
+        self.check_here(reply.head)
+        if self.verdict:
+            return
+        self.args.progress.begin(self.name, 0, reply.head.length)
+        data = b"".join(map(bytes, reply.chunks()))
+        self.args.progress.add(len(data))
+        self.verify(promised_digest(reply.head), lambda name: hasher(name, data).hexdigest())
         part = f"{self.folder}.six-{os.urandom(16).hex()}.part"
-        with contextlib.suppress(OSError, Transient):
-            data = b"".join(map(bytes, reply.chunks()))
-            self.args.progress.add(size)
-            if not self.verdict and (not digest or digest == hasher("sha256", data).hexdigest()):
-                set_facts = functools.partial(copy_facts, self.url, head, self.old)
-                write_whole(part, self.path, data, set_facts)
-                self.received, self.verdict = size, "saved"
-        return bool(self.verdict)
+        set_facts = functools.partial(copy_facts, self.url, reply.head, self.old)
+        try:
+            write_whole(part, self.path, data, self.replace, set_facts)
+        except FileExistsError:
+            raise exists(self.path) from None
+        except OSError as error:
+            raise unwritable(self.path, error, 0) from None
+        self.received, self.verdict = len(data), "saved"
 
     def save(self) -> None:
         output = self.open_output()
@@ -1243,10 +1247,9 @@ class Download:
                 self.args.progress.begin(self.name, output.have, output.source.size)
             if self.connections > 1 and isinstance(output, Part) and self.head:
                 self.side_by_side(output, self.head)
-            while output.left() and not self.verdict:
+            while not self.verdict and output.left():
+                output.remember()
                 self.client.retry(self.url, lambda: self.receive_next(output), output.count)
-                if output.left():
-                    output.remember()
             if not self.verdict:
                 self.finish(output)
         except Changed:
@@ -1406,21 +1409,26 @@ class Download:
         self.learn(head)
         output.spans = [Span(output.have, output.have)]
 
-    def finish(self, output: Output) -> None:
-        """Check the digests, then give the part its name."""
-        source = output.source
-        promised = [self.args.checksum, source and source.digest and ("sha256", source.digest)]
-        for name, want in filter(None, promised):
-            found = output.digest(name)
+    def verify(self, promised: str, digest: Callable[[str], str]) -> None:
+        """Check the digests that the server and the user promised."""
+        for name, want in filter(None, [self.args.checksum, promised and ("sha256", promised)]):
+            found = digest(name)
             if found != want:
-                if isinstance(output, Part):
-                    output.discard()
                 raise Failure(
                     56,
                     f"{self.url} came with a wrong {name}: {found}",
                     f"{want} was promised; nothing is kept of it",
                     "repeat the command; if it fails again, the file on the server is another one",
                 )
+
+    def finish(self, output: Output) -> None:
+        """Check the digests, then give the part its name."""
+        try:
+            self.verify(output.source.digest if output.source else "", output.digest)
+        except Failure:
+            if isinstance(output, Part):
+                output.discard()
+            raise
         self.received = output.have - output.kept
         if isinstance(output, Part):
             copy_facts(self.url, self.head, self.old, output.fd, output.path)
@@ -1893,7 +1901,11 @@ def copy_facts(
 
 
 def write_whole(
-    part: str, path: str, data: bytes, finish: Optional[Callable[[int, str], None]] = None
+    part: str,
+    path: str,
+    data: bytes,
+    replace: bool = True,
+    finish: Optional[Callable[[int, str], None]] = None,
 ) -> None:
     """Write a short file whole or not at all: under a name that nobody else uses, then renamed."""
     try:
@@ -1902,7 +1914,7 @@ def write_whole(
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if finish:
                 finish(file.fileno(), part)
-        os.replace(part, path)
+        rename(part, path, replace)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(part)
