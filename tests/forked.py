@@ -7,7 +7,9 @@ or a real end shows (other interpreters, PYTHONPATH, limits set before it, --ful
 
 import array
 import atexit
+import contextlib
 import gc
+import io
 import marshal
 import os
 import socket
@@ -127,6 +129,9 @@ def load(bytecode):
     module.__file__ = bytecode
     sys.modules["imported"] = module
     exec(code, vars(module))
+    # what its command line imports and compiles is there then, too
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        module.main(["-h"])
     del sys.modules["imported"]
     sys.path[:] = path
     return code
