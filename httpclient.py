@@ -1430,7 +1430,7 @@ class Download:
                 output.discard()
             raise
         self.received = output.have - output.kept
-        if isinstance(output, Part):
+        if isinstance(output, Part) and self.head:
             copy_facts(self.url, self.head, self.old, output.fd, output.path)
             output.rename(self.path, self.replace)
         self.verdict = "saved"
@@ -1877,19 +1877,16 @@ def refuse_special(found: os.stat_result) -> None:
         raise OSError(errno.EINVAL, "it is no regular file")
 
 
-def copy_facts(
-    url: URL, head: Optional[Head], old: Optional[os.stat_result], fd: int, path: str
-) -> None:
+def copy_facts(url: URL, head: Head, old: Optional[os.stat_result], fd: int, path: str) -> None:
     """Set time, ETag and the right to execute as the server told them, and else the mode of the
     file that it replaces."""
-    fields = head.fields if head else {}
     # the file system may not know such a time; only Linux has attributes, and not everywhere
     with contextlib.suppress(OSError, OverflowError, AttributeError):
-        if head and head.modified is not None:
+        if head.modified is not None:
             os.utime(path, (head.modified, head.modified))
-        if "etag" in fields:
-            os.setxattr(fd, XATTR, etag_prefix(url, os.fstat(fd)) + to_bytes(fields["etag"]))
-    runs = 0o111 if fields.get(EXECUTABLE.lower()) == "1" else 0
+        if etag := head.get("etag"):
+            os.setxattr(fd, XATTR, etag_prefix(url, os.fstat(fd)) + to_bytes(etag))
+    runs = 0o111 if head.get(EXECUTABLE.lower()) == "1" else 0
     if not old and not runs:
         return
     # the target of a link may be open to all
@@ -2629,7 +2626,7 @@ def mirror(client: Client) -> None:
     name = safe_name(url_name(url._replace(target=url.path.rstrip("/"))))
     dest = args.output or (name if url.path != "/" else url.host)
     tree = Tree(client, url)
-    copy_folder(tree, dest, url, "")
+    copy_folder(tree, os.path.join(dest, ""), url, "")
     tree.finish(printable(dest), 23)
 
 
@@ -2644,13 +2641,13 @@ def upload(client: Client) -> None:
         )
     url = folder_url(target(args.url, args))
     tree = Tree(client, url)
-    copy_folder(tree, args.dir, url, "")
+    copy_folder(tree, os.path.join(args.dir, ""), url, "")
     tree.finish(str(url), 25)
 
 
 def copy_folder(tree: Tree, here: str, url: URL, path: str) -> None:
     """Fetch or send what is in a folder, then in the folders in it. A file that fails does not stop
-    the rest."""
+    the rest. The path of the folder here has a separator at its end."""
     args = tree.args
     there: dict[str, Entry] | None
     if tree.sending:
@@ -2659,7 +2656,8 @@ def copy_folder(tree: Tree, here: str, url: URL, path: str) -> None:
         there = remote(tree, url, path)
     else:
         url, entries = tree.listing(url, path)
-        there = {name: Entry(name, False) for name in make_folder(args, here, strict=bool(path))}
+        found = make_folder(args, here[:-1] or os.sep, strict=bool(path))
+        there = {name: Entry(name, False) for name in found}
     names = {entry.name for entry in entries}
     if args.delete and there:
         tree.find_extra(url if tree.sending else here, path, names)
@@ -2670,7 +2668,7 @@ def copy_folder(tree: Tree, here: str, url: URL, path: str) -> None:
 
     def copy_inner(entry: Entry) -> None:
         inner = folder_url(url.child(entry.name))
-        copy_folder(tree, os.path.join(here, entry.name), inner, f"{path}{entry.name}/")
+        copy_folder(tree, here + entry.name + os.sep, inner, f"{path}{entry.name}/")
 
     for_each(args, [entry for entry in wanted if entry.folder], copy_inner)
 
@@ -2688,10 +2686,10 @@ def copy_files(
     }
     for url in find_same(tree, here, jobs, known):
         file = jobs.pop(url)
-        report(args, url, "same", os.path.join(here, file.name), file.size or 0)
+        report(args, url, "same", here + file.name, file.size or 0)
     if args.dry_run:
         for url, file in jobs.items():
-            place = url if tree.sending else os.path.join(here, file.name)
+            place = url if tree.sending else here + file.name
             show_plan(args, "replace" if url in known else "new", place)
     elif tree.sending:
         send_files(tree, here, jobs)
@@ -2713,8 +2711,7 @@ def find_same(tree: Tree, here: str, jobs: dict[URL, Entry], known: dict[URL, En
         elif reply.head.status == 404:
             del known[url]
     if not tree.sending:
-        paths = {url: os.path.join(here, jobs[url].name) for url in known}
-        return [url for url in known if same_here(args, paths[url], url, known[url])]
+        return [url for url in known if same_here(args, here + jobs[url].name, url, known[url])]
     exact = [url for url in known if same_there(jobs[url], known[url], True)]
     # a server that keeps one file's time keeps all
     if exact or keeps_times:
@@ -2727,8 +2724,6 @@ def fetch_files(
 ) -> None:
     """Fetch files in a pipeline, and what that leaves one by one."""
     client, args = tree.client, tree.args
-
-    folder = os.path.join(folder, "")
 
     def download(url: URL) -> Download:
         return Download(client, url, folder, jobs[url].name, replace=True)
@@ -2745,7 +2740,7 @@ def fetch_files(
 def send_files(tree: Tree, folder: str, jobs: dict[URL, Entry]) -> None:
     """Send short files in a pipeline, the rest one by one."""
     client, uploads = tree.client, dict[URL, Upload]()
-    paths = {url: os.path.join(folder, file.name) for url, file in jobs.items()}
+    paths = {url: folder + file.name for url, file in jobs.items()}
 
     def make(url: URL) -> bytes:
         uploads[url] = Upload(client, url, BodySource(paths[url]), paths[url])
@@ -4432,40 +4427,59 @@ def checksum(text: str) -> tuple[str, str]:
     return name, value.lower()
 
 
+ALL = ""
+# the verbs that have a flag, its names, its argument (none: a switch) with its type, and its text
+FLAGS: tuple[tuple[str, str, str, Callable[[str], Any], str], ...] = (
+    (ALL, "--host", "HOST", str, "completes an argument that starts with / (default 127.0.0.1)"),
+    (ALL, "--port", "PORT", between(1, 65535), "the same (default 8000)"),
+    (ALL, "--user", "USER:PASSWORD", str, "log in with Basic"),
+    (ALL, "--proxy", "URL", str, "go through this proxy; '' for none"),
+    (ALL, "--timeout", "S", between(0.01, 1e6, float), "silence allowed (default 30)"),
+    (ALL, "--retries", "N", between(0, 1000), "tries without progress (default 16: two minutes)"),
+    (ALL, "--quiet", "", bool, "no progress, no reports"),
+    (ALL, "--json", "", bool, "a JSON object for each transfer on standard output"),
+    (ALL, "-v --verbose", "", bool, "show the heads of requests and replies"),
+    (ALL, "--trace", "", bool, "print a line for each socket call"),
+    (ALL, "--trace-hex", "", bool, "the same, with the first bytes"),
+    (ALL, "--pcap", "FILE", Capture, "store all that is sent, passwords too, for Wireshark"),
+    ("get", "-o --output", "DEST", str, "a folder, a name, or - for standard output"),
+    ("mirror", "-o --output", "DEST", str, "the folder for it"),
+    ("get mirror", "--force", "", bool, "replace what exists"),
+    ("get mirror", "--newer", "", bool, "replace it if the server's is newer or of another size"),
+    ("get", "-i --input", "FILE", str, "fetch the URLs in this file too, one a line"),
+    ("get", "--connections", "N", between(1, 64), "fetch spans side by side (default 1)"),
+    ("get", "--checksum", "NAME:HEX", checksum, "what it must have, such as sha256:9f86d0..."),
+    ("put", "--text", "TEXT", str, "send this text instead of a file"),
+    ("put", "--force", "", bool, "replace what exists and is another file"),
+    ("get put", "--limit-rate", "N", parse_size, "bytes a second at most"),
+    ("post", "--data", "TEXT|@FILE|-", str, "the body: this text, a file, or standard input"),
+    ("move", "--force", "", bool, "replace what has that name"),
+    ("mirror upload", "--hidden", "", bool, "names that start with a dot too"),
+    ("upload", "--force", "", bool, "let --delete remove more than half"),
+    ("list", "-r --recursive", "", bool, "what is in its folders, too"),
+)
+
+
+def add_flags(flag: Callable[..., object], wanted: str) -> None:
+    for verbs, names, metavar, kind, text in FLAGS:
+        if wanted in verbs.split(" "):
+            settings = {"metavar": metavar, "type": kind} if metavar else {"action": "store_true"}
+            flag(*names.split(), help=text, **settings)
+
+
 def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
     group = parser.add_argument_group("options of every command")
     flag = group.add_argument
-    flag("--host", help="completes an argument that starts with / (default 127.0.0.1)")
-    flag("--port", type=between(1, 65535), help="the same (default 8000)")
+    add_flags(flag, ALL)
     for number, family in (4, socket.AF_INET), (6, socket.AF_INET6):
         only = f"connect by IPv{number} only"
         flag(f"-{number}", dest="family", action="store_const", const=family, help=only)
-    flag(
-        "-H",
-        "--header",
-        dest=headers,
-        action="append",
-        type=header,
-        metavar="LINE",
-        help="send this 'NAME: VALUE' too, or instead; only to the server named",
-    )
-    trust_flags(group)
-    flag("--user", metavar="USER:PASSWORD", help="log in with Basic")
-    text = "log in with Bearer"
-    flag("--token", dest=headers, action="append", type=bearer, metavar="TOKEN", help=text)
-    flag("--proxy", metavar="URL", help="go through this proxy; '' for none")
-    seconds, tries = between(0.01, 1e6, float), between(0, 1000)
-    flag("--timeout", type=seconds, metavar="S", help="silence allowed (default 30)")
-    text = "tries without progress (default 16: for two minutes)"
-    flag("--retries", type=tries, metavar="N", help=text)
+    append: dict[str, Any] = {"dest": headers, "action": "append"}
+    line = "send this 'NAME: VALUE' too, or instead; only to the server named"
+    flag("-H", "--header", type=header, metavar="LINE", help=line, **append)
+    flag("--token", type=bearer, metavar="TOKEN", help="log in with Bearer", **append)
     flag("--no-resume", dest="resume", action="store_false", help="start over, whatever is here")
-    flag("--quiet", action="store_true", help="no progress, no reports")
-    flag("--json", action="store_true", help="a JSON object for each transfer on standard output")
-    flag("-v", "--verbose", action="store_true", help="show the heads of requests and replies")
-    flag("--trace", action="store_true", help="print a line for each socket call")
-    flag("--trace-hex", action="store_true", help="the same, with the first bytes")
-    text = "store all that is sent, passwords too, for Wireshark"
-    flag("--pcap", type=Capture, metavar="FILE", help=text)
+    trust_flags(group)
 
 
 # argparse sets the others. A verb's flags are here because other verbs read them too.
@@ -4532,45 +4546,14 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
             metavar = argument.rstrip("*+")
             nargs = argument[-1] if argument[-1] in "*+" else None
             verb.add_argument(metavar.lower(), nargs=nargs, metavar=metavar, help=PLACES[metavar])
-        verb_flags(name, verb.add_argument)
+        add_flags(verb.add_argument, name)
+        if name in ("mirror", "upload"):
+            tree_flags(verb.add_argument)
+        if name == "post":
+            form = "NAME=VALUE|NAME=@FILE"
+            text = "a field or file of a form"
+            verb.add_argument("--form", action="append", metavar=form, help=text)
     return parser
-
-
-def verb_flags(name: str, flag: Callable[..., object]) -> None:
-    if name in ("get", "mirror"):
-        places = {
-            "get": "a folder, a name, or - for standard output",
-            "mirror": "the folder for it",
-        }
-        newer = "replace what exists if the server's is newer or of another size"
-        flag("-o", "--output", metavar="DEST", help=places[name])
-        flag("--force", action="store_true", help="replace what exists")
-        flag("--newer", action="store_true", help=newer)
-    if name == "get":
-        side_by_side = "fetch ranges of a large file side by side (default 1)"
-        sum_of = "what the file must have, such as sha256:9f86d0..."
-        flag("-i", "--input", metavar="FILE", help="fetch the URLs in this file too, one a line")
-        flag("--connections", type=between(1, 64), metavar="N", help=side_by_side)
-        flag("--checksum", type=checksum, metavar="NAME:HEX", help=sum_of)
-    if name == "put":
-        flag("--text", metavar="TEXT", help="send this text instead of a file")
-        flag("--force", action="store_true", help="replace what exists and is another file")
-    if name in ("get", "put"):
-        flag("--limit-rate", type=parse_size, metavar="N", help="bytes a second at most")
-    if name == "post":
-        data = "the body: this text, a file, or standard input"
-        field = "a field or file of a form"
-        flag("--data", metavar="TEXT|@FILE|-", help=data)
-        flag("--form", action="append", metavar="NAME=VALUE|NAME=@FILE", help=field)
-    if name == "move":
-        flag("--force", action="store_true", help="replace what has that name")
-    if name in ("mirror", "upload"):
-        flag("--hidden", action="store_true", help="names that start with a dot too")
-        tree_flags(flag)
-    if name == "upload":
-        flag("--force", action="store_true", help="let --delete remove more than half")
-    if name == "list":
-        flag("-r", "--recursive", action="store_true", help="what is in its folders, too")
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:
