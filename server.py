@@ -2019,7 +2019,7 @@ class Session(Wire):
 
     def wait(self, patience: Optional[float], event: int = READ) -> None:
         """As in Wire; but a sender hears meanwhile what its receivers tell."""
-        if event == READ and self.relays and not self.mode:
+        if event == READ and self.relays:
             self.attend(patience)
         else:
             super().wait(patience, event)
