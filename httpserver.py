@@ -43,9 +43,8 @@ handed in what, and with --json as one JSON object a line.
 One password is for all: --password, --ask-password or SIXSOCKETS_PASSWORD. On addresses other than
 loopback the server makes and prints one, unless it has --open. Clients send it by Basic (RFC 7617),
 with any name; for more than that, put a proxy in front. After ten wrong ones within a minute an
-address gets 429 until the minute is over (before a TLS handshake, the alert
-access_denied). --trust-proxy names a proxy whose word counts for the client's address. --tls makes
-a certificate for the run, whose SHA-256 httpclient.py takes as --pin.
+address gets 429 until the minute is over. --trust-proxy names a proxy whose word counts for the
+client's address. --tls makes a certificate for the run, whose SHA-256 httpclient.py takes as --pin.
 
 Limits: on loopback there is no password unless one is given; without --tls others can read all,
 the password too. Links are not followed; names that start with a dot are not served without
@@ -64,7 +63,7 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 #   a request          Request, parse_head(), evaluate(), parse_ranges(), client_behind()
 #   the folder         check_name(), Place, Entry, Shared, rename(), Part
 #   a connection       Answer, Connection, BodyReader
-#   the loop           Task, Server, Server.turn(), Server.enter(), Server.work(), serve()
+#   the loop           Server, Server.turn(), Server.enter(), Server.work(), serve()
 #   methods            check_request(), get(), get_file(), put(), receive_upload(), post_form(),
 #                      patch(), delete(), mkcol(), move()
 #   archives, page     get_tar(), get_zip(), listing(), page_body(), error_page(), qr_code()
@@ -72,7 +71,7 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 #   the command line   announce(), build_parser(), main()
 #
 # Threads: the main thread is the loop. It alone touches the selector and the queues, and answers
-# what is short. A worker touches one connection, from the Task that it takes off a queue until it
+# what is short. A worker touches one connection, from the task that it takes off a queue until it
 # leaves what the loop does next in another queue, and rings the bell. What several threads count
 # is guarded by the lock of the Server.
 
@@ -185,13 +184,12 @@ MAX_LINGERING = 256  # refused connections that wait until the client has read w
 MAX_KNOWN, KNOWN_HEAD, KNOWN_BODY = 2048, 2048, 16384
 SMALL = 131072  # bytes of an answer that the loop sends itself
 PIECE = 262144  # bytes read or written at a time
-SLICE = 1 << 24  # bytes that are read for a digest before another request reads on
+LOOK_AFTER = 1 << 24  # bytes read for a digest between two looks whether the client has left
 QUICK = 1 << 20  # bytes of a file that the loop sends itself
 SENDFILE = 1 << 21  # bytes asked of one sendfile(): more of them fall out of the processor's cache
 # bytes of a TLS record at most: with less room, TLS keeps bytes where no selector sees them
 RECORD = 1 << 14
-# bytes of one send() under TLS: it takes all or nothing, so a slow reader would seem stuck
-TLS_SLICE = 1 << 16
+SLICE = 1 << 16  # bytes of one send(): TLS takes all or nothing, so a slow reader would seem stuck
 DRAIN = 65536  # bytes of an unwanted body that the server reads to keep the connection
 LINGER = 2.0  # seconds that a refused client has to read why
 GRACE = 2.0  # seconds that answers under way have after Ctrl-C
@@ -200,8 +198,6 @@ MIN_RATE = 64
 NOTE_EVERY = 1.0  # seconds between two 104 responses with the offset of an upload
 # seconds after which a waiting upload checks whether another connection wants to continue it
 LOOK_EVERY = 0.2
-# seconds that a worker waits for the next request before it gives its connection back
-NEXT_WAIT = 0.002
 LOG_DELAY = 0.1  # seconds for which log lines are gathered
 # This finds a client that vanished within two minutes, even while it is idle. The first two options
 # are the same one: Linux and macOS name it differently.
@@ -216,9 +212,7 @@ HOLE = 4096  # bytes: shorter runs of zeros are written, because no file system 
 FREE_CHECK = 1 << 20  # bytes of an upload between two checks of the free space
 MAX_NUMBER = 1000  # files of one name that get different numbers
 MAX_DIGESTS = 10000  # files whose digest is cached
-# files that are read for their digests at once, because many would leave the loop no time, and
-# requests that wait for each of them
-MAX_HASHED, MAX_WAITING = 2, 32
+DIGEST_WAIT = 1.0  # seconds that a request waits for its turn to have a digest computed
 # seconds without a change before that, or before an answer is remembered: two changes within one
 # tick have the same time
 UNCHANGED = 2.0
@@ -245,6 +239,7 @@ CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 # types in which a browser runs scripts
 ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
 MORE = getattr(socket, "MSG_MORE", 0)  # more follows: wait for it with what fills no segment
+CORK = getattr(socket, "TCP_CORK", 0)  # the same until it is taken off
 UTF_8 = "; charset=utf-8"
 DIR_FD = {
     os.open,
@@ -292,6 +287,7 @@ PROBLEMS = {
 }
 
 
+Call = Callable[[], object]
 Data = Union[bytes, memoryview]  # noqa: UP007  (3.9)
 Fields = dict[str, str]  # header fields: lower-case names in a request
 Names = Sequence[str]  # the names in a path, from the shared folder down
@@ -347,21 +343,24 @@ FIELD = re.compile(rf"({TOKEN}):[ \t]*([^\r\n]*)")
 
 HEAD_END = re.compile(rb"\n\r?\n")
 
-EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
+EMPTY_LINES = re.compile(rb"\A(?:\r?\n)+")
 
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z_~!$&'()*+,;=%.-]*)(?::[0-9]*)?")
 
 URL = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE | re.DOTALL)
 
+WEIGHT = re.compile(r"([^\s,;]+)(?:[^,]*?;\s*q=([01]\.?[0-9]*))?[^,]*")
+
 BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 DIGITS = re.compile(r"[0-9]{1,18}")
+LENGTH = re.compile(r"([0-9]{1,18})(?:[ \t]*,[ \t]*\1)*")  # a proxy may repeat it (§6.3)
 QUOTED = r'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 CHUNK = re.compile(rf"([0-9A-Fa-f]{{1,15}})(?:;{TOKEN}(?:=(?:{TOKEN}|{QUOTED}))?)*")  # §7.1.1
 
 
 class Request:
-    """A request's head, all its values checked. Nobody changes it: cached_head() gives it again.
+    """A request's head, all its values checked. Nobody changes it: known_head() gives it again.
 
     Only the loop adds the last short answer, which recall() gives to the next such head."""
 
@@ -395,18 +394,6 @@ class Request:
         return moved
 
 
-HEADS: dict[bytes, Request] = {}  # those of one client are often the same: parse them once
-
-
-def cached_head(head: bytes) -> Request:
-    request = parse_head(head)
-    if len(head) <= KNOWN_HEAD:
-        if len(HEADS) >= MAX_KNOWN:
-            HEADS.clear()
-        HEADS[head] = request
-    return request
-
-
 def parse_head(head: bytes) -> Request:
     text = head.decode("latin-1")
     found = HEAD.fullmatch(text)
@@ -424,6 +411,18 @@ def parse_head(head: bytes) -> Request:
         value = value.rstrip(" \t")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     return Request(method, target, int(minor), fields)
+
+
+HEADS: dict[bytes, Request] = {}  # those of one client are often the same: parse them once
+
+
+def known_head(head: bytes) -> Request:
+    request = HEADS.get(head) or parse_head(head)
+    if len(head) <= KNOWN_HEAD:
+        if len(HEADS) >= MAX_KNOWN:
+            HEADS.clear()
+        HEADS[head] = request
+    return request
 
 
 def too_long(head: bytes) -> Refusal:
@@ -447,18 +446,14 @@ def framing(fields: Fields, minor: int) -> tuple[bool, int]:
     """How the body is delimited: chunked, or by its length (§6.3).
 
     Where that is ambiguous, a proxy could see another request than this server."""
-    coding = fields.get("transfer-encoding")
-    length = fields.get("content-length")
-    if coding is None:
-        if length is None:
-            return False, 0
-        values = {value.strip(" \t") for value in length.split(",")}
-        if len(values) != 1 or not DIGITS.fullmatch(min(values)):
+    if "transfer-encoding" not in fields:
+        found = LENGTH.fullmatch(fields.get("content-length", "0"))
+        if not found:
             raise Refusal(400, "Content-Length is not one number")
-        return False, int(min(values))
-    if length is not None or not minor:
+        return False, int(found[1])
+    if "content-length" in fields or not minor:
         raise Refusal(400, "Transfer-Encoding with Content-Length or in HTTP/1.0")
-    codings = [word.strip(" \t").lower() for word in coding.split(",")]
+    codings = [word.strip(" \t").lower() for word in fields["transfer-encoding"].split(",")]
     if codings == ["chunked"]:
         return True, 0
     if "chunked" in codings[:-1]:
@@ -626,13 +621,8 @@ def coalesce(ranges: Iterable[tuple[int, int]], gap: int = 0) -> Ranges:
 
 
 def weights(text: str) -> dict[str, float]:
-    """A list such as Accept as {word: q}; what cannot be read counts as 0."""
-    found = {}
-    for item in text.lower().split(","):
-        word, *rest = (part.strip() for part in item.split(";"))
-        q = next((part[2:] for part in rest if part[:2] == "q="), "1")
-        found[word] = float(q) if re.fullmatch(r"[01](\.[0-9]{0,3})?", q) else 0.0
-    return found
+    """A list such as Accept as {word: q}."""
+    return {word: float(q or 1) for word, q in WEIGHT.findall(text.lower())}
 
 
 @functools.lru_cache(maxsize=128)
@@ -644,11 +634,9 @@ def takes_gzip(accept: str) -> bool:
 def listing_type(accept: str) -> str:
     """Which form of a folder a client wants: HTML unless another one is named and weighs more."""
     wanted = weights(accept)
-    page = max(
-        wanted.get("text/html", 0.0), 0.0 if "text/html" in wanted else wanted.get("*/*", 0.0) / 2
-    )
-    best = max(("application/json", "text/plain"), key=lambda kind: wanted.get(kind, 0.0))
-    return best if wanted.get(best, 0.0) > page else "text/html"
+    wanted.setdefault("text/html", wanted.get("*/*", 0.0) / 2)
+    kinds = "text/html", "application/json", "text/plain"
+    return max(kinds, key=lambda kind: wanted.get(kind, 0.0))
 
 
 def wants_page(request: "Request") -> bool:
@@ -1408,18 +1396,17 @@ def size_of(piece: Piece) -> int:
     return piece.end - piece.start if isinstance(piece, Span) else len(piece)
 
 
-def bytes_of(piece: Piece) -> bytes:
+def in_memory(piece: Piece) -> Iterator[bytes]:
+    """Its bytes, some at a time."""
     if not isinstance(piece, Span):
-        return piece
-    data, size = read_at(piece.descriptor, size_of(piece), piece.start), size_of(piece)
-    if len(data) < size:
-        raise Gone(f"the file shrank by {size - len(data)} bytes")
-    return data
-
-
-def in_memory(span: Span) -> Iterator[bytes]:
-    for at in range(span.start, span.end, PIECE):
-        yield bytes_of(span._replace(start=at, end=min(at + PIECE, span.end)))
+        yield piece
+        return
+    for at in range(piece.start, piece.end, PIECE):
+        size = min(PIECE, piece.end - at)
+        data = read_at(piece.descriptor, size, at)
+        if len(data) < size:
+            raise Gone(f"the file shrank by {size - len(data)} bytes")
+        yield data
 
 
 class Answer:
@@ -1513,45 +1500,18 @@ class Connection:
 
     It belongs to the loop, or to the worker to which it was handed over."""
 
-    __slots__ = (
-        "args",
-        "body",
-        "buffer",
-        "deadline",
-        "events",
-        "held",
-        "hop",
-        "moved",
-        "part",
-        "peer",
-        "pieces",
-        "rest",
-        "scanned",
-        "sent",
-        "server",
-        "shared",
-        "sock",
-        "span",
-        "state",
-        "unsent",
-        "user",
-        "waited",
-    )
-
     def __init__(self, server: "Server", sock: socket.socket, peer: "Address") -> None:
         self.server, self.sock, self.args, self.shared = server, sock, server.args, server.shared
         # hop is the peer; peer is the client of the last request, for whom a proxy may speak
         self.hop = self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
         self.user = "-"  # the name in the login, as the log shows it
-        self.state, self.deadline, self.events = State.CLOSED, 0.0, 0
+        self.state, self.deadline = State.CLOSED, 0.0
         self.buffer = b""  # what has been read
-        self.scanned = 0  # bytes of it in which no head ends
         self.sent = 0  # bytes of the answer under way, without its head
-        # by a worker: bytes that came or went while it waited so many seconds for the client
-        self.moved, self.waited = 0, 0.0
-        # what is to be sent next: bytes, then those of a file, then more pieces
-        self.rest: Data = b""
-        self.span: Span | None = None
+        # in a worker: seconds for which it still waits for the client, and the bytes that came or
+        # went since it last waited, which add to them
+        self.patience, self.moved = 0.0, 0
+        self.piece: Data | Span = b""  # what is to be sent next, and what comes after it
         self.pieces: Iterator[Piece] | None = None
         self.unsent: tuple[Optional[Request], Answer]  # the answer under way
         self.held: list[Found] = []  # what is open for the answer under way
@@ -1564,17 +1524,21 @@ class Connection:
         if self.state is State.ANSWERING:
             return self.advance() if not self.is_sending() or self.send_rest() else None
         try:
-            if self.state is State.HANDSHAKE and not self.handshake():
-                return None
+            if self.state is State.HANDSHAKE:
+                self.handshake()
             data = self.sock.recv(SMALL)
         except self.server.waits:
             return self.await_head()
+        except Refusal as refused:
+            return self.refuse_head(refused)
         except OSError:
             data = b""
         if self.state is State.LINGERING:
             return None if data else self.close()
         if not data:
-            return self.client_closed()
+            if self.buffer:
+                self.server.log(self.peer, "left within the head")
+            return self.close()
         self.buffer = self.buffer + data if self.buffer else data
         return self.advance()
 
@@ -1588,10 +1552,10 @@ class Connection:
             if request is None:
                 return self.await_head()
             if not request.is_light:
-                return self.server.hand_over(Task(self, request, None))
-            answer = self.recall(request) or self.respond(request)
+                return self.server.hand_over(self, request)
+            answer = self.recall(request) or self.answer_to(request)
             if answer.pieces is not None and not self.is_quick(answer):
-                return self.server.hand_over(Task(self, request, answer))
+                return self.server.hand_over(self, request, answer)
             if answer.source and answer.pieces is None and len(answer.body) <= KNOWN_BODY:
                 request.remembered = answer
             if not self.send_at_once(request, answer):
@@ -1612,9 +1576,8 @@ class Connection:
             size = self.head_size()
             if not size:
                 return None
-            head = self.buffer[:size]
-            request = HEADS.get(head) or cached_head(head)
-        self.buffer, self.scanned = self.buffer[size:], 0
+            request = known_head(self.buffer[:size])
+        self.buffer = self.buffer[size:]
         self.peer, self.user = self.hop, "-"
         if self.hop in self.server.proxies:
             self.peer = client_behind(self.server.proxies, request.fields) or self.hop
@@ -1622,19 +1585,19 @@ class Connection:
 
     def head_size(self) -> int:
         """Where the first head in the buffer ends; 0 while it has no end."""
-        if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
+        if self.buffer[:1] < b" ":  # no method begins so
+            # before the search: its random bytes may hold two line ends, as the end of a head does
+            if self.buffer[:1] == b"\x16":
+                raise Refusal(
+                    400, "this is TLS, and the port speaks without: the address begins with http://"
+                )
             # §2.2: some clients send an empty line after a body
-            self.buffer = self.buffer[found.end() :]
-        # before the search: its random bytes may hold two line ends, as the end of a head does
-        if self.buffer[:1] == b"\x16":
-            raise Refusal(
-                400, "this is TLS, and the port speaks without: the address begins with http://"
-            )
-        found = HEAD_END.search(self.buffer, max(0, self.scanned - 2))
-        self.scanned = len(self.buffer)
-        if (found.end() if found else self.scanned) > MAX_HEAD:
+            self.buffer = EMPTY_LINES.sub(b"", self.buffer)
+        found = HEAD_END.search(self.buffer)
+        size = found.end() if found else 0
+        if (size or len(self.buffer)) > MAX_HEAD:
             raise too_long(self.buffer[: MAX_HEAD + 1])
-        return found.end() if found else 0
+        return size
 
     def recall(self, request: Request) -> Optional[Answer]:
         """What was answered to the same head, if its file is the same.
@@ -1642,15 +1605,8 @@ class Connection:
         This costs one look at each name of the path, and opens nothing. What a password or the
         time decides is never kept."""
         answer = request.remembered
-        if not answer or not answer.source:
-            return None
-        return answer if answer.source.is_current(self.shared.root) else None
-
-    def respond(self, request: Request) -> Answer:
-        answer = self.answer_to(request)
-        if request.method == "HEAD":  # the fields of GET with its length, and nothing else (§9.3.2)
-            answer.body, answer.pieces = b"", None
-        return answer
+        is_known = answer and answer.source and answer.source.is_current(self.shared.root)
+        return answer if is_known else None
 
     def answer_to(self, request: Request) -> Answer:
         """The one place where a request becomes an answer, or an error becomes one."""
@@ -1658,18 +1614,16 @@ class Connection:
             check_request(self, request)
             act = hand_in if self.args.drop_box else METHODS[request.method]
             answer = act(self, request)
-            return answer if request.method == "HEAD" else read_short(answer)
+            if request.method != "HEAD":
+                return read_short(answer)
         # a bug of this server too: the client must get an answer
         except Exception as problem:  # noqa: BLE001
             refused = as_refusal(problem)
             as_page = refused.text and wants_page(request)
-            return error_page(request, refused) if as_page else refusal_answer(refused)
-
-    def head(self, request: Optional[Request], answer: Answer) -> bytes:
-        """The status line and header fields."""
-        answer.block = answer.block or self.fields_block(request, answer)
-        dated = "date" not in self.server.replaced
-        return status_line(answer.status, int(time.time()), dated) + answer.block
+            answer = error_page(request, refused) if as_page else refusal_answer(refused)
+        if request.method == "HEAD":  # the fields of GET with its length, and nothing else (§9.3.2)
+            answer.body, answer.pieces = b"", None
+        return answer
 
     def fields_block(self, request: Optional[Request], answer: Answer) -> bytes:
         """None of the fields can hold a line end: what is made of names is percent-encoded."""
@@ -1692,12 +1646,6 @@ class Connection:
         lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
         return f"{lines}{self.server.extra}\r\n".encode("latin-1")
 
-    def keeps_open(self, request: Optional[Request], answer: Answer) -> bool:
-        """Whether the connection goes on after this answer."""
-        if request is None or answer.close or self.server.stopping:
-            return False
-        return request.keep and (answer.length is not None or request.minor > 0)
-
     def is_quick(self, answer: Answer) -> bool:
         """Whether the kernel sends all of it in a moment: it is a short part of a file."""
         is_listed = isinstance(answer.pieces, list)
@@ -1709,19 +1657,20 @@ class Connection:
 
     def send_at_once(self, request: Optional[Request], answer: Answer) -> bool:
         """Send a short answer. Whether all of it is sent and the connection goes on."""
-        answer.close = not self.keeps_open(request, answer)
         self.begin_answer(request, answer)
         return self.send_rest()
 
     def begin_answer(self, request: Optional[Request], answer: Answer) -> None:
         """Make it the next that is sent. Of that, only the bytes after the head are counted."""
-        head = self.head(request, answer)
-        self.rest, self.unsent, self.sent = head + answer.body, (request, answer), -len(head)
+        goes_on = request and request.keep and (answer.length is not None or request.minor > 0)
+        answer.close = answer.close or self.server.stopping or not goes_on
+        answer.block = answer.block or self.fields_block(request, answer)
+        dated = "date" not in self.server.replaced
+        head = status_line(answer.status, int(time.time()), dated) + answer.block
+        self.piece, self.unsent, self.sent = head + answer.body, (request, answer), -len(head)
         if answer.pieces is not None:
             self.pieces = self.framed(request is None or request.minor > 0, answer)
             self.cork(answer, 1)
-        if isinstance(answer.pieces, list):
-            self.next_piece()  # it can be had at once, and leaves with the head
 
     def framed(self, can_chunk: bool, answer: Answer) -> Iterator[Piece]:
         """The body, as the head has announced it."""
@@ -1741,12 +1690,10 @@ class Connection:
 
     def send_rest(self) -> bool:
         """The same with what is left of it. If the kernel has no room, the loop waits for that."""
-        before = self.sent
         try:
             self.send_all()
         except self.server.waits:
-            if self.sent > before or self.state is not State.ANSWERING:
-                self.server.enter(self, State.ANSWERING)
+            self.server.enter(self, State.ANSWERING)
             return False
         except (Gone, OSError) as problem:
             return self.give_up(reason_of(problem))
@@ -1754,11 +1701,11 @@ class Connection:
 
     def answered(self) -> bool:
         """All of it is sent. Whether the connection goes on."""
-        request, answer = self.unsent
+        _, answer = self.unsent
         if self.held:
             self.cork(answer, 0)
             self.release()
-        self.server.count_answer(self, request, answer, self.sent)
+        self.server.count_answer(self)
         return not answer.close
 
     def end(self) -> bool:
@@ -1771,46 +1718,43 @@ class Connection:
         return False
 
     def send_all(self) -> None:
-        """Send what the kernel has room for: bytes that are left, or a file, or the next piece."""
-        while self.rest or self.span or self.next_piece():
-            if self.rest:
-                data = self.rest[: self.server.slice]
-                count = self.sock.send(data, MORE) if self.span else self.sock.send(data)
-                self.rest = self.rest[count:]
+        """Send what the kernel has room for. There, the head of a short file waits for the file."""
+        while self.piece or self.next_piece():
+            if isinstance(self.piece, Span):
+                count = self.send_file(self.piece)
             else:
-                count = self.send_file()
+                is_head = self.pieces and self.sent < 0 and self.is_quick(self.unsent[1])
+                count = self.sock.send(self.piece[:SLICE], MORE if is_head else 0)
+                self.piece = self.piece[count:]
             self.sent += count
             self.moved += count
 
-    def send_file(self) -> int:
-        assert self.span
-        file, start, end = self.span
-        count = os.sendfile(self.sock.fileno(), file, start, min(SENDFILE, end - start))
+    def send_file(self, span: Span) -> int:
+        size = min(SENDFILE, span.end - span.start)
+        count = os.sendfile(self.sock.fileno(), span.descriptor, span.start, size)
         if not count:
             # the client sees that it got less than was announced
-            raise Gone(f"the file shrank by {end - start} bytes")
-        self.span = Span(file, start + count, end) if start + count < end else None
+            raise Gone(f"the file shrank by {span.end - span.start} bytes")
+        rest = span._replace(start=span.start + count)
+        self.piece = rest if rest.start < rest.end else b""
         return count
 
     def is_sending(self) -> bool:
-        return bool(self.rest or self.span or self.pieces)
+        return bool(self.piece or self.pieces)
 
     def next_piece(self) -> bool:
         piece = next(self.pieces, None) if self.pieces else None
         if piece is None:
             self.pieces = None
-        elif isinstance(piece, Span):
-            self.span = piece
         else:
-            self.rest = bytes(self.rest) + piece if self.rest else memoryview(piece)
+            self.piece = piece if isinstance(piece, Span) else memoryview(piece)
         return piece is not None
 
     def give_up(self, why: str) -> bool:
         if self.is_sending():
-            request, answer = self.unsent
+            _, answer = self.unsent
             size = "?" if answer.length is None else answer.length
-            cut = f"ended at {max(0, self.sent)} of {size} bytes: {why}"
-            self.server.count_answer(self, request, answer, max(0, self.sent), cut)
+            self.server.count_answer(self, f"ended at {max(0, self.sent)} of {size} bytes: {why}")
         else:
             self.server.log(self.peer, why)
         self.close()
@@ -1818,31 +1762,31 @@ class Connection:
 
     def overdue(self) -> None:
         """Its deadline has passed."""
+        seconds = f"{self.args.timeout:g} s"
         if self.state is State.LINGERING:
-            self.close()
-        elif self.state is State.ANSWERING:
-            self.give_up(f"silent for {self.args.timeout:g} s")
+            return self.close()
+        is_stuck = self.state is State.ANSWERING
+        self.hang_up(Refusal(408, f"{'silent for' if is_stuck else 'no whole head in'} {seconds}"))
+
+    def hang_up(self, refused: Refusal) -> None:
+        if self.state is State.ANSWERING:  # no error in the middle of an answer
+            self.give_up(refused.text)
         else:
-            self.refuse_head(Refusal(408, f"no whole head in {self.args.timeout:g} s"))
+            self.refuse_head(refused)
 
     def refuse_head(self, refused: Refusal, request: Optional[Request] = None) -> None:
         """Refuse a head that cannot be trusted, or a request that comes at the wrong moment.
 
         What follows such a head cannot be trusted either, so the connection ends."""
-        if self.state is State.HANDSHAKE:
-            return self.refuse_handshake(OVERLOADED)
+        if self.state is State.HANDSHAKE:  # it would cost more than a refusal should
+            with contextlib.suppress(OSError):
+                socket.socket.send(self.sock, alert(OVERLOADED))
+            return self.linger()
         answer = refusal_answer(refused)
         answer.close = True
         is_head = request.method == "HEAD" if request else self.buffer.startswith(b"HEAD ")
         answer.body = b"" if is_head else answer.body  # (§9.3.2)
         self.send_at_once(request, answer)
-
-    def client_closed(self) -> None:
-        """The client closed between requests, or within a head."""
-        if self.buffer:
-            left = refusal_answer(Refusal(400, "left within the head"))
-            self.server.count_answer(self, None, left, 0)
-        self.close()
 
     def linger(self) -> None:
         """Close so that the answer arrives (§9.6).
@@ -1865,8 +1809,8 @@ class Connection:
         self.buffer = b""  # or an event of the same turn would find the beginning of a head
         self.sock.close()
 
-    def handshake(self) -> bool:
-        """Continue the TLS handshake without blocking. True when it is complete.
+    def handshake(self) -> None:
+        """Continue the TLS handshake without blocking.
 
         A client that begins in the clear gets its error in the clear."""
         import ssl
@@ -1876,76 +1820,38 @@ class Connection:
             first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
             if first not in (b"", b"\x16"):
                 self.server.enter(self, State.HEAD)
-                self.refuse_head(
-                    Refusal(400, "TLS is spoken on this port: the address begins with https://")
-                )
-                return False
-            # the selector knows sockets, and this becomes another one
-            self.server.watch(self, 0)
+                text = "TLS is spoken on this port: the address begins with https://"
+                raise Refusal(400, text)
             self.sock = over_tls(self.server.door.tls, self.sock)
-            self.server.watch(self, selectors.EVENT_READ)
         try:
             shake_hands(self.sock)
         except self.server.waits:
             raise
         except OSError as error:
-            self.server.note(
-                f"{self.peer} no TLS: {getattr(error, 'reason', '') or error.strerror}"
-            )
-            self.close()
-            return False
+            why = getattr(error, "reason", "") or error.strerror
+            self.server.note(f"{self.peer} no TLS: {why}")
+            raise
         self.server.enter(self, State.IDLE)
-        return True
-
-    def refuse_handshake(self, code: int) -> None:
-        """Send an alert before the handshake, which costs more than a refusal should."""
-        with contextlib.suppress(OSError):
-            socket.socket.send(self.sock, alert(code))
-        self.linger()
 
     # In a worker: one thread, this one connection, and it may block.
-    def handle(self, request: Optional[Request], answer: Optional[Answer]) -> Callable[[], object]:
-        """Answer until the buffer holds no whole head. Return what the loop does next."""
+    def handle(self, request: Request, answer: Optional[Answer]) -> Call:
+        """Answer, whatever it takes. Return what the loop does next."""
+        self.patience = self.args.timeout
+        self.body = BodyReader(self, request)
         try:
-            while request:
-                if not self.exchange(request, answer):
-                    return self.end
-                request, answer = self.next_request() or self.next_request_soon(), None
-        except (Gone, OSError, Refusal) as problem:
-            if self.is_sending():
-                return functools.partial(self.give_up, reason_of(problem))
-            if isinstance(problem, Refusal):  # of the next head
-                return functools.partial(self.refuse_head, problem)
-            return self.close
+            answer = answer or self.answer_to(request)
+            answer.close = answer.close or not self.body.drain()
+            self.begin_answer(request, answer)
+            self.when_ready(True, self.send_all)
+            return self.advance if self.answered() else self.end
+        except (Gone, OSError) as problem:
+            why = reason_of(problem)
+            return functools.partial(self.give_up, why) if self.is_sending() else self.close
         except Exception as bug:  # noqa: BLE001  a bug ends one connection, not the server
             self.server.note(f"mistake: {bug!r}")
             return self.close
         finally:
             del self.body
-        return self.advance
-
-    def next_request_soon(self) -> Optional[Request]:
-        """The next request, if it follows at once, as when a folder is uploaded.
-
-        Giving the connection back to the loop would take longer than most uploads. With several
-        busy workers this does not wait: they would compete for the interpreter's lock."""
-        if len(self.server.queues[State.HANDED_OVER]) > 1 or not is_ready(
-            self.sock, False, NEXT_WAIT
-        ):
-            return None
-        with contextlib.suppress(*self.server.waits):
-            self.buffer += self.sock.recv(SMALL)
-        return self.next_request()
-
-    def exchange(self, request: Request, answer: Optional[Answer]) -> bool:
-        """One request, whatever it takes. Whether the connection goes on."""
-        self.moved, self.waited = 0, 0.0
-        self.body = BodyReader(self, request)
-        answer = answer or self.respond(request)
-        answer.close = not self.keeps_open(request, answer) or not self.body.drain()
-        self.begin_answer(request, answer)
-        self.when_ready(True, self.send_all)
-        return self.answered()
 
     def cork(self, answer: Answer, on: int) -> None:
         """Send full segments alone until the end, or each page of a file would be one segment.
@@ -1953,11 +1859,11 @@ class Connection:
         For a short answer MSG_MORE does that for less. A listing, whose length nobody knows, leaves
         as it is made: a browser draws what has come."""
         is_long = answer.pieces is not None and (answer.length or 0) > QUICK
-        if is_long and hasattr(socket, "TCP_CORK"):
-            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
+        if is_long and CORK:
+            self.sock.setsockopt(socket.IPPROTO_TCP, CORK, on)
 
     def send(self, data: bytes) -> None:
-        self.rest = data
+        self.piece = data
         self.when_ready(True, self.send_all)
 
     def buffered(self, most: int) -> bytes:
@@ -1996,21 +1902,23 @@ class Connection:
                 raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
 
     def wait(self, writing: bool) -> None:
-        """Block until the socket is ready. Both silence and a slow trickle have a limit.
+        """Block until the socket is ready. Silence uses up the patience, and so does a trickle.
 
         Only the time spent waiting for the client counts."""
-        began = time.monotonic()
-        seconds = min(LOOK_EVERY, self.args.timeout) if self.part else self.args.timeout
-        while not is_ready(self.sock, writing, seconds):
+        self.patience = min(self.args.timeout, self.patience + self.moved / MIN_RATE)
+        self.moved = 0
+        while self.patience > 0:
+            began = time.monotonic()
+            seconds = min(self.patience, LOOK_EVERY) if self.part else self.patience
+            is_there = is_ready(self.sock, writing, seconds)
+            self.patience -= time.monotonic() - began
+            if is_there:
+                return
             if self.part:
                 self.part.give_way()
-            if time.monotonic() - began >= self.args.timeout:
-                raise TimeoutError(f"silent for {self.args.timeout:g} s")
-        self.waited += time.monotonic() - began
-        if self.waited > self.args.timeout:
-            if self.moved < MIN_RATE * self.args.timeout:
-                raise TimeoutError(f"slower than {MIN_RATE} bytes a second")
-            self.moved, self.waited = 0, 0.0
+        raise TimeoutError(
+            f"silent for {self.args.timeout:g} s, or slower than {MIN_RATE} bytes a second"
+        )
 
     def has_left(self) -> bool:
         """Whether the client has closed, where the system tells that.
@@ -2039,10 +1947,11 @@ class BodyReader:
 
     A client that waits for 100 Continue gets it with the first read."""
 
+    space: memoryview  # one for all that is received is twice as fast as new ones
+
     def __init__(self, conn: "Connection", request: Request) -> None:
         self.conn, self.request = conn, request
         self.left = request.length
-        self.space: memoryview | None = None
         self.whole = not request.has_body
         self.asked = "expect" not in request.fields or not request.minor
         self.trailer: Fields = {}
@@ -2052,6 +1961,7 @@ class BodyReader:
     def read(self) -> Iterator[Data]:
         if self.whole:
             return
+        self.space = memoryview(bytearray(PIECE))
         if not self.asked:
             self.asked = True
             self.conn.send(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -2064,24 +1974,21 @@ class BodyReader:
         self.whole = True
 
     def receive(self, most: int) -> Data:
+        """What comes next, up to so many bytes. The next call overwrites them."""
         if not self.conn.buffer and most >= RECORD:
-            return self.receive_more(most)
+            return self.conn.receive(self.space[:most])
         if not self.conn.buffer:
-            self.conn.buffer += self.receive_more(RECORD)
+            self.fill_buffer()
         return self.conn.buffered(most)
 
-    def receive_more(self, most: int) -> memoryview:
-        """The next bytes. The next call overwrites them.
-
-        One buffer serves all calls, which is twice as fast as new ones."""
-        self.space = self.space or memoryview(bytearray(PIECE))
-        return self.conn.receive(self.space[:most])
+    def fill_buffer(self) -> None:
+        self.conn.buffer += self.conn.receive(self.space[:RECORD])
 
     def read_line(self, most: int) -> bytes:
         """A line up to its CRLF, of at most so many bytes."""
         conn = self.conn
         while (end := conn.buffer.find(b"\n")) < 0 and len(conn.buffer) < most + 2:
-            conn.buffer += self.receive_more(RECORD)
+            self.fill_buffer()
         line = conn.buffered(end + 1)
         if line[-2:] != b"\r\n" or end > most + 1:
             raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF")
@@ -2133,36 +2040,27 @@ def reason_of(problem: Exception) -> str:
 def read_short(answer: Answer) -> Answer:
     """A few bytes of files are read at once: they need no thread of their own."""
     if isinstance(answer.pieces, list) and (answer.length or 0) <= SMALL:
-        answer.body, answer.pieces = b"".join(map(bytes_of, answer.pieces)), None
+        answer.body = b"".join(itertools.chain.from_iterable(map(in_memory, answer.pieces)))
+        answer.pieces = None
     return answer
 
 
 def is_ready(sock: socket.socket, writing: bool, seconds: float) -> bool:
-    if hasattr(select, "poll"):  # select() has no descriptors above 1023
-        poll = select.poll()
-        poll.register(sock, select.POLLOUT if writing else select.POLLIN)
-        return bool(poll.poll(1000 * seconds))
-    return any(select.select([] if writing else [sock], [sock] if writing else [], [], seconds))
+    # where poll() is: select() has no descriptors above 1023
+    with getattr(selectors, "PollSelector", selectors.SelectSelector)() as selector:
+        selector.register(sock, selectors.EVENT_WRITE if writing else selectors.EVENT_READ)
+        return bool(selector.select(seconds))
 
 
 # --- the loop: one thread for all that is short ---
 
 
-class Task(NamedTuple):
-    """A request that takes longer, with its answer if that is made."""
-
-    conn: Connection
-    request: Request
-    answer: Optional[Answer]
-
-
 # what the selector waits for in each state
 WAITS_FOR = {
-    State.HANDSHAKE: selectors.EVENT_READ,
-    State.IDLE: selectors.EVENT_READ,
-    State.HEAD: selectors.EVENT_READ,
+    **dict.fromkeys(State, selectors.EVENT_READ),
     State.ANSWERING: selectors.EVENT_WRITE,
-    State.LINGERING: selectors.EVENT_READ,
+    State.HANDED_OVER: 0,
+    State.CLOSED: 0,
 }
 
 
@@ -2190,7 +2088,6 @@ class Server:
         log: int,
     ) -> None:
         self.door = door
-        self.slice = TLS_SLICE if door.tls else SENDFILE  # bytes of one send() at most
         # these mean: nothing can be read or written now
         self.waits: tuple[type[OSError], ...] = (BlockingIOError,)
         if door.tls:
@@ -2206,13 +2103,14 @@ class Server:
         self.queues: dict[State, dict[Connection, None]] = {state: {} for state in State}
         self.limits = dict.fromkeys(State, args.timeout)  # seconds in each state
         self.limits |= {State.LINGERING: LINGER, State.IDLE: FOREVER, State.HANDED_OVER: FOREVER}
-        self.tasks: queue.SimpleQueue[Optional[Task]] = queue.SimpleQueue()  # for the workers
-        self.later: deque[Callable[[], None]] = deque()  # for the loop
+        # for the workers: each task returns what the loop does next
+        self.tasks: queue.SimpleQueue[Optional[Callable[[], Call]]] = queue.SimpleQueue()
+        self.later: deque[Call] = deque()  # for the loop
         self.lock = threading.Lock()  # guards what several threads count
         self.log_to = log
         self.lines: deque[str] = deque()
         self.digests: dict[tuple[int, ...], bytes] = {}
-        self.hashing: dict[tuple[int, ...], Hashing] = {}  # digests under way
+        self.hashing = threading.Lock()  # a digest is computed
         # folders that were searched for old parts, and the hour
         self.searched: set[tuple[int, int, int]] = set()
         # --once: the ranges that each client has of each file
@@ -2264,7 +2162,7 @@ class Server:
             self.write_log(now)
         return now < end
 
-    def call(self, callback: Callable[[], object]) -> None:
+    def call(self, callback: Call) -> None:
         """Mostly the method of a connection, which is closed if the method fails."""
         try:
             callback()
@@ -2279,24 +2177,17 @@ class Server:
         The deadline of a head stays, or one byte at a time could put it off."""
         if state is conn.state is State.HEAD:
             return
+        before, after = WAITS_FOR[conn.state], WAITS_FOR[state]
         self.queues[conn.state].pop(conn, None)
-        conn.deadline = time.monotonic() + self.limits[state]
+        conn.state, conn.deadline = state, time.monotonic() + self.limits[state]
         if state is not State.CLOSED:
             self.queues[state][conn] = None
-        if state is not conn.state:
-            conn.state = state
-            self.watch(conn, WAITS_FOR.get(state, 0))
-
-    def watch(self, conn: Connection, events: int) -> None:
-        if events == conn.events:
-            return
-        if not conn.events:
-            self.selector.register(conn.sock, events, conn.ready)
-        elif events:
-            self.selector.modify(conn.sock, events, conn.ready)
-        else:
+        if not before and after:
+            self.selector.register(conn.sock, after, conn.ready)
+        elif before and not after:
             self.selector.unregister(conn.sock)
-        conn.events = events
+        elif before != after:
+            self.selector.modify(conn.sock, after, conn.ready)
 
     def accept(self) -> None:
         """Let in all that wait, up to a number: each turn of the loop has its price too."""
@@ -2317,64 +2208,51 @@ class Server:
             self.begin(Connection(self, sock, peer))
 
     def begin(self, conn: Connection) -> None:
-        guard = self.door.guard
         count = sum(map(len, self.queues.values())) - len(self.queues[State.LINGERING])
         if self.door.tls:
             self.enter(conn, State.HANDSHAKE)
-            asked = self.asks_all and conn.hop not in self.proxies
-            if guard and asked and guard.wait(conn.peer):
-                return conn.refuse_handshake(DENIED)
-        if count >= self.args.max_clients and not self.end_idle() and not self.end_slow(conn):
+        if count >= self.args.max_clients and not self.make_room(conn):
             text = f"there are {self.args.max_clients} clients"
             return conn.refuse_head(Refusal(503, text, {"Retry-After": "5"}))
         conn.ready()
 
-    def end_idle(self) -> bool:
-        """Close the connection that has been idle longest, for a new client (RFC 9112 §9.5).
+    def make_room(self, new: Connection) -> bool:
+        """Close a connection for a new client: the one that has been idle longest (RFC 9112 §9.5).
 
-        False if none is idle."""
+        Or else the oldest slow one of another address, if that has half of all there are."""
         for conn in self.queues[State.IDLE]:
-            # unless its next request is here, not read yet
-            if not is_ready(conn.sock, False, 0):
+            if not is_ready(conn.sock, False, 0):  # or its next request is here, not read yet
                 conn.linger()
                 return True
-        return False
-
-    def end_slow(self, new: Connection) -> bool:
-        """Close the oldest slow connection of an address that has half, for a new client.
-
-        False if no address has half of all clients there."""
-        # what is idle here has sent something that is not read yet
         states = State.HANDSHAKE, State.HEAD, State.ANSWERING, State.IDLE
         slow = [conn for state in states for conn in self.queues[state]]
         for client, count in Counter(network(conn.hop) for conn in slow).most_common(1):
             if 2 * count >= self.args.max_clients and client != network(new.hop):
                 first = next(conn for conn in slow if network(conn.hop) == client)
-                why = "another client needs the place"
-                if first.state is State.ANSWERING:  # no error in the middle of an answer
-                    return not first.give_up(why)
-                first.refuse_head(Refusal(503, why))
+                first.hang_up(Refusal(503, "another client needs the place"))
                 return True
         return False
 
-    def hand_over(self, task: Task) -> None:
+    def hand_over(
+        self, conn: Connection, request: Request, answer: Optional[Answer] = None
+    ) -> None:
         """Leave a connection to a worker, or refuse what it asks."""
         busy = self.queues[State.HANDED_OVER]
-        self.enter(task.conn, State.HANDED_OVER)
-        if self.has_room(task) and (len(busy) <= self.workers or self.start_worker()):
-            return self.tasks.put(task)
+        self.enter(conn, State.HANDED_OVER)
+        if self.has_room(conn, request) and (len(busy) <= self.workers or self.start_worker()):
+            return self.tasks.put(functools.partial(conn.handle, request, answer))
         full = Refusal(503, "too many transfers at once", {"Retry-After": "5"})
-        return task.conn.refuse_head(full, task.request)
+        return conn.refuse_head(full, request)
 
-    def has_room(self, task: Task) -> bool:
+    def has_room(self, conn: Connection, request: Request) -> bool:
         """Whether a client may have one more transfer.
 
         One address may have as many as are left for others, and half of that when it uploads. So
         there is always room for another address, and for an answer to the same one."""
-        client, busy = network(task.conn.peer), self.queues[State.HANDED_OVER]
+        client, busy = network(conn.peer), self.queues[State.HANDED_OVER]
         left = MAX_THREADS - len(busy) + 1  # it has entered
-        own = sum(network(conn.peer) == client for conn in busy)
-        return own <= (left // 2 if task.request.has_body else left)
+        own = sum(network(other.peer) == client for other in busy)
+        return own <= (left // 2 if request.has_body else left)
 
     def start_worker(self) -> bool:
         with contextlib.suppress(RuntimeError):  # the system has none left
@@ -2386,13 +2264,11 @@ class Server:
     def work(self) -> None:
         """A worker: a connection is its own until it is given back."""
         while task := self.tasks.get():
-            what_next = task.conn.handle(task.request, task.answer)
-            del task
             # the loop does this in its next turn, which the bell begins
-            self.later.append(functools.partial(self.take_back, what_next))
+            self.later.append(functools.partial(self.take_back, task()))
             self.stop.wake()
 
-    def take_back(self, what_next: Callable[[], object]) -> None:
+    def take_back(self, what_next: Call) -> None:
         """In the loop again: what was handed over goes on."""
         self.call(what_next)
         if self.workers > len(self.queues[State.HANDED_OVER]) + SPARE_THREADS:
@@ -2402,30 +2278,21 @@ class Server:
     def digest(self, conn: Connection, found: Found) -> Optional[bytes]:
         """SHA-256 of a file, cached while the file stays the same and unchanged.
 
-        None if too many others ask: the client only prefers to get one (RFC 9530 §4)."""
-        info = found.info
-        key, settled = facts_of(info), is_settled(info)
-        shared = key if settled else (*key, id(conn))
-        with self.lock:
-            if key in self.digests:
-                return self.digests[key]
-            work = self.hashing.get(shared) or Hashing()
-            if work.wanted > MAX_WAITING or not work.wanted and len(self.hashing) >= MAX_HASHED:
-                return None
-            self.hashing[shared] = work
-            work.wanted += 1
+        One at a time: many would leave the loop no time, and who waits for the same file finds it
+        in the cache. None if that takes too long: the client only prefers it (RFC 9530 §4)."""
+        key = facts_of(found.info)
+        if key in self.digests:
+            return self.digests[key]
+        if not self.hashing.acquire(timeout=DIGEST_WAIT):
+            return None
         try:
-            digest = work.digest(found.descriptor, conn)
-        finally:
-            with self.lock:
-                work.wanted -= 1
-                if not work.wanted:
-                    del self.hashing[shared]
-        with self.lock:
-            if settled:
+            digest = self.digests.get(key) or sha256_of(found.descriptor, conn)
+            if is_settled(found.info):
                 self.digests[key] = digest
             if len(self.digests) > MAX_DIGESTS:
                 del self.digests[next(iter(self.digests))]
+        finally:
+            self.hashing.release()
         return digest
 
     def search_old_parts(self, place: Place) -> None:
@@ -2439,29 +2306,19 @@ class Server:
         self.searched.add(key)
         remove_old_parts(place)
 
-    def count_answer(
-        self,
-        conn: Connection,
-        request: Optional[Request],
-        answer: Answer,
-        sent: int,
-        cut: str = "",
-    ) -> None:
+    def count_answer(self, conn: Connection, cut: str = "") -> None:
         """Log an answer in Common Log Format, with a note in quotes if there is more to say.
 
         Also count it for --requests and --once."""
+        request, answer = conn.unsent
         note = answer.note or cut
         if answer.status == 304 and answer.fields.get("Cache-Control") == "no-store":
             return  # an open page asks every few seconds whether its folder has changed
         if not self.args.quiet:
             line = request.line if request else "-"
             noted = f' "{printable(note)}"' if note else ""
-            text = f'"{line}" {answer.status} {sent or "-"}{noted}'
-            if self.args.json:
-                self.log(conn.peer, text)
-            else:
-                when = log_time(int(time.time()))
-                self.lines.append(f"{conn.peer} - {conn.user} {when} {text}\n")
+            text = f'"{line}" {answer.status} {max(0, conn.sent) or "-"}{noted}'
+            self.log(conn.peer, text, conn.user)
         with self.lock:
             self.count += 1
             if self.args.once:
@@ -2478,12 +2335,15 @@ class Server:
     def note(self, text: str) -> None:
         self.log("", text)
 
-    def log(self, client: str, text: str, facts: Optional[Mapping[str, object]] = None) -> None:
+    def log(
+        self, client: str, text: str, user: str = "-", facts: Optional[Mapping[str, object]] = None
+    ) -> None:
         """A line of the log; with --json an object, with facts in place of the text."""
-        line = f"{log_time(int(time.time()))} {client}{' ' * bool(client)}{text}"
         if self.args.json:
             now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
             line = json.dumps({"time": now, "client": client, **(facts or {"text": text})})
+        else:
+            line = f"{client or '-'} - {user} {log_time(int(time.time()))} {text}"
         self.lines.append(line + "\n")
 
     def note_left_out(self, entry: Entry, why: str) -> None:
@@ -2491,15 +2351,13 @@ class Server:
 
     def write_log(self, now: float) -> None:
         """Write the log. Lines that cannot be written (a full disk) are counted and reported."""
-        lines = []
-        while self.lines:
-            lines.append(self.lines.popleft())
-        self.log_at, count = now, len(lines)
-        if self.lost:  # the last one may have been written in part
-            lines.insert(
-                0, f"\n{log_time(int(time.time()))} lines that are lost here: {self.lost}\n"
-            )
-        view = memoryview("".join(lines).encode())
+        # meanwhile workers append to them
+        lines = [self.lines.popleft() for _ in range(len(self.lines))]
+        self.log_at = now
+        # the last one may have been written in part
+        when = log_time(int(time.time()))
+        told = f"\n{when} lines that are lost here: {self.lost}\n" if self.lost else ""
+        view = memoryview((told + "".join(lines)).encode())
         try:
             while view:
                 view = view[os.write(self.log_to, view) :]
@@ -2511,7 +2369,7 @@ class Server:
                     "until that works again"
                 )
             left = bytes(view).count(b"\n")
-            self.lost = left if left <= count else self.lost + count
+            self.lost = left if left <= len(lines) else self.lost + len(lines)
 
     def finish(self, asked: bool) -> int:
         """Close the door, end what is idle at once, give what is under way a moment."""
@@ -2561,30 +2419,15 @@ def is_settled(info: os.stat_result) -> bool:
     return time.time() - max(info.st_ctime, info.st_mtime) > UNCHANGED
 
 
-class Hashing:
-    """The SHA-256 of a file, as far as it has been read. Who waits for the same one reads on."""
-
-    def __init__(self) -> None:
-        self.sha, self.offset, self.wanted = hashlib.sha256(), 0, 0
-        self.turn = threading.Lock()
-
-    def digest(self, descriptor: int, conn: Optional[Connection] = None) -> bytes:
-        """Of the whole file. For a connection, this stops when the client closes."""
-        while not self.read_slice(descriptor):
-            if conn and conn.has_left():
-                raise Refusal(503, "the client closed before the digest was computed", close=True)
-        return self.sha.digest()
-
-    def read_slice(self, descriptor: int) -> bool:
-        """Read on, for all who wait. True at the end of the file."""
-        with self.turn:
-            for _ in range(SLICE // PIECE):
-                chunk = read_at(descriptor, PIECE, self.offset)
-                if not chunk:
-                    return True
-                self.sha.update(chunk)
-                self.offset += len(chunk)
-        return False
+def sha256_of(descriptor: int, conn: Optional[Connection] = None) -> bytes:
+    """Of a whole file. For a connection, this stops when the client has left."""
+    sha, offset = hashlib.sha256(), 0
+    while chunk := read_at(descriptor, PIECE, offset):
+        sha.update(chunk)
+        offset += len(chunk)
+        if conn and offset % LOOK_AFTER == 0 and conn.has_left():
+            raise Refusal(503, "the client closed before the digest was computed", close=True)
+    return sha.digest()
 
 
 @functools.lru_cache(maxsize=16)
@@ -2610,10 +2453,8 @@ def serve(args: argparse.Namespace) -> int:
     if args.drop_box and (args.read_only or shared.only):
         raise Failure(
             2,
-            "--drop-box and --read-only exclude each other"
-            if args.read_only
-            else "--drop-box needs a folder",
-            "nothing could be handed in" if args.read_only else "one file cannot be handed in to",
+            "--drop-box, --read-only and a single file exclude each other",
+            "nothing could be handed in to one file, or where nothing changes",
             f"{SERVER} FOLDER --drop-box",
         )
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
@@ -3214,9 +3055,7 @@ def check_digest(conn: Connection, part: "Part", plan: Plan) -> Optional[bytes]:
     """The SHA-256 of what arrived, if it is known or wanted. It must match an announced one."""
     announced = parse_digest(conn.body.trailer.get("repr-digest", ""))
     wanted = bytes.fromhex(plan.sha256) if plan.sha256 else announced
-    actual = (
-        part.sha.digest() if part.sha else Hashing().digest(part.descriptor) if wanted else None
-    )
+    actual = part.sha.digest() if part.sha else sha256_of(part.descriptor) if wanted else None
     if wanted and actual != wanted:
         raise Refusal(400, "what arrived is not what Repr-Digest says")
     return actual
@@ -3633,7 +3472,7 @@ def log_hand_in(
         "verified": bool(digest),
     }
     told = f"handed in by {sender}: {path}, {size} bytes, verified={'yes' if digest else 'no'}"
-    conn.server.log(conn.peer, told, facts)
+    conn.server.log(conn.peer, told, facts=facts)
 
 
 METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
@@ -3762,7 +3601,8 @@ def tar_pieces(entries: Iterable[Entry], start: int, end: int, tag: str) -> Iter
         if start < at + length and at < end:
             yield from cut(tar_entry(entry, head), start - at, end - 1 - at)
         if at < end <= at + length:
-            last = b"".join(map(bytes_of, cut(tar_entry(entry, head), end - 1 - at, end - at)))
+            pieces = cut(tar_entry(entry, head), end - 1 - at, end - at)
+            last = b"".join(itertools.chain.from_iterable(map(in_memory, pieces)))
         at += length
     if tag != tar_tag(sha):
         raise Gone("the folder changed")
@@ -5273,22 +5113,20 @@ def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
     # by its whole path: Windows would look for it in the current folder first, which may be shared
     programs = (shutil.which(os.path.join(entry, OPENSSL)) for entry in program_folders())
     program = next((found for found in programs if found and os.path.isabs(found)), None)
-    command = [program or OPENSSL, *MAKE_CERTIFICATE.split()[1:], "-config", "names"]
     why = "it makes the certificate"
-    try:
-        if not program:
-            raise FileNotFoundError
-        subprocess.run(
-            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        if isinstance(error, subprocess.CalledProcessError):
-            why = error.stderr.decode(errors="backslashreplace").strip()[-200:]
-        hint = f"{MAKE_CERTIFICATE} -subj /CN=six, elsewhere; then --cert cert.pem --key key.pem"
-        if os.name == "nt":
-            hint = f"winget install Git.Git, which has it; or {hint}"
-        raise Failure(2, "the openssl program is missing or fails", why, hint) from None
-    return os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
+    if program:
+        command = [program, *MAKE_CERTIFICATE.split()[1:], "-config", "names"]
+        with contextlib.suppress(OSError):  # the system cannot run it
+            made = subprocess.run(
+                command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=False
+            )
+            why = made.stderr.decode(errors="backslashreplace").strip()[-200:]
+            if not made.returncode:
+                return os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
+    hint = f"{MAKE_CERTIFICATE} -subj /CN=six, elsewhere; then --cert cert.pem --key key.pem"
+    if os.name == "nt":
+        hint = f"winget install Git.Git, which has it; or {hint}"
+    raise Failure(2, "the openssl program is missing or fails", why, hint)
 
 
 def alert(number: int) -> bytes:
@@ -5578,9 +5416,13 @@ class Capture:
         try:
             self.file = os.open(path, flags, 0o600)  # passwords are in it too
         except OSError as error:
-            what = f"cannot write the capture {printable(path)} ({error.strerror})"
-            why = "--pcap stores there what is sent and received; nothing was done"
-            say(str(Failure(23, what, why, "--pcap FILE, in a folder where you may write")))
+            failure = Failure(
+                23,
+                f"cannot write the capture {printable(path)} ({error.strerror})",
+                "--pcap stores there what is sent and received; nothing was done",
+                "--pcap FILE, in a folder where you may write",
+            )
+            say(str(failure))
             raise SystemExit(23) from None
         comment = struct.pack("!HH", 1, len(ABOUT_CAPTURES)) + ABOUT_CAPTURES
         self.block(0x0A0D0D0A, struct.pack("!IHHq", 0x1A2B3C4D, 1, 0, -1) + comment)
@@ -5685,9 +5527,8 @@ US, PEER = 1, -1  # the order of what belongs to both sides
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
-    ended = "peer sent FIN (end of stream)"
-    ends: Sequence[Any]  # of a connection in the capture: our address, the peer's
-    talking: frozenset[int] = frozenset()  # the sides that may still send, as the capture knows
+    ends: Sequence[Any]  # of the connection: our address, the peer's
+    talking: frozenset[int] = frozenset()  # the sides that may still send
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
@@ -5705,17 +5546,16 @@ class TracedStream(Traced):
         self.begin(target, US)
 
     def begin(self, peer: Any, asks: int) -> None:
-        """The handshake, for the capture alone."""
-        if self.capture:
-            self.ends = self.getsockname(), peer
-            self.talking = frozenset((US, PEER))
-            self.store(asks, SYN)
-            self.store(-asks, SYN_ACK)
-            self.store(asks, ACK)
+        """A connection begins, because one side has asked for it: that is the handshake."""
+        self.ends = self.getsockname(), peer
+        self.talking = frozenset((US, PEER))
+        self.store(asks, SYN)
+        self.store(-asks, SYN_ACK)
+        self.store(asks, ACK)
 
     def store(self, side: int, flags: int, data: bytes = b"") -> None:
-        """What one side sends, in packets for the capture, before it is counted."""
-        if not self.capture or not self.talking or (flags == FIN and side not in self.talking):
+        """What one side sends, before it is counted: in packets for the capture."""
+        if not self.talking or (flags == FIN and side not in self.talking):
             return
         mine, other = (self.sent + 1, self.received + 1)[::side]
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
@@ -5724,7 +5564,8 @@ class TracedStream(Traced):
             numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
             header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
-            self.capture.packet(6, self.ends[::side], header, rest)
+            if self.capture:
+                self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
             self.talking -= {side}
         if flags == RST:
@@ -5747,21 +5588,21 @@ class TracedStream(Traced):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        end = "peer sent FIN (end of stream)" if PEER in self.talking else "nothing more can come"
         self.store(PEER, PUSH if data else FIN, data)
         self.received += len(data)
-        text = f"recv 0 bytes = {self.ended}"
-        if data:
-            text = f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
-            text += f" (received so far {self.received})"
-        self.show("<", text, data)
+        text = (
+            f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms "
+            f"(received so far {self.received})"
+        )
+        self.show("<", text if data else f"recv 0 bytes = {end}", data)
         return data
 
     def shutdown(self, how: int) -> None:
         side = "sending = FIN"
         if how == socket.SHUT_RD:
             side = "receiving"
-            self.ended = "this side has shut its receiving"  # first: another thread may be in recv
-            self.talking -= {PEER}
+            self.talking -= {PEER}  # first: another thread may be in recv()
         super().shutdown(how)
         self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:
@@ -6280,7 +6121,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parser.parse_args(argv)
     port = re.fullmatch("[0-9]{1,9}", args.directory or "")
     if port and not os.path.lexists(args.directory):  # as in python3 -m http.server
-        args = parser.parse_args(["--port", args.directory], argparse.Namespace(**vars(args)))
+        args = parser.parse_args(["--port", args.directory], args)
         args.directory = None
     args.directory = args.directory or args.folder
     try:

@@ -1256,7 +1256,7 @@ GATED = """
 import os, sys, time
 sys.path.insert(0, {root!r})
 import httpserver
-read_at, httpserver.UNCHANGED, httpserver.SLICE = httpserver.read_at, -1, httpserver.PIECE
+read_at, httpserver.UNCHANGED, httpserver.LOOK_AFTER = httpserver.read_at, -1, httpserver.PIECE
 def gated(descriptor, size, offset):
     if size == httpserver.PIECE:
         os.write(2, b"a read for a digest\\n")
@@ -1287,31 +1287,23 @@ def sparse(path):
     return path.name
 
 
-def readable(sock):
-    return bool(select.select([sock], [], [], 0)[0])
-
-
 def test_many_digests_at_once_leave_room_for_other_clients_and_the_last_ones_are_left_out(
     gated, wire, ask, folder
 ):
     server, open_gate = gated
-    names = [sparse(folder / f"big{number}") for number in range(12)]
-    waiting = [ask_for_digest(wire(server), name) for name in names]
-    # the answers without a digest come while the others wait for theirs
-    early = until(
-        lambda: len(ready := [one for one in waiting if readable(one.sock)]) == 10 and ready,
-        "ten answers",
-    )
-    assert all("repr-digest" not in one.reply(head=True).fields for one in early)
+    first = ask_for_digest(wire(server), sparse(folder / "big"))
+    server.wait_for("a read for a digest")
+    others = [ask_for_digest(wire(server), sparse(folder / f"big{number}")) for number in range(5)]
     assert ask("GET", "/a.txt", to=server).body == b"hello\n"
     assert ask("PUT", "/new", to=server).status == 201
-    until(lambda: server.err.count("a read for a digest") == 2, "two digests under way")
+    # the answers without a digest come while the first one waits for its own
+    assert all("repr-digest" not in one.reply(head=True).fields for one in others)
+    assert server.err.count("a read for a digest") == 1
     open_gate()
-    for one in set(waiting) - set(early):
-        assert one.reply(head=True).fields["repr-digest"] == digest(bytes(4 << 20))
+    assert first.reply(head=True).fields["repr-digest"] == digest(bytes(4 << 20))
 
 
-def test_a_file_is_read_once_for_all_who_wait_for_its_digest_and_read_on_if_one_leaves(
+def test_a_file_is_read_once_for_all_who_wait_for_its_digest_and_again_if_the_first_leaves(
     gated, wire, ask, folder
 ):
     server, open_gate = gated
@@ -1324,8 +1316,8 @@ def test_a_file_is_read_once_for_all_who_wait_for_its_digest_and_read_on_if_one_
     for one in waiting:
         assert one.reply(head=True).fields["repr-digest"] == digest(bytes(4 << 20))
     server.wait_for(r'"HEAD /big HTTP/1\.1" 503 ')
-    # 16 pieces; each who waits finds the end once more, or the digest remembered
-    assert server.err.count("a read for a digest") < 2 * 16
+    # 16 pieces and the end, after the first one
+    assert server.err.count("a read for a digest") == 1 + 17
 
 
 def test_the_digest_of_a_file_that_was_changed_in_place_is_the_new_one(ask, folder):
@@ -1763,24 +1755,15 @@ def test_a_reader_that_stops_delays_nobody_and_is_hung_up_on(spawn, folder, ask,
 
 
 def test_a_crawling_upload_is_ended(spawn, folder, wire):
-    server, ended = spawn("httpserver.py", folder, "--timeout", "0.5"), []
-
-    # or silent, where the machine stood still for half a second: then once more
-    def is_called_slow():
-        connection = wire(server).send(
-            "PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
-        )
-        with suppress(ConnectionError):
-            while not select.select([connection.sock], [], [], 0.05)[0]:
-                connection.send("x")
-        ended.append(connection.reply().status)
-        until(
-            lambda: server.err.count('"PUT /x HTTP/1.1" 408 ') == len(ended), "the line in the log"
-        )
-        return re.search('"PUT /x HTTP/1.1" 408 .* "slower than 64 bytes a second"', server.err)
-
-    until(is_called_slow, "the client to be called slow")
-    assert set(ended) == {408}
+    server = spawn("httpserver.py", folder, "--timeout", "0.5")
+    connection = wire(server).send(
+        "PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+    )
+    with suppress(ConnectionError):
+        while not select.select([connection.sock], [], [], 0.05)[0]:
+            connection.send("x")
+    assert connection.reply().status == 408
+    server.wait_for('"PUT /x HTTP/1.1" 408 .* "silent for 0.5 s, or slower than 64 bytes a second"')
     assert set(tree(folder)) == {b"a.txt"}
 
 
@@ -1890,17 +1873,20 @@ def test_without_threads_what_is_short_is_answered_all_the_same_to_slow_readers_
 
 
 def test_a_reader_that_stops_within_a_short_answer_is_hung_up_on(spawn, folder, wire):
-    (folder / "big").write_bytes(b"x" * 131072)
+    (folder / "big").write_bytes(bytes(131072))
     server = spawn("httpserver.py", folder, "--timeout", "0.3")
     reader = wire(server, narrow=True)
     reader.send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200)
     server.wait_for("silent for 0.3 s")
-    assert not all(reader.reply().whole for _ in range(server.err.count("200 131072\n") + 1))
+    whole = server.err.count("200 131072\n")
+    # of the next answer there is room for some bytes, or for none
+    received = b"".join(iter(reader.more, b"")).count(0)
+    assert 131072 * whole <= received < 131072 * (whole + 1), server.err
 
 
 def test_a_client_that_resets_its_connection_after_an_upload_is_one_log_line(spawn, folder, wire):
     server = spawn("httpserver.py", folder)
-    for _ in range(5):  # with luck, the worker still waits for the next request
+    for _ in range(5):
         one = wire(server).send("PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx")
         assert one.reply().status in (201, 204)
         one.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -2441,7 +2427,8 @@ def uploads(wire, server, count, fields="", source="127.0.0.1"):
 def test_slow_uploads_from_one_address_leave_room_for_its_answers_and_for_all_others(
     way, spawn, folder, wire, ask
 ):
-    server = spawn("httpserver.py", folder, "--trust-proxy", "127.0.0.9")
+    # longer than the test takes under load: an upload that ends gives its place to another
+    server = spawn("httpserver.py", folder, "--trust-proxy", "127.0.0.9", "--timeout", "600")
     hop = "127.0.0.9" if way != "directly" else "127.0.0.1"
     form = "2001:db8:0:{}::{}" if way == "from one IPv6 network" else "192.0.2.{}"
     mine = [f"X-Forwarded-For: {form.format(7, number)}\r\n" for number in (1, 2)]
