@@ -1236,6 +1236,8 @@ class Download:
             write_whole(part, self.path, data, self.replace, set_facts)
         except FileExistsError:
             raise exists(self.path) from None
+        except FileNotFoundError:
+            return  # another run took it for an old part: save() fetches it again
         except OSError as error:
             raise unwritable(self.path, error, 0) from None
         self.received, self.verdict = len(data), "saved"
@@ -1249,7 +1251,11 @@ class Download:
                 self.side_by_side(output, self.head)
             while not self.verdict and output.left():
                 output.remember()
-                self.client.retry(self.url, lambda: self.receive_next(output), output.count)
+                self.client.retry(
+                    self.url,
+                    lambda: self.receive(self.client, output, output.left()[0]),
+                    output.count,
+                )
             if not self.verdict:
                 self.finish(output)
         except Changed:
@@ -1258,9 +1264,6 @@ class Download:
             raise
         finally:
             output.close()
-
-    def receive_next(self, output: Output) -> None:
-        self.receive(self.client, output, output.left()[0])
 
     def open_output(self) -> Output:
         found = stat_or_none(self.path) if self.chosen else None
@@ -1594,9 +1597,6 @@ class Spans:
     def remember(self) -> None:
         """Note what is here, where that can be continued."""
 
-    def discard(self) -> None:
-        """Give up what is here, where that is possible."""
-
 
 class Part(Spans):
     """The hidden file of a download that is not finished, and a note of the source that it belongs
@@ -1716,8 +1716,7 @@ class Part(Spans):
             except OSError as error:
                 if error.errno != errno.EINVAL:  # some file systems cannot
                     raise unwritable(self.path, error, 0) from None
-        note = {"url": str(self.url), **self.source._asdict(), "spans": spans}
-        write_note(self.note, note)
+        write_note(self.note, {"url": str(self.url), **self.source._asdict(), "spans": spans})
         self.noted = True
 
     def write(self, offset: int, data: Data) -> None:

@@ -2612,6 +2612,20 @@ def test_mirror_killed_at_a_short_file_leaves_a_part_that_the_next_run_removes(
     assert tree(tmp_path / "m") == {"a": b"whole", "b": b"whole"}
 
 
+def test_mirror_fetches_a_short_file_again_whose_part_another_run_removed(run, files, tmp_path):
+    index = answer(b'<a href="a">', headers="Content-Type: text/html\r\n")
+    server = files(b"", hook=lambda head: index if head.split()[1] == "/" else answer(b"whole"))
+    swept = (
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h\n"
+        "rename = h.rename\n"
+        "def sweep(part, *more): h.rename = rename; os.unlink(part); rename(part, *more)\n"
+        "h.rename = sweep; sys.exit(h.main())"
+    )
+    words = "mirror", f"http://127.0.0.1:{server.port}/", "-o", tmp_path / "m"
+    done = run("-c", swept, *words)
+    assert done.code == 0 and tree(tmp_path / "m") == {"a": b"whole"}, done
+
+
 def test_mirror_goes_on_past_a_bad_file_that_comes_with_a_malformed_head(run, files, tmp_path):
     pages = {
         "/": answer(
