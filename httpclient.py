@@ -659,9 +659,8 @@ class Connection:
         self.sock = sock
         self.peer = peer
         self.args = args
-        self.slice = TLS_SLICE if hasattr(sock, "unwrap") else BUFFER
-        if args.pace:
-            self.slice = min(self.slice, args.pace.piece)
+        self.piece = args.pace.piece if args.pace else BUFFER  # bytes of one recv() at most
+        self.slice = min(self.piece, TLS_SLICE if hasattr(sock, "unwrap") else BUFFER)
         self.buffer = memoryview(bytearray(BUFFER))
         self.start = self.end = 0
         self.why_closed = CLOSED  # why nothing more comes, once receive() returns 0
@@ -675,11 +674,8 @@ class Connection:
         self.buffer[:waiting] = self.buffer[self.start : self.end]
         self.start, self.end = 0, waiting
         try:
-            room = self.buffer[waiting:]
-            if self.args.pace:
-                room = room[: self.args.pace.piece]
             await_data(self.sock)
-            count = self.sock.recv_into(room)
+            count = self.sock.recv_into(self.buffer[waiting : waiting + self.piece])
         except socket.timeout:
             raise Transient(
                 28,
@@ -849,12 +845,12 @@ class Reply:
         """The body as it arrives. Raises Transient if the connection is lost before its end."""
         if self.ended:
             return
-        length = self.head.length
         if "transfer-encoding" in self.head.fields:
             body = self.decode_chunked()
+        elif self.head.length is None:
+            body = self.read_to_close()
         else:
-            rest = 0 if length is None else length - self.received
-            body = self.read_to_close() if length is None else self.read_sized(rest)
+            body = self.read_sized(self.head.length - self.received)
         for chunk in body:
             self.received += len(chunk)
             yield chunk
@@ -1152,10 +1148,8 @@ def get(client: Client) -> None:
         make_folder(args, folder or ".")
     folder = os.path.join(folder, "")
 
-    def fetch(url: URL) -> None:
-        Download(client, url, folder, name, replace=False).run()
-
-    for_each(args, [target(text, args) for text in urls], fetch)
+    found = [target(text, args) for text in urls]
+    for_each(args, found, lambda url: Download(client, url, folder, name, replace=False).run())
 
 
 def read_lines(path: str) -> list[str]:
@@ -3080,9 +3074,8 @@ def safe_name(name: str) -> str:
     if os.name == "nt":
         name = re.sub(WINDOWS_ILLEGAL, "_", name)
     if len(os.fsencode(name)) > 255:  # the limit of most file systems
-        stem, dot, ending = name.rpartition(".")
-        short = os.fsdecode(os.fsencode(stem or name)[:200])
-        name = short + dot + ending if len(os.fsencode(ending)) < 50 else short
+        stem, ending = map(os.fsencode, os.path.splitext(name))
+        name = os.fsdecode(stem[:200] + ending[:50])
     return name or "index.html"
 
 
