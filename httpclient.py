@@ -2145,14 +2145,15 @@ class Upload:
 
     def attempt(self) -> None:
         # only once: when a reply was lost, the file there may be ours
-        condition, self.condition = self.condition, {}
+        if self.fields.pop("If-None-Match", None):
+            self.condition = {}
         if self.body.changed():  # the server has the beginning of another file
             self.body, self.resource, self.fields = BodySource(self.path), None, {}
             self.kept = 0
         if not (self.resource and self.is_known(self.resource)):
-            self.resource = self.create(condition)
+            self.resource = self.create()
         if not self.resource:
-            self.send_whole(condition)
+            self.send_whole()
         elif not self.complete:
             self.append(self.resource)
         with contextlib.suppress(OSError):
@@ -2165,13 +2166,14 @@ class Upload:
                 "repeat the command when nothing writes to it",
             )
 
-    def create(self, condition: Fields) -> Optional[URL]:
+    def create(self) -> Optional[URL]:
         """Begin with an empty upload, if the server speaks the draft. Its reply says where to
         continue.
 
         A 104 reply would say so during the upload, but nginx and other proxies drop it. The
         place must be on the server that the user named, because it is sent the login."""
-        self.fields, self.offset = self.fields or self.prepare(), 0
+        self.fields = self.fields or {**self.prepare(), **self.condition}
+        self.offset = 0
         if not self.announced:
             return None
         fields = {
@@ -2179,7 +2181,6 @@ class Upload:
             "Upload-Complete": "?0",
             "Upload-Length": str(self.body.length),
             **DRAFT,
-            **condition,
         }
         with self.client.ask("PUT", self.url, fields, BodySource(b"")) as reply:
             self.check(reply, stored=False)
@@ -2211,10 +2212,9 @@ class Upload:
         report(self.args, self.url, "sent", self.path, self.sent)
         return True
 
-    def send_whole(self, condition: Fields) -> None:
+    def send_whole(self) -> None:
         self.args.progress.begin(self.path, 0, self.body.length)
-        fields = {**self.fields, **condition}
-        with self.client.ask("PUT", self.url, fields, self.body) as reply:
+        with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
             self.check(reply)
             doubtful = self.is_doubtful(reply)
         if doubtful:
