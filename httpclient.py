@@ -524,33 +524,33 @@ class Client:
                 self.args.progress.wait(lines_of(failure)[0], pause)
 
     def pipeline(
-        self, method: str, urls: Iterable[URL], make: Callable[[URL], bytes]
+        self, method: str, urls: Sequence[URL], make: Callable[[URL], bytes]
     ) -> Iterator[tuple[URL, "Reply"]]:
         """Send many requests to one server without waiting for each reply. Replies come in the same
         order. Where none comes, the caller asks again by itself.
 
         Not every server keeps a connection open, so begin with one request, and double that
         number while the connection stays open."""
-        waiting, asked, window = deque(urls), deque[URL](), 1
-        most = PIPELINE if waiting and not self.origin(waiting[0]).proxy else 1
+        done = asked = 0  # how many URLs have their reply, and how many were asked for
+        most = PIPELINE if urls and not self.origin(urls[0]).proxy else 1
         connection: Connection | None = None
         try:
-            while waiting or asked:
-                url = (asked or waiting)[0]
+            while done < len(urls):
+                url = urls[done]
                 if not connection:
-                    waiting.extendleft(reversed(asked))
-                    asked.clear()
-                    opened = functools.partial(self.connection, url)
-                    connection, window = self.retry(url, opened), 1
+                    connection = self.retry(url, functools.partial(self.connection, url))
+                    asked, window = done, 1
                 try:
-                    self.send_requests(connection, waiting, make, asked, window)
+                    if asked - done <= window // 2:  # not one by one: several share a segment
+                        self.send_requests(connection, map(make, urls[asked : done + window]))
+                        asked = done + window
                     reply = Reply(connection, connection.read_head(), method, url)
                 except Failure:
                     connection.close()
                     connection = None
-                    (asked or waiting).popleft()
                     continue
-                asked.popleft()
+                finally:
+                    done += 1
                 with reply:
                     yield url, reply
                 window = min(2 * window, most)
@@ -569,22 +569,10 @@ class Client:
         before, _, after = request.partition(to_bytes(f"{base.target} HTTP/"))
         return lambda url: b"%b%b HTTP/%b" % (before, to_bytes(url.target), after)
 
-    def send_requests(
-        self,
-        connection: "Connection",
-        waiting: deque[URL],
-        make: Callable[[URL], bytes],
-        asked: deque[URL],
-        count: int,
-    ) -> None:
-        """Send requests until so many are asked, unless half are: so several share a segment."""
-        if len(asked) > count // 2:
-            return
+    def send_requests(self, connection: "Connection", requests: Iterable[bytes]) -> None:
         data = b""
-        while waiting and len(asked) < count:
-            request = make(waiting[0])
+        for request in requests:
             narrate(self.args, ">", request)
-            asked.append(waiting.popleft())
             data += request
             if len(data) > TLS_SLICE:
                 connection.send(data)
