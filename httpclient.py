@@ -137,7 +137,9 @@ GZIP_RATIO = 200  # decoded bytes for each received one; text rarely passes 20, 
 PIPELINE = 64  # requests sent before their replies, for a folder of files
 EXPECT_FROM = 1 << 20  # bytes: a larger body waits for 100 Continue, as with curl
 EXPECT_WAIT = 1.0  # seconds to wait for it; old servers stay silent
-NOTED_FROM = 1 << 18  # bytes: a smaller file needs no note, since it is fetched again whole
+# bytes: a smaller file needs no note, since it is fetched again whole; of a folder, it is in memory
+# before it is written
+NOTED_FROM = 1 << 18
 HOLE_FROM = 1 << 12  # bytes: the block of most file systems
 SPLIT_FROM = 1 << 20  # bytes: the smallest span that is worth a connection
 # for open(): follow no link, wait for no FIFO
@@ -2721,19 +2723,19 @@ def fetch_files(
 def send_files(tree: Tree, folder: str, jobs: dict[URL, Entry]) -> None:
     """Send short files in a pipeline, the rest one by one."""
     client, uploads = tree.client, dict[URL, Upload]()
-    paths = {url: folder + file.name for url, file in jobs.items()}
 
     def make(url: URL) -> bytes:
-        uploads[url] = Upload(client, url, BodySource(paths[url]), paths[url])
+        path = folder + jobs[url].name
+        uploads[url] = Upload(client, url, BodySource(path), path)
         return uploads[url].as_request()
 
     short = [url for url, file in jobs.items() if (file.size or 0) <= NOTED_FROM]
     for url, reply in client.pipeline("PUT", short, make):
         if uploads.pop(url).is_done(reply):
-            del paths[url]
+            del jobs[url]
         elif reply.head.success or reply.head.status in {*REDIRECTS, 401, 405, 501}:
             break  # all others would get the same reply
-    for_each(tree.args, list(paths), lambda url: send_file(client, paths[url], url))
+    for_each(tree.args, list(jobs), lambda url: send_file(client, folder + jobs[url].name, url))
 
 
 def remote(tree: Tree, url: URL, path: str) -> Optional[dict[str, Entry]]:
