@@ -4021,6 +4021,10 @@ def is_terminal(fd: int) -> bool:
         return not isinstance(stream, io.FileIO)
 
 
+# --- end terminals ---
+
+
+# --- consoles: the same in client.py, httpclient.py (tests/test_twins.py) ---
 def write_some(fd: int, data: Union[bytes, memoryview]) -> int:
     """os.write(), except that a console of Windows gets text: bytes appear by a code page."""
     if os.name != "nt":
@@ -4029,7 +4033,7 @@ def write_some(fd: int, data: Union[bytes, memoryview]) -> int:
         return stream.write(data) or 0
 
 
-# --- end terminals ---
+# --- end consoles ---
 
 
 # --- errors: the same in all six scripts (tests/test_twins.py) ---
