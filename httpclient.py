@@ -2425,12 +2425,6 @@ def show_folder(tree: "Tree", url: URL, path: str) -> None:
             attempt(args, functools.partial(show_folder, tree, inner, f"{name}/"))
 
 
-def ask_index(client: Client, url: URL) -> Reply:
-    """Ask for a folder's entries. JSON is preferred; a page of links will do."""
-    accept = "application/json, text/html;q=0.9, */*;q=0.1"
-    return client.ask("GET", url, {"Accept": accept, "Accept-Encoding": "gzip"})
-
-
 def read_index(reply: Reply) -> list[Entry]:
     url, data = reply.url, reply.read(MAX_LISTING + 1)
     if len(data) > MAX_LISTING:
@@ -2463,21 +2457,18 @@ class Tree:
 
     def listing(self, url: URL, path: str) -> tuple[URL, list[Entry]]:
         """The URL of a folder after redirects, and its entries."""
-        self.check_depth(url, path)
-
-        def ask() -> tuple[URL, list[Entry]]:
-            with check(ask_index(self.client, url)) as reply:
-                return reply.url, read_index(reply)
-
-        base, entries = self.client.retry(url, ask)
-        root = self.root
+        reply, entries = self.ask(url, path)
+        base, root = reply.url, self.root
         if base.origin != root.origin or not base.path.startswith(root.path):
             raise Failure(
                 56, f"{url} leads out of {root}", "it was not followed", "name that URL by itself"
             )
         return base, entries
 
-    def check_depth(self, url: URL, path: str) -> None:
+    def ask(self, url: URL, path: str, missing: bool = False) -> tuple[Reply, list[Entry]]:
+        """Ask for a folder's entries. JSON is preferred; a page of links will do.
+
+        missing: without an index, there are none."""
         if path.count("/") > MAX_DEPTH:
             raise Failure(
                 26 if self.sending else 56,
@@ -2485,6 +2476,16 @@ class Tree:
                 "it was left out",
                 f"{self.args.verb} that folder by itself",
             )
+        accept = "application/json, text/html;q=0.9, */*;q=0.1"
+        fields = {"Accept": accept, "Accept-Encoding": "gzip"}
+
+        def act() -> tuple[Reply, list[Entry]]:
+            with self.client.ask("GET", url, fields) as reply:
+                if not missing or reply.head.status in PASSING:
+                    check(reply)
+                return reply, read_index(reply) if reply.head.success else []
+
+        return self.client.retry(url, act)
 
     def leaves_out(self, path: str, entry: Entry) -> bool:
         """Whether an entry of the source is not copied. Say why, if nobody asked for that."""
@@ -2741,20 +2742,11 @@ def send_files(tree: Tree, folder: str, jobs: dict[URL, Entry]) -> None:
 def remote(tree: Tree, url: URL, path: str) -> Optional[dict[str, Entry]]:
     """What a server has in a folder, which is made if it is missing. None if the server does not
     tell."""
-    client = tree.client
-    tree.check_depth(url, path)
-
-    def ask() -> tuple[int, list[Entry]]:
-        with ask_index(client, url) as reply:
-            head = reply.head
-            if head.status in PASSING:
-                check(reply)
-            return head.status, read_index(reply) if head.success else []
-
-    status, entries = client.retry(url, ask)
+    reply, entries = tree.ask(url, path, missing=True)
+    status = reply.head.status
     if status == 404 and not tree.args.dry_run:
         # many servers know no MKCOL, and make folders when a file comes
-        with client.ask("MKCOL", url):
+        with tree.client.ask("MKCOL", url):
             pass
     return {entry.name: entry for entry in entries} if status in (200, 404) else None
 
