@@ -609,14 +609,14 @@ def request_head(method: str, target: str, fields: Fields) -> bytes:
     return to_bytes("\r\n".join([*lines, "", ""]))
 
 
-def check(reply: "Reply") -> "Reply":
-    """Return the reply if it is a success. Else raise a Failure with the first lines of its body.
+def check(reply: "Reply") -> None:
+    """Raise a Failure with the first lines of the body, if the reply is no success.
 
     A redirect without a Location is no success: a store sends one for a bucket in another
     region."""
     head = reply.head
     if head.success:
-        return reply
+        return
     lines = ""
     with reply, contextlib.suppress(Failure):
         lines = error_lines(head, reply.read(MAX_ANSWER))
@@ -2518,7 +2518,11 @@ class Tree:
         """Note what a folder of the destination has besides these names. Returns whether all of it
         may go."""
         whole = True
-        for entry in self.entries(place, path):
+        if isinstance(place, str):
+            entries = local_entries(place)
+        else:
+            entries = self.listing(folder_url(place), path)[1]
+        for entry in entries:
             name, inner = entry.name, path + entry.name + "/" * entry.folder
             allowed = not entry.special and check_name(name, self.args.hidden)
             if not allowed or is_excluded(self.args.exclude, inner):
@@ -2533,11 +2537,6 @@ class Tree:
             else:
                 whole = False
         return whole
-
-    def entries(self, place: Union[str, URL], path: str) -> list[Entry]:
-        if isinstance(place, str):
-            return local_entries(place)
-        return self.listing(folder_url(place), path)[1]
 
     def finish(self, place: str, code: int) -> None:
         """Delete what the source does not have, if all else came through. Tell the counts."""
