@@ -1268,7 +1268,7 @@ class Download:
         if found:
             self.check_here(head)
         ranges = "bytes" in head.get("accept-ranges") and source_of(head).validator
-        if not found or head.codings or not ranges:
+        if not found or head.codings or not head.length or not ranges:
             self.connections = 1
 
     def check_here(self, head: Head) -> None:
@@ -1680,11 +1680,13 @@ class Part(Spans):
             for span in left
             for first in range(span.offset, span.end or size, step)
         ]
+        if len(pieces) < 2:
+            return False
         # the file's length tells of the last span: of one without content, it tells nothing
         self.spans = [*pieces, Span(size, size)]
         # now, because what is written behind a gap must not look as if all before it were here
         self.remember()
-        return len(pieces) > 1
+        return True
 
     def remember(self) -> None:
         """Write the note. The bytes that it counts must be on the disk before it.

@@ -952,8 +952,11 @@ def test_four_connections_fill_one_file_with_each_byte_fetched_once(run, files, 
     assert os.stat(tmp_path / "file.bin").st_mtime == MTIME
 
 
-def test_several_connections_are_one_where_the_server_promises_no_ranges(run, files, tmp_path):
-    server = files(random.Random(3).randbytes(3_000_000), ranges=False)
+@pytest.mark.parametrize("size, ranges", [(3_000_000, False), (700_000, True), (0, True)])
+def test_several_connections_are_one_for_a_short_file_and_where_no_ranges_are_promised(
+    run, files, tmp_path, size, ranges
+):
+    server = files(random.Random(3).randbytes(size), ranges=ranges)
     assert get(run, tmp_path, server.url, "--connections", 4).code == 0
     assert (tmp_path / "file.bin").read_bytes() == server.body
     methods = [head.split()[0] for head in server.heads if head]
