@@ -533,26 +533,24 @@ class Client:
 
         Not every server keeps a connection open, so begin with one request, and double that
         number while the connection stays open."""
-        done = asked = 0  # how many URLs have their reply, and how many were asked for
+        asked, window = 0, 1  # how many URLs were asked for, and how many at a time
         most = PIPELINE if urls and not self.origin(urls[0]).proxy else 1
         connection: Connection | None = None
         try:
-            while done < len(urls):
-                url = urls[done]
+            for done, url in enumerate(urls):
                 if not connection:
                     connection = self.retry(url, functools.partial(self.connection, url))
                     asked, window = done, 1
+                # not one by one: several share a segment
+                batch = urls[asked : done + window] if asked - done <= window // 2 else []
+                asked += len(batch)
                 try:
-                    if asked - done <= window // 2:  # not one by one: several share a segment
-                        self.send_requests(connection, map(make, urls[asked : done + window]))
-                        asked = done + window
+                    self.send_requests(connection, map(make, batch))
                     reply = Reply(connection, connection.read_head(), method, url)
                 except Failure:
                     connection.close()
                     connection = None
                     continue
-                finally:
-                    done += 1
                 with reply:
                     yield url, reply
                 window = min(2 * window, most)
