@@ -425,12 +425,6 @@ def known_head(head: bytes) -> Request:
     return request
 
 
-def too_long(head: bytes) -> Refusal:
-    if b"\n" not in head[:MAX_TARGET]:
-        return Refusal(414, "the target is too long")
-    return Refusal(431, f"the head is longer than {MAX_HEAD} bytes")
-
-
 def malformed(head: str) -> Refusal:
     """Why a head is none."""
     line = LINE.fullmatch(re.split(r"\r?\n", head, maxsplit=1)[0])
@@ -1596,7 +1590,9 @@ class Connection:
         found = HEAD_END.search(self.buffer)
         size = found.end() if found else 0
         if (size or len(self.buffer)) > MAX_HEAD:
-            raise too_long(self.buffer[: MAX_HEAD + 1])
+            if b"\n" not in self.buffer[:MAX_TARGET]:
+                raise Refusal(414, "the target is too long")
+            raise Refusal(431, f"the head is longer than {MAX_HEAD} bytes")
         return size
 
     def recall(self, request: Request) -> Optional[Answer]:
@@ -2127,7 +2123,11 @@ class Server:
         self.asks_all = bool(password) and not args.public_read
         self.read_only = args.read_only or bool(self.shared.only)
         self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
-        self.names = own_names(args.host) | {name.lower() for name in args.allow_host}
+        # those of this machine, without asking the network: getfqdn can take half a minute
+        name = socket.gethostname().lower()
+        short = name.partition(".")[0]
+        known = ("localhost", name, short, short + ".local", args.host, *args.allow_host)
+        self.names = frozenset(name.lower() for name in known)
         self.proxies = frozenset(args.trust_proxy)
         # --header: the names of these fields, and the lines
         self.replaced = frozenset(line.partition(":")[0].lower() for line in args.header)
@@ -2434,13 +2434,6 @@ def sha256_of(descriptor: int, conn: Optional[Connection] = None) -> bytes:
 def log_time(seconds: int) -> str:
     """As in [10/Oct/2000:13:55:36 -0700], in English: nothing here calls setlocale()."""
     return time.strftime("[%d/%b/%Y:%H:%M:%S %z]", time.localtime(seconds))
-
-
-def own_names(host: str) -> frozenset[str]:
-    """The names of this machine, without asking the network (getfqdn can take half a minute)."""
-    name = socket.gethostname().lower()
-    short = name.partition(".")[0]
-    return frozenset(("localhost", name, short, short + ".local", host.lower()))
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -6014,6 +6007,21 @@ def header_line(text: str) -> str:
     return text
 
 
+SWITCHES = (
+    ("--public-read", "ask for the password only where something changes"),
+    ("--read-only", "refuse every change"),
+    ("--drop-box", "who connects can add files and folders, and nothing else"),
+    ("--hidden", "show and serve names that start with a dot"),
+    ("--durable", "an upload is on the disk before it is answered (fsync)"),
+    ("--once", "end when one client has got the whole of a file"),
+    ("--quiet", "no access log"),
+    ("--json", "each line of the log is a JSON object"),
+    ("--no-qr", "no QR code of the address on a terminal"),
+    ("--trace", "print a line for each socket call"),
+    ("--trace-hex", "the same, with the first bytes"),
+)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="httpserver.py")
     add = parser.add_argument
@@ -6036,39 +6044,19 @@ def build_parser() -> argparse.ArgumentParser:
     any_port = f"the port; 0 takes any free one (default {PORT})"
     add("-p", "--port", type=between(0, 65535), default=PORT, help=any_port)
     door_flags(parser)
-    sharing_flags(parser)
+    for flag, text in SWITCHES:
+        add(flag, action="store_true", help=text)
     limit_flags(parser)
     proxy_flags(parser)
     add("--log", metavar="FILE", help="where the access log goes (default stderr)")
-    add("--quiet", action="store_true", help="no access log")
-    add("--json", action="store_true", help="each line of the log is a JSON object")
-    add("--trace", action="store_true", help="print a line for each socket call")
-    add("--trace-hex", action="store_true", help="the same, with the first bytes")
     add(
         "--pcap",
         type=Capture,
         metavar="FILE",
         help="store all that is sent, passwords too, for Wireshark",
     )
-    add("--no-qr", action="store_true", help="no QR code of the address on a terminal")
     add("--version", action="version", version=f"%(prog)s {VERSION}")
     return parser
-
-
-def sharing_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--public-read",
-        action="store_true",
-        help="ask for the password only where something changes",
-    )
-    add("--read-only", action="store_true", help="refuse every change")
-    box = "who connects can add files and folders, and nothing else"
-    add("--drop-box", action="store_true", help=box)
-    add("--hidden", action="store_true", help="show and serve names that start with a dot")
-    fsync = "an upload is on the disk before it is answered (fsync)"
-    add("--durable", action="store_true", help=fsync)
-    add("--once", action="store_true", help="end when one client has got the whole of a file")
 
 
 def limit_flags(parser: argparse.ArgumentParser) -> None:
