@@ -57,8 +57,8 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 
 # The map
 #
-# Begin with Connection.ready(), Connection.advance() and Connection.answer_to(): what has come is
-# read and answered.
+# Begin with Connection.ready(), which the loop calls when something has come. Connection.advance()
+# takes the requests out of it, and Connection.answer_to() answers one.
 # The sections, in the order of the file:
 #   a request          Request, parse_head(), evaluate(), parse_ranges(), client_behind()
 #   the folder         check_name(), Place, Entry, Shared, rename(), Part
@@ -193,8 +193,7 @@ SLICE = 1 << 16  # bytes of one send(): TLS takes all or nothing, so a slow read
 DRAIN = 65536  # bytes of an unwanted body that the server reads to keep the connection
 LINGER = 2.0  # seconds that a refused client has to read why
 GRACE = 2.0  # seconds that answers under way have after Ctrl-C
-# bytes a second, over each --timeout of waiting for the client: a slower body is stuck
-MIN_RATE = 64
+MIN_RATE = 64  # bytes that make up for a second of waiting: a slower client is stuck
 NOTE_EVERY = 1.0  # seconds between two 104 responses with the offset of an upload
 # seconds after which a waiting upload checks whether another connection wants to continue it
 LOOK_EVERY = 0.2
@@ -241,14 +240,8 @@ ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
 MORE = getattr(socket, "MSG_MORE", 0)  # more follows: wait for it with what fills no segment
 CORK = getattr(socket, "TCP_CORK", 0)  # the same until it is taken off
 UTF_8 = "; charset=utf-8"
-DIR_FD = {
-    os.open,
-    os.stat,
-    os.mkdir,
-    os.unlink,
-    os.rmdir,
-    os.rename,
-} <= os.supports_dir_fd and os.scandir in os.supports_fd
+# whether the calls take an open folder: a system has them all, or none
+DIR_FD = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
 FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 # O_NONBLOCK: opening a FIFO must not wait for its writer
 LEAF = (
@@ -1547,11 +1540,9 @@ class Connection:
                 return self.await_head()
             if not request.is_light:
                 return self.server.hand_over(self, request)
-            answer = self.recall(request) or self.answer_to(request)
+            answer = self.recall(request)
             if answer.pieces is not None and not self.is_quick(answer):
                 return self.server.hand_over(self, request, answer)
-            if answer.source and answer.pieces is None and len(answer.body) <= KNOWN_BODY:
-                request.remembered = answer
             if not self.send_at_once(request, answer):
                 return None
             if not self.buffer:
@@ -1595,14 +1586,18 @@ class Connection:
             raise Refusal(431, f"the head is longer than {MAX_HEAD} bytes")
         return size
 
-    def recall(self, request: Request) -> Optional[Answer]:
-        """What was answered to the same head, if its file is the same.
+    def recall(self, request: Request) -> Answer:
+        """What was answered to the same head, if its file is the same, or a new answer.
 
-        This costs one look at each name of the path, and opens nothing. What a password or the
-        time decides is never kept."""
-        answer = request.remembered
-        is_known = answer and answer.source and answer.source.is_current(self.shared.root)
-        return answer if is_known else None
+        To recall costs one look at each name of the path, and opens nothing. What a password or the
+        time decides has no source, and is never remembered."""
+        known = request.remembered
+        if known and known.source and known.source.is_current(self.shared.root):
+            return known
+        answer = self.answer_to(request)
+        if answer.source and answer.pieces is None and len(answer.body) <= KNOWN_BODY:
+            request.remembered = answer
+        return answer
 
     def answer_to(self, request: Request) -> Answer:
         """The one place where a request becomes an answer, or an error becomes one."""
@@ -1906,7 +1901,7 @@ class Connection:
         while self.patience > 0:
             began = time.monotonic()
             seconds = min(self.patience, LOOK_EVERY) if self.part else self.patience
-            is_there = is_ready(self.sock, writing, seconds)
+            is_there = poll(self.sock, writing, seconds)
             self.patience -= time.monotonic() - began
             if is_there:
                 return
@@ -2041,8 +2036,8 @@ def read_short(answer: Answer) -> Answer:
     return answer
 
 
-def is_ready(sock: socket.socket, writing: bool, seconds: float) -> bool:
-    # where poll() is: select() has no descriptors above 1023
+def poll(sock: socket.socket, writing: bool, seconds: float) -> bool:
+    """Wait for one socket. By select() only where poll() is missing: it knows none above 1023."""
     with getattr(selectors, "PollSelector", selectors.SelectSelector)() as selector:
         selector.register(sock, selectors.EVENT_WRITE if writing else selectors.EVENT_READ)
         return bool(selector.select(seconds))
@@ -2221,7 +2216,7 @@ class Server:
 
         Or else the oldest slow one of another address, if that has half of all there are."""
         for conn in self.queues[State.IDLE]:
-            if not is_ready(conn.sock, False, 0):  # or its next request is here, not read yet
+            if not poll(conn.sock, False, 0):  # or its next request is here, not read yet
                 conn.linger()
                 return True
         states = State.HANDSHAKE, State.HEAD, State.ANSWERING, State.IDLE
@@ -2995,7 +2990,7 @@ def reporting(conn: Connection, request: Request, part: "Part") -> Iterator[Data
     for data in conn.body.pieces:
         yield data
         more = part.kept and (conn.body.left or request.chunked)
-        if more and time.monotonic() > last + NOTE_EVERY and is_ready(conn.sock, True, 0):
+        if more and time.monotonic() > last + NOTE_EVERY and poll(conn.sock, True, 0):
             last = time.monotonic()
             send_interim(conn, request, {"Upload-Offset": str(part.size)})
 
