@@ -146,17 +146,14 @@ ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client", "got")
 # a password that a server made: no 0, 1, i, l, o, which look alike
 MADE_PASSWORD = re.compile("[a-hj-km-np-z2-9]{6}(?:-[a-hj-km-np-z2-9]{6}){2}")
 CHAT_PROMPT = "> "
-# lines a second that a pipe says, and how many at once: a little less than every server takes
-PIPE_RATE, PIPE_BURST = 18.0, 30.0
-# lines of a pipe that may wait for answers: a link that stood still brings them all at once, and
-# PIPE_BURST others after them
+PIPE_RATE = 18.0  # lines a second that a pipe says: a little less than every server takes
+# lines of a pipe that may wait for answers: a link that stood still brings them all at once
 CHAT_UNANSWERED = 8
 GOODBYE = 1.0  # seconds that a chat which is stopped has for the answers to what was said last
 CHAT_LINE = 1000  # characters of one line of the chat; more are several
 SENDERS = 1000  # folders from others whose names here are remembered
 # folders that stay open: what is asked for runs ahead of what comes, often into the next folder
 OPEN_FOLDERS = 4
-REPLAYED = 50  # lines from before that a server tells who joins
 NICK = re.compile(r"[\w.-]{1,32}")
 CHAT_COMMANDS = "/who", "/nick", "/msg", "/quit"
 CHAT_HELP = "/who, /nick NAME, /msg NICK TEXT, /quit; a line that starts with a slash needs two"
@@ -172,11 +169,7 @@ def do_list(args: argparse.Namespace) -> int:
     """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
     code, table = 0, is_terminal(1)
     folder = remote_name(args, args.folder) if args.folder else args.cwd or ""
-    if is_pattern(args, folder):
-        entries = matching(args, folder, args.r)
-    else:
-        entries = iter(list_folder(args, folder, args.r))
-    for entry in entries:
+    for entry in (matching if is_pattern(args, folder) else list_folder)(args, folder, args.r):
         name = entry.words[0]
         if entry.keys.get("reason") == "not-a-file":
             say_in_rows(f"skipped {printable(name)}: {SKIPPED['link or special']}")
@@ -1459,8 +1452,8 @@ class Sends(Puts):
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
         self.waits = self.nobody = False
-        # receiver -> files and folders it was sent, files it has, their bytes
-        self.results: dict[str, list[int]] = {}
+        # receiver -> how many files and folders it was sent, how many it has, their bytes
+        self.results: dict[str, Counter[str]] = {}
         self.targets = ",".join(filter(None, args.to or []))
         self.nicks: set[str] = set()  # of those receivers that have one
         if not self.targets and not args.all:
@@ -1536,34 +1529,25 @@ class Sends(Puts):
         """What one receiver said: "", or why it has not got it."""
         verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (sha256 or None)
         target = peer_name(found.words[0], found.keys.get("nick"))
-        reason = "" if verified else found.keys.get("reason") or "wrong-digest"
-        row = self.results.setdefault(target, [0, 0, 0])
-        for place, more in enumerate((1, verified, size * verified)):
-            row[place] += more
-        if reason:
-            why, hint = {**WHYS, **THERE}.get(
-                reason, ("the receiver says so", "run the same command again")
-            )
-            why = printable(found.keys.get("why", why))
-            what = f"{target} did not get {printable(file.name)} ({printable(reason)})"
-            self.fail(file, Failure(25, what, why, hint))
+        counts = self.results.setdefault(target, Counter())
+        counts.update(sent=1, verified=verified, bytes=size * verified)
+        if verified:
+            return ""
+        reason = found.keys.get("reason") or "wrong-digest"
+        told = "the receiver says so", "run the same command again"
+        why, hint = THERE.get(reason) or WHYS.get(reason, told)
+        what = f"{target} did not get {printable(file.name)} ({printable(reason)})"
+        self.fail(file, Failure(25, what, printable(found.keys.get("why", why)), hint))
         return reason
 
     def summary(self) -> None:
         super().summary()
-        for target, (sent, verified, size) in self.results.items():
+        for target, counts in self.results.items():
             if self.args.json:
-                tell_json(
-                    {
-                        "verb": "send",
-                        "receiver": target,
-                        "sent": sent,
-                        "verified": verified,
-                        "bytes": size,
-                    }
-                )
+                tell_json({"verb": "send", "receiver": target, **counts})
             elif not self.args.quiet:
-                say(f"{target}: verified {verified:,} of {sent:,}, {readable_size(size)}")
+                verified = f"verified {counts['verified']:,} of {counts['sent']:,}"
+                say(f"{target}: {verified}, {readable_size(counts['bytes'])}")
 
 
 class Inbox:
@@ -1586,12 +1570,10 @@ class Inbox:
         if not self.args.quiet:
             known = printable(answer.keys.get("nick") or answer.keys.get("you", "?"))
             flags = endpoint_flags(self.args) + trust_options(self.args)
-            say(
-                f"waiting for files; others send them with:  python3 client.py{flags} "
-                f"send PATH --to {known}"
-            )
+            command = f"python3 client.py{flags} send PATH --to {known}"
+            say(f"waiting for files; others send them with:  {command}")
         while self.args.count:  # below zero, without --count, it comes to no end
-            if self.link.start == self.link.end:
+            if not self.link.has_unread():
                 self.folder.cache_clear()  # before the next comes, they may be gone
             self.handle_request(self.link.line(idle=True))
         self.leave()
@@ -1601,13 +1583,11 @@ class Inbox:
         """Read until the server closes, because the next file may be on its way.
 
         If we closed with that unread, a reset could overtake our last answer."""
-        until = time.monotonic() + GOODBYE
-        with contextlib.suppress(Lost, OSError):
-            self.link.put(line("bye"))
-            self.link.flush()
-            self.link.sock.settimeout(GOODBYE)
-            while self.link.sock.recv(65536) and time.monotonic() < until:
-                pass
+        until, self.link.timeout = time.monotonic() + GOODBYE, GOODBYE
+        with contextlib.suppress(Lost, Broken):
+            self.link.send_line("bye")
+            while time.monotonic() < until:
+                self.link.line()
         close_link(self.args)
 
     def handle_request(self, request: "Line") -> None:
@@ -1618,32 +1598,39 @@ class Inbox:
             return
         name = request.words[0] if request.words else ""
         try:
-            self.admit(name, request)
-            (self.store if request.verb == "put" else self.make)(name, request)
+            parts = self.admit(name, request)
+            folder = self.folder(tuple(parts[:-1]))
+            folder.protect(parts[-1])
+            (self.store if request.verb == "put" else self.make)(folder, parts, request)
         except (Refused, OSError) as error:
             reason, why = reason_of(error), getattr(error, "keys", {}).get("why")
-            self.link.put(line("err", request.verb, name[:1000], reason=reason, why=why))
+            self.link.send_line("err", request.verb, name[:1000], reason=reason, why=why)
             because = f": {why}" if why else ""
-            text = f"{self.sender(request)}: did not get {printable(name)} ({reason}{because})"
+            text = f"{sender_of(request)}: did not get {printable(name)} ({reason}{because})"
             say_in_rows(text)
 
-    def admit(self, name: str, request: "Line") -> None:
-        """Say who sends what before it is taken; --from and --ask can refuse it."""
-        endpoint, nick = request.keys.get("from", ""), request.keys.get("nick", "")
-        known = {endpoint, endpoint.rpartition(":")[0].strip("[]"), nick.lower()}
-        if self.args.senders and not known.intersection(map(str.lower, self.args.senders)):
-            raise Refused("not-wanted")
-        key = endpoint, check_name(name, self.args.hidden)[0]
+    def admit(self, name: str, request: "Line") -> list[str]:
+        """The components of its name here. The first may differ from what the sender calls it."""
+        top, *below = check_name(name, self.args.hidden)
+        key = request.keys.get("from", ""), top
         if key not in self.names:
-            size = f", {readable_size(request.number('size'))}" if "size" in request.keys else ""
-            text = f"{self.sender(request)} sends {printable(key[1])}{size}"
-            if not self.args.quiet and (self.args.ask or is_terminal(2)):
-                say_in_rows(text)
-            self.names[key] = key[1] if not self.args.ask or self.is_taken() else ""
+            self.names[key] = top if self.is_wanted(top, request) else ""
             if len(self.names) > SENDERS:
                 del self.names[next(iter(self.names))]
         if not self.names[key]:
             raise Refused("not-wanted")
+        return [self.names[key], *below]
+
+    def is_wanted(self, top: str, request: "Line") -> bool:
+        """Say who sends what before it is taken; --from and --ask can refuse it."""
+        endpoint, nick = request.keys.get("from", ""), request.keys.get("nick", "")
+        known = {endpoint, endpoint.rpartition(":")[0].strip("[]"), nick.lower()}
+        if self.args.senders and known.isdisjoint(map(str.lower, self.args.senders)):
+            return False
+        if not self.args.quiet and (self.args.ask or is_terminal(2)):
+            size = f", {readable_size(request.number('size'))}" if "size" in request.keys else ""
+            say_in_rows(f"{sender_of(request)} sends {printable(top)}{size}")
+        return not self.args.ask or self.is_taken()
 
     def is_taken(self) -> bool:
         """Ask; no answer for half of the time that the server waits for us means no."""
@@ -1653,33 +1640,21 @@ class Inbox:
             return False
         return sys.stdin.readline().strip().lower().startswith("y")
 
-    def sender(self, request: "Line") -> str:
-        return peer_name(request.keys.get("from", "?"), request.keys.get("nick"))
-
-    def locate(self, name: str, request: "Line") -> tuple["Folder", list[str]]:
-        """The folder that it goes to, made where it is missing, and its whole name here."""
-        top, *rest = check_name(name, self.args.hidden)
-        parts = [self.names[request.keys.get("from", ""), top], *rest]
-        folder = self.folder(tuple(parts[:-1]))
-        folder.protect(parts[-1])
-        return folder, parts
-
-    def make(self, name: str, request: "Line") -> None:
+    def make(self, folder: "Folder", parts: list[str], request: "Line") -> None:
         """A folder. If its sender has not sent it before, it gets a name that is free here."""
-        folder, parts = self.locate(name, request)
+        name = request.words[0]
         if len(parts) > 1 or self.args.force:
             folder.below(parts[-1], make=True)
         else:
-            for leaf in numbered_names(name):
+            for leaf in numbered_names(parts[-1]):
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(folder.at(leaf), dir_fd=folder.fd)
                     break
             self.names[request.keys.get("from", ""), name] = leaf
-        self.link.put(line("ok", "mkdir", name))
+        self.link.send_line("ok", "mkdir", name)
 
-    def store(self, name: str, request: "Line") -> None:
-        folder, parts = self.locate(name, request)
-        size = request.number_or_none("size")
+    def store(self, folder: "Folder", parts: list[str], request: "Line") -> None:
+        name, size = request.words[0], request.number_or_none("size")
         mtime_ns, executable = request.number_or_none("mtime_ns"), request.is_set("exec")
         part, progress = Part(folder, parts[-1], None, mtime_ns, executable), Progress(self.args)
         progress.total = size or 0
@@ -1688,14 +1663,18 @@ class Inbox:
             progress.update(received)
             if time.monotonic() - self.last_note >= REDRAW:
                 self.last_note = time.monotonic()
-                self.link.put(line("note", name, received=received))
+                self.link.send_line("note", name, received=received)
                 self.link.flush()
 
         try:
             part.claim()
             part.begin(0)
             verified = receive_body(self.link, part, size, lambda announced: None, tell_both)
-            parts[-1] = self.finish(part)
+            for leaf in numbered_names(part.leaf):
+                part.leaf = leaf
+                with contextlib.suppress(FileExistsError):
+                    part.finish(self.args.force)
+                    break
         except Lost:
             progress.clear()
             came = f"{part.received:,} of {size or 0:,} bytes of {printable(name)}"
@@ -1704,48 +1683,38 @@ class Inbox:
         finally:
             progress.clear()
             part.drop()
-        given = "/".join(parts)
-        facts = {"size": part.received, "sha256": part.sha.hexdigest(), "verified": verified}
-        other = given if given != name else None
-        self.link.put(line("ok", "put", name, **facts, **{"as": other}))
-        if self.link.start == self.link.end:  # else the next file is here, and answers go together
+        self.tell_stored([*parts[:-1], part.leaf], part, verified, request)
+
+    def tell_stored(self, parts: list[str], part: "Part", verified: str, request: "Line") -> None:
+        """To the sender, and to who reads what we print."""
+        name, given, sender = request.words[0], "/".join(parts), sender_of(request)
+        facts = {"size": part.received, "sha256": part.sha.hexdigest()}
+        other = {"as": given} if given != name else {}
+        self.link.send_line("ok", "put", name, **facts, verified=verified, **other)
+        if not self.link.has_unread():  # else the next file is here, and answers go together
             self.link.flush()
-        self.show(given, part, request)
-
-    def finish(self, part: "Part") -> str:
-        """Its name: the one that it was sent with, or with a number where that is taken."""
-        for leaf in numbered_names(part.leaf):
-            with contextlib.suppress(FileExistsError):
-                part.leaf = leaf
-                part.finish(self.args.force)
-                break
-        return part.leaf
-
-    def show(self, name: str, part: "Part", request: "Line") -> None:
         # also for the connection that follows a lost one
         self.args.tries, self.args.count = 0, self.args.count - 1
-        path = os.path.join(self.args.output or "", *name.split("/"))
+        path = os.path.join(self.args.output or "", *parts)
         if self.args.json:
-            return tell_json(
-                {
-                    "verb": "receive",
-                    "name": path,
-                    "from": self.sender(request),
-                    "size": part.received,
-                    "sha256": part.sha.hexdigest(),
-                }
-            )
-        if is_terminal(1) and not self.args.quiet:  # ours comes first: a name can say anything
-            return tell(f"{readable_size(part.received):>9}  {self.sender(request)}  {path}")
-        tell(path)
-        if not self.args.quiet:
-            say(f"  {part.received:,} bytes from {self.sender(request)}")
+            tell_json({"verb": "receive", "name": path, "from": sender, **facts})
+        elif is_terminal(1) and not self.args.quiet:
+            # ours comes first: a name can say anything
+            tell(f"{readable_size(part.received):>9}  {sender}  {path}")
+        else:
+            tell(path)
+
+
+def sender_of(request: "Line") -> str:
+    return peer_name(request.keys.get("from", "?"), request.keys.get("nick"))
 
 
 def numbered_names(leaf: str) -> Iterator[str]:
     """notes.txt, notes (1).txt, notes (2).txt ..."""
+    yield leaf
     stem, ending = os.path.splitext(leaf)
-    return itertools.chain([leaf], (f"{stem} ({number}){ending}" for number in itertools.count(1)))
+    for number in itertools.count(1):
+        yield f"{stem} ({number}){ending}"
 
 
 def do_receive(args: argparse.Namespace) -> int:
@@ -1774,21 +1743,17 @@ class Chat:
         self.to_say: deque[str] = deque()  # lines for the thread
         self.bell, self.ringer = socket.socketpair()
         self.unanswered = self.code = 0
-        self.due = 0.0  # when the next line from a pipe may be said
         self.problem: Exception | None = None
-        self.nick, self.rejoins = "", False  # with a new nick: what is replayed was heard before
-        self.recent: deque[dict[str, Any]] = deque(maxlen=REPLAYED)
         self.thread = threading.Thread(target=self.run, daemon=True)
 
     def join(self) -> None:
-        self.link.put(line("chat"))
+        self.link.send_line("chat")
         while (found := self.link.line()).verb not in ("ok", "err"):
             self.show(found)
         require_ok(found, "let join", "the chat")
-        self.nick = found.keys.get("nick") or found.keys.get("you", "?")
         self.link.keep_alive()
         if not self.args.quiet:
-            known = printable(self.nick)
+            known = printable(found.keys.get("nick") or found.keys.get("you", "?"))
             count = plural(found.number("count", 1), "client")
             say(f"{count} here; you are {known}; {', '.join(CHAT_COMMANDS)}")
         self.ring()  # somebody may have said something already, and it came with the answer
@@ -1802,14 +1767,6 @@ class Chat:
             say_bye(self.args)
         except (Lost, Broken, Failure) as problem:
             self.problem = problem
-        except OSError as error:
-            self.problem = Failure(
-                23,
-                f"cannot write standard output ({error.strerror})",
-                "the terminal is gone",
-                "run the same command again",
-            )
-        if self.problem:
             self.wake_typist()
 
     def wait_and_pass_on(self) -> None:
@@ -1841,7 +1798,6 @@ class Chat:
         elif command == "/nick" and rest:
             if not NICK.fullmatch(rest):
                 return self.show_line(f"* {WHYS['bad-nick'][0]}")
-            self.rejoins = True
             self.request(line("chat", rest))
         else:
             self.show_line(f"* {did_you_mean(command, CHAT_COMMANDS)}{CHAT_HELP}")
@@ -1858,34 +1814,30 @@ class Chat:
 
     def show(self, found: "Line") -> None:
         """A line of a peer begins with its name, a line of this program with a star."""
-        words, keys = found.words or [""], found.keys
-        if found.verb in ("said", "told"):
+        verb, words, keys = found.verb, found.words or [""], found.keys
+        if verb in ("said", "told"):
             name, _, text = words[0].partition(" ")
-            said = {"from": unquote(name[5:]), "text": text}
-            known = said in self.recent or said["from"] == self.nick
-            if found.verb == "told":
-                self.show_line(f"{said['from']} to you alone: {text}", {**said, "private": True})
-            elif not (self.rejoins and known):
-                self.show_line(f"{said['from']}: {text}", said)
-            self.recent.append(said)
-        elif found.verb in ("joined", "left"):
-            self.show_line(f"* {words[0]} {found.verb}", {found.verb: words[0]})
-        elif found.verb == "client":
-            known_as = [keys[key] for key in ("nick", "mode") if key in keys]
-            text = "  ".join([words[0], *known_as])
-            self.show_line(f"* {text}", {**keys, "client": words[0]})
+            said: dict[str, Any] = {"from": unquote(name.removeprefix("from=")), "text": text}
+            said |= {"private": True} if verb == "told" else {}
+            alone = " to you alone" * (verb == "told")
+            self.show_line(f"{said['from']}{alone}: {text}", said)
+        elif verb in ("joined", "left"):
+            self.show_line(f"* {words[0]} {verb}", {verb: words[0]})
+        elif verb == "client":
+            facts = words[0], keys.get("nick"), keys.get("mode")
+            self.show_line(f"* {'  '.join(filter(None, facts))}", {**keys, "client": words[0]})
         elif "lost" in keys:
             lost = found.number("lost")
             text = f"* {plural(lost, 'line')} of others lost: they came faster than you took them"
             self.show_line(text, {"lost": lost})
-        elif found.verb in ("ok", "err") and words[0] in ("say", "tell", "who", "chat"):
+        elif words[0] in ("say", "tell", "who", "chat"):
             self.unanswered -= 1
-            if found.verb == "err":
+            if verb == "err":
                 self.code, reason = 9, keys.get("reason", "?")
                 self.show_line(f"* not said ({reason})", {"error": reason})
             elif words[0] == "chat":
-                self.rejoins, self.nick = False, keys.get("nick", "")
-                self.show_line(f"* you are {self.nick}", {"nick": self.nick})
+                nick = keys.get("nick", "")
+                self.show_line(f"* you are {nick}", {"nick": nick})
 
     def show_line(self, text: str, facts: Optional[dict[str, Any]] = None) -> None:
         earlier = self.thread.ident is None  # what was said before we came
@@ -1894,7 +1846,7 @@ class Chat:
         if self.args.json and facts:
             tell_json({**facts, "earlier": True} if earlier else facts)
         elif self.typist is Typist.TYPING and self.live:
-            write_some(product(), self.with_prompt(in_rows(printable(text), 1)).encode())
+            write_out(self.with_prompt(in_rows(printable(text), 1)).encode())
         else:
             tell(printable(text))
 
@@ -1951,19 +1903,11 @@ class Chat:
 
     def read_line(self) -> str:
         self.typist = Typist.TYPING
-        text, now = next_line(CHAT_PROMPT), time.monotonic()
+        text = next_line(CHAT_PROMPT)
         if not self.live:  # a pipe is read no faster than the server takes it
-            self.due = (
-                max(self.due, now - PIPE_BURST / PIPE_RATE)
-                + (1 + len(text) // CHAT_LINE) / PIPE_RATE
-            )
-            time.sleep(max(0.0, self.due - now))
-        while (
-            not self.live
-            and self.unanswered + len(self.to_say) >= CHAT_UNANSWERED
-            and not self.problem
-        ):
-            time.sleep(REDRAW)
+            time.sleep((1 + len(text) // CHAT_LINE) / PIPE_RATE)
+            while self.unanswered + len(self.to_say) >= CHAT_UNANSWERED and not self.problem:
+                time.sleep(REDRAW)
         return text
 
     def ring(self) -> None:
@@ -3404,11 +3348,12 @@ def receive_body(
 # --- telling: results on stdout for programs, progress on stderr for people ---
 def tell(text: str) -> None:
     """A line of the product: names as they are to a pipe, harmless to a terminal."""
-    write_line(in_rows(printable(text), 1).encode() if is_terminal(1) else os.fsencode(text))
+    raw = in_rows(printable(text), 1).encode() if is_terminal(1) else os.fsencode(text)
+    write_out(raw + b"\n")
 
 
-def write_line(raw: bytes) -> None:
-    view = memoryview(raw + b"\n")
+def write_out(raw: bytes) -> None:
+    view = memoryview(raw)
     try:
         while view:
             view = view[write_some(product(), view) :]
@@ -3447,7 +3392,7 @@ def tell_json(facts: dict[str, Any]) -> None:
     }
     if clean.get("name") != facts.get("name"):
         clean["quoted"] = quote(facts["name"])
-    write_line(json.dumps(clean).encode())
+    write_out(f"{json.dumps(clean)}\n".encode())
 
 
 def say_failure(failure: Exception) -> None:
@@ -3527,22 +3472,20 @@ class Progress:
 
     def bar(self, now: float) -> str:
         """As much as fits into one row, the most important first."""
-        done, total = self.done + self.current, max(self.total, self.done + self.current, 1)
-        elapsed, moved = now - self.began, done - self.resumed
+        done = self.done + self.current
+        total, moved = max(self.total, done, 1), done - self.resumed
         parts = [f"{100 * done // total:3}%", f"{readable_size(done)} of {readable_size(total)}"]
+        elapsed = now - self.began
         if moved > 0 and elapsed >= RATE_AFTER:
             parts.append(f"{readable_size(moved / elapsed)}/s")
             parts.append(f"{clock((total - done) * elapsed / moved)} left")
         if self.all_files > 1:
             parts.append(f"{self.files:,} of {plural(self.all_files, 'file')}")
-        room = columns_of(2) - 1
-        while len("  ".join(parts)) > room and len(parts) > 1:
-            parts.pop()
-        text, length = "  ".join(parts[1:]), 20
-        if len(text) + length + 9 <= room:
-            filled = length * done // total
-            parts[0] += f" [{'#' * filled}{' ' * (length - filled)}]"
-        return "  ".join(parts)[:room]
+        text, *more = parts
+        for part in more:
+            if len(text) + len(part) + 2 < columns_of(2):
+                text += f"  {part}"
+        return text
 
     def clear(self) -> None:
         if self.shown:
@@ -3744,17 +3687,11 @@ def prepare_completion() -> None:
         def complete(text: str, state: int) -> Optional[str]:
             import glob
 
+            paths = sorted(glob.glob(glob.escape(text) + "*"))
+            found = [shlex.quote(path + "/" * os.path.isdir(path)) for path in paths]
             if readline.get_begidx() == 0:
-                found = [
-                    word + " "
-                    for word in sorted({*COMMANDS, *WORDS, *SHELL_COMMANDS})
-                    if word.startswith(text)
-                ]
-            else:
-                found = [
-                    shlex.quote(path + "/" * os.path.isdir(path))
-                    for path in sorted(glob.glob(glob.escape(text) + "*"))
-                ]
+                words = sorted({*COMMANDS, *WORDS, *SHELL_COMMANDS})
+                found = [f"{word} " for word in words if word.startswith(text)]
             return found[state] if state < len(found) else None
 
         readline.set_completer_delims(" ")
@@ -4268,9 +4205,13 @@ class Capture:
         try:
             self.file = os.open(path, flags, 0o600)  # passwords are in it too
         except OSError as error:
-            what = f"cannot write the capture {printable(path)} ({error.strerror})"
-            why = "--pcap stores there what is sent and received; nothing was done"
-            say(str(Failure(23, what, why, "--pcap FILE, in a folder where you may write")))
+            failure = Failure(
+                23,
+                f"cannot write the capture {printable(path)} ({error.strerror})",
+                "--pcap stores there what is sent and received; nothing was done",
+                "--pcap FILE, in a folder where you may write",
+            )
+            say(str(failure))
             raise SystemExit(23) from None
         comment = struct.pack("!HH", 1, len(ABOUT_CAPTURES)) + ABOUT_CAPTURES
         self.block(0x0A0D0D0A, struct.pack("!IHHq", 0x1A2B3C4D, 1, 0, -1) + comment)
@@ -4375,9 +4316,8 @@ US, PEER = 1, -1  # the order of what belongs to both sides
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
-    ended = "peer sent FIN (end of stream)"
-    ends: Sequence[Any]  # of a connection in the capture: our address, the peer's
-    talking: frozenset[int] = frozenset()  # the sides that may still send, as the capture knows
+    ends: Sequence[Any]  # of the connection: our address, the peer's
+    talking: frozenset[int] = frozenset()  # the sides that may still send
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
@@ -4395,17 +4335,16 @@ class TracedStream(Traced):
         self.begin(target, US)
 
     def begin(self, peer: Any, asks: int) -> None:
-        """The handshake, for the capture alone."""
-        if self.capture:
-            self.ends = self.getsockname(), peer
-            self.talking = frozenset((US, PEER))
-            self.store(asks, SYN)
-            self.store(-asks, SYN_ACK)
-            self.store(asks, ACK)
+        """A connection begins, because one side has asked for it: that is the handshake."""
+        self.ends = self.getsockname(), peer
+        self.talking = frozenset((US, PEER))
+        self.store(asks, SYN)
+        self.store(-asks, SYN_ACK)
+        self.store(asks, ACK)
 
     def store(self, side: int, flags: int, data: bytes = b"") -> None:
-        """What one side sends, in packets for the capture, before it is counted."""
-        if not self.capture or not self.talking or (flags == FIN and side not in self.talking):
+        """What one side sends, before it is counted: in packets for the capture."""
+        if not self.talking or (flags == FIN and side not in self.talking):
             return
         mine, other = (self.sent + 1, self.received + 1)[::side]
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
@@ -4414,7 +4353,8 @@ class TracedStream(Traced):
             numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
             header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
-            self.capture.packet(6, self.ends[::side], header, rest)
+            if self.capture:
+                self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
             self.talking -= {side}
         if flags == RST:
@@ -4437,21 +4377,21 @@ class TracedStream(Traced):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        end = "peer sent FIN (end of stream)" if PEER in self.talking else "nothing more can come"
         self.store(PEER, PUSH if data else FIN, data)
         self.received += len(data)
-        text = f"recv 0 bytes = {self.ended}"
-        if data:
-            text = f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
-            text += f" (received so far {self.received})"
-        self.show("<", text, data)
+        text = (
+            f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms "
+            f"(received so far {self.received})"
+        )
+        self.show("<", text if data else f"recv 0 bytes = {end}", data)
         return data
 
     def shutdown(self, how: int) -> None:
         side = "sending = FIN"
         if how == socket.SHUT_RD:
             side = "receiving"
-            self.ended = "this side has shut its receiving"  # first: another thread may be in recv
-            self.talking -= {PEER}
+            self.talking -= {PEER}  # first: another thread may be in recv()
         super().shutdown(how)
         self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:
@@ -4724,10 +4664,10 @@ def endpoint(args: argparse.Namespace) -> str:
 def settle_endpoint(args: argparse.Namespace) -> None:
     """SIXSOCKETS_HOST, as HOST or HOST:PORT, serves where --host is left out."""
     if args.host is None:
-        args.host = os.environ.get("SIXSOCKETS_HOST") or "127.0.0.1"
-        host, _, port = args.host.rpartition(":")
-        if re.fullmatch("[0-9]{1,5}", port) and (":" not in host or host.endswith("]")):
-            args.host, args.port = host, args.port or int(port)
+        given = os.environ.get("SIXSOCKETS_HOST") or "127.0.0.1"
+        with_port = re.fullmatch(r"(\[.*\]|[^:]*):([0-9]{1,5})", given)
+        args.host = with_port[1] if with_port else given
+        args.port = args.port or (with_port and int(with_port[2]))
         args.host = args.host.strip("[]")
     args.port = args.port or PORT
     if not 0 < args.port < 65536:
@@ -4743,29 +4683,23 @@ def endpoint_flags(args: argparse.Namespace) -> str:
 
 def typed(words: Sequence[str]) -> str:
     """A command to give again, as it was typed; a password is for nobody's screen."""
-    masked = (
-        "..."
-        if re.fullmatch("--pa[a-z]*", before)
-        else re.sub("^(--pa[a-z]*=).*", r"\1...", word, flags=re.DOTALL)
+    masked = [
+        "..." if before == "--password" else re.sub("(?s)^(--password=).*", r"\1...", word)
         for before, word in zip(["", *words], words)
-    )  # argparse takes --pa for --password
+    ]
     return printable(shlex.join(masked))
 
 
 def trust_options(args: argparse.Namespace) -> str:
     """The flags with which others reach this server too; not the password."""
-    trust = (
-        f" --pin {args.pin}"
-        if args.pin
-        else f" --cacert {shlex.quote(args.cacert)}"
-        if args.cacert
-        else " --insecure"
-        if args.insecure
-        else ""
-    )
-    return (trust or " --tls" * args.tls) + " --ask-password" * bool(
-        given_password(args, args.host, args.port)
-    )
+    flags: str = " --tls" * args.tls
+    if args.pin:
+        flags = f" --pin {args.pin}"
+    elif args.cacert:
+        flags = f" --cacert {shlex.quote(args.cacert)}"
+    elif args.insecure:
+        flags = " --insecure"
+    return flags + " --ask-password" * bool(given_password(args, args.host, args.port))
 
 
 def server_command(args: argparse.Namespace) -> str:

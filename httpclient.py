@@ -140,6 +140,8 @@ EXPECT_WAIT = 1.0  # seconds to wait for it; old servers stay silent
 NOTED_FROM = 1 << 18  # bytes: a smaller file needs no note, since it is fetched again whole
 HOLE_FROM = 1 << 12  # bytes: the block of most file systems
 SPLIT_FROM = 1 << 20  # bytes: the smallest span that is worth a connection
+# for open(): follow no link, wait for no FIFO
+CAREFULLY = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 # the attribute of a saved file that holds its ETag
 XATTR = "user.six.etag"
 # seconds between notes of a download over several connections: at first, and at most
@@ -206,8 +208,6 @@ MAX_CODINGS = 5  # one around another, as in curl
 ENDINGS = {"zstd": ".zst", "compress": ".Z", "gzip": ".gz"}
 CLOSED = "the server closed it"
 PART_NAME = r"\.six-[0-9a-f]{32}\.(?:part|json)"
-SIGNED = r"x-(?:amz|goog)-[^&=]*|awsaccesskeyid|googleaccessid|signature|expires"
-SIGNATURE = rf"(?i)(?<=[?&])(?:{SIGNED})=[^&]*&?"
 
 
 # --- the conversation: one request, one reply, and what comes after it ---
@@ -242,10 +242,11 @@ class URL(NamedTuple):
         return self.origin + self.path + "?..." * ("?" in self.target)
 
     def join(self, reference: str) -> "URL":
-        """What a reference from the server means. The server must not choose a login, so one in it
-        is dropped."""
+        """What a reference from the server means. The login is ours if it leads to the same server;
+        one that the server chose is dropped."""
         try:
-            return parse_url(urljoin(self.full, reference))._replace(login="")
+            found = parse_url(urljoin(self.full, reference))
+            return found._replace(login=self.login if found.origin == self.origin else "")
         except (Failure, ValueError):
             raise broken(
                 self.authority, f"a link to {reference[:100]!r}, which is no http or https URL"
@@ -259,32 +260,18 @@ class URL(NamedTuple):
 class Head(NamedTuple):
     """The head of a reply; field names in lower case, repeated fields joined by commas."""
 
-    version: str
     status: int
     reason: str
     fields: dict[str, str]
     length: Optional[int]  # Content-Length, if the body has one
+    range: Optional[tuple[int, int, int]]  # see content_range()
+    modified: Optional[float]
+    codings: list[str]  # what the body was encoded with, one after another
+    keep: bool  # whether the server keeps the connection open
     text: str
 
     def get(self, name: str) -> str:
         return self.fields.get(name, "")
-
-    def has(self, name: str, word: str) -> bool:
-        return word in [item.strip().lower() for item in self.get(name).split(",")]
-
-    @property
-    def modified(self) -> Optional[float]:
-        return parse_date(self.get("last-modified"))
-
-    @property
-    def codings(self) -> list[str]:
-        """What the body was encoded with, one after another."""
-        if "content-encoding" not in self.fields:
-            return []
-        names = self.get("content-encoding").lower().split(",")
-        codings = [name.strip().removeprefix("x-") for name in names]
-        # none: some servers say so
-        return [coding for coding in codings if coding not in ("", "identity", "none")]
 
     @property
     def ending(self) -> str:
@@ -350,13 +337,12 @@ class Client:
             if head.status not in REDIRECTS or not location:
                 return reply
             with reply:
-                before = method
+                asked = method
                 method, body = redirected(method, head.status, body)
             # without the body, its fields go too: Content-Type, a digest (RFC 9110 section 15.4)
-            fields = fields if method == before else {}
-            target = url.join(location)
-            same_origin = same_origin and target.origin == url.origin
-            url = target._replace(login=url.login if same_origin else "")
+            fields = fields if method == asked else {}
+            before, url = url, url.join(location)
+            same_origin = same_origin and before.origin == url.origin
         raise Failure(
             47,
             f"more than {MAX_REDIRECTS} redirects, the last one to {url}",
@@ -573,17 +559,11 @@ class Client:
             if connection:
                 connection.close()
 
-    def pipelined(
-        self, method: str, url: URL, fields: Fields = IDENTITY, body: Optional["BodySource"] = None
-    ) -> bytes:
-        """A request for pipeline(), with the login."""
-        return self.request(method, url, {**fields, **self.origin(url).login_fields}, body)
-
     def asking(self, method: str, base: URL, fields: Fields) -> Callable[[URL], bytes]:
         """What makes the requests for files of one server: they differ in their targets alone, so
         that the rest is built only once."""
-        mark = to_bytes(f"{base.target} HTTP/")
-        before, _, after = self.pipelined(method, base, fields).partition(mark)
+        request = self.request(method, base, {**fields, **self.origin(base).login_fields}, None)
+        before, _, after = request.partition(to_bytes(f"{base.target} HTTP/"))
         return lambda url: b"%b%b HTTP/%b" % (before, to_bytes(url.target), after)
 
     def send_requests(
@@ -858,9 +838,7 @@ class Reply:
         self.connection = connection
         self.head = head
         self.url = url
-        self.keep = not head.has("connection", "close")
-        if head.version == "1.0":
-            self.keep = head.has("connection", "keep-alive")
+        self.keep = head.keep
         self.ended = method == "HEAD" or head.status in (204, 304) or head.length == 0
         self.received = 0
 
@@ -1120,7 +1098,6 @@ def narrate(args: argparse.Namespace, mark: str, data: bytes) -> None:
 class Source(NamedTuple):
     """The file on the server that a part belongs to."""
 
-    url: str
     etag: str
     modified: str
     size: Optional[int]
@@ -1170,9 +1147,10 @@ def get(client: Client) -> None:
                 "-o FOLDER/",
             )
         make_folder(args, folder or ".")
+    folder = os.path.join(folder, "")
 
     def fetch(url: URL) -> None:
-        run_download(args, Download(client, url, folder, name, replace=False))
+        Download(client, url, folder, name, replace=False).run()
 
     for_each(args, [target(text, args) for text in urls], fetch)
 
@@ -1193,18 +1171,6 @@ def read_lines(path: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def run_download(
-    args: argparse.Namespace, download: "Download", reply: Optional[Reply] = None
-) -> None:
-    verdict = download.run(reply)
-    if not download.stdout:
-        seconds = time.monotonic() - download.began
-        report(args, download.url, verdict, download.path, download.received, seconds)
-        folder = download.source_url.path.endswith("/") and args.verb == "get"
-        if folder and not args.quiet and not args.json:
-            say("that is the page of a folder; mirror fetches what is in it")
-
-
 class Download:
     """One URL that becomes one file, with as many requests and connections as it takes.
 
@@ -1215,67 +1181,102 @@ class Download:
         self.client = client
         self.args = args
         self.url = url
-        self.folder = folder
+        self.folder = folder  # "", or with a separator at its end
         self.name = name  # "" until the first reply, which may propose one
-        self.path = os.path.join(folder, name)
+        self.path = folder + name
         # the user chose the name: then it may be a FIFO or device, too
         self.chosen = bool(name) and not replace
         self.stdout = self.chosen and self.path == "-"
         self.replace = bool(replace or args.force or args.newer)
         self.connections = args.connections
-        self.parallel = False  # whether several threads write
         self.verdict = ""  # "saved", or "same" if the file was here already
         self.reply: Reply | None = None  # what a pipeline has brought already
         self.head: Head | None = None
         self.old: os.stat_result | None = None  # what has the name already
-        self.source_url = url  # after redirects
-        self.began = time.monotonic()
+        self.is_page = False  # of a folder, perhaps after redirects
         self.received = 0
 
-    def run(self, reply: Optional[Reply] = None) -> str:
+    def run(self, reply: Optional[Reply] = None) -> None:
         """Fetch the file, beginning with a reply that is here already, if there is one."""
-        self.reply = reply
+        began, args, self.reply = time.monotonic(), self.args, reply
         if not reply:
             self.client.retry(self.url, self.probe)
-        if not self.verdict:
+        if not self.verdict and not (reply and self.save_short(reply)):
             try:
                 self.save()
             except Changed:
-                self.connections, self.parallel = 1, False
+                self.connections = 1
                 self.save()
-        return self.verdict
+        if self.stdout:
+            return
+        report(args, self.url, self.verdict, self.path, self.received, time.monotonic() - began)
+        if self.is_page and args.verb == "get" and not args.quiet and not args.json:
+            say("that is the page of a folder; mirror fetches what is in it")
+
+    def save_short(self, reply: Reply) -> bool:
+        """Save a file that is short enough to be in memory before it is written.
+
+        Returns False if it is not, or if anything goes wrong: then save() does it."""
+        head, size = reply.head, reply.head.length
+        if not size or size > NOTED_FROM or head.codings:
+            return False
+        self.check_here(head)
+        self.reply, digest = None, promised_digest(head)
+        self.args.progress.begin(self.name, 0, size)
+        part = f"{self.folder}.six-{os.urandom(16).hex()}.part"
+        with contextlib.suppress(OSError, Transient):
+            data = b"".join(map(bytes, reply.chunks()))
+            self.args.progress.add(size)
+            if not self.verdict and (not digest or digest == hasher("sha256", data).hexdigest()):
+                set_facts = functools.partial(copy_facts, self.url, head, self.old)
+                write_whole(part, self.path, data, set_facts)
+                self.received, self.verdict = size, "saved"
+        return bool(self.verdict)
 
     def save(self) -> None:
-        with contextlib.closing(self.open_output()) as output:
-
-            def fetch_next() -> None:
-                self.receive(self.client, output, output.left()[0], self.connections > 1)
-
-            self.client.retry(self.url, fetch_next, output.count)
-            if self.connections > 1 and output.left():
-                self.side_by_side(output)
+        output = self.open_output()
+        try:
+            if output.source:
+                self.args.progress.begin(self.name, output.have, output.source.size)
+            if self.connections > 1 and isinstance(output, Part) and self.head:
+                self.side_by_side(output, self.head)
             while output.left() and not self.verdict:
-                self.client.retry(self.url, fetch_next, output.count)
-                output.remember()
+                self.client.retry(self.url, lambda: self.receive_next(output), output.count)
+                if output.left():
+                    output.remember()
             if not self.verdict:
                 self.finish(output)
+        except Changed:
+            # other threads may still write into this part, so the next one is another file
+            output.discard()
+            raise
+        finally:
+            output.close()
+
+    def receive_next(self, output: Output) -> None:
+        self.receive(self.client, output, output.left()[0])
 
     def open_output(self) -> Output:
         found = stat_or_none(self.path) if self.chosen else None
         special = found and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
         if self.stdout or special:
-            self.connections = 1
             return Stream(self.path, self.args)
         return Part(self.folder, self.url, self.args)
 
     def probe(self) -> None:
-        """Find out whether the file is here already. HEAD tells it without sending the file."""
-        name = self.name or safe_name(url_name(self.url))
-        if self.stdout or self.args.force or not os.path.isfile(os.path.join(self.folder, name)):
+        """Ask by HEAD whether the file is here already, and whether it can come in spans."""
+        name, several = self.name or safe_name(url_name(self.url)), self.connections > 1
+        here = not self.args.force and os.path.isfile(self.folder + name)
+        if self.stdout or not here and not several:
             return
-        with self.client.ask("HEAD", self.url, IDENTITY) as reply:
-            if reply.head.status == 200:  # a URL that is signed only for GET refuses HEAD
-                self.check_here(reply.head)
+        with self.client.ask("HEAD", self.url, WANTED if several else IDENTITY) as reply:
+            head = reply.head
+        found = head.status == 200  # a URL that is signed only for GET refuses HEAD
+        if found:
+            self.check_here(head)
+        ranges = "bytes" in head.get("accept-ranges") and source_of(head).validator
+        if not found or head.codings or not ranges:
+            self.connections = 1
 
     def check_here(self, head: Head) -> None:
         """The verdict is "same" if this very file is here already.
@@ -1307,7 +1308,7 @@ class Download:
             asked = safe_name(url_name(self.url))
             proposed = disposition_name(head.get("content-disposition"))
             self.name = safe_name(proposed) if proposed else asked
-            self.path = os.path.join(self.folder, self.name)
+            self.path = self.folder + self.name
             # the server may propose a name, but not choose what is replaced
             self.replace = self.replace and self.name == asked
         ending = head.ending
@@ -1320,33 +1321,26 @@ class Download:
         if nears_program(self.folder) or self.old:
             refuse_program(self.path)
 
-    def receive(self, client: Client, output: Output, span: "Span", begin: bool = False) -> None:
-        """Ask for a span, or only for its beginning, and store what comes."""
-        fields, source, end = dict(WANTED), output.source, span.end
-        if begin:
-            end = min(span.offset + NOTED_FROM, end or span.offset + NOTED_FROM)
-        if (span.offset, end) != (0, source and source.size) and (not source or source.validator):
-            fields["Range"] = f"bytes={span.offset}-{'' if end is None else end - 1}"
-            fields["If-Range"] = source.validator if source else ""
+    def receive(self, client: Client, output: Output, span: "Span") -> None:
+        """Ask for a span, and store what comes."""
         reply, self.reply = self.reply, None
-        with reply or client.ask("GET", self.url, fields) as reply:
-            if self.admits(reply, output, span, end):
+        with reply or client.ask("GET", self.url, wanted(output.source, span)) as reply:
+            if self.admits(reply, output, span):
                 self.store(reply, output, span)
 
     def store(self, reply: Reply, output: Output, span: "Span") -> None:
         """Write the body of a reply into its span.
 
         gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
-        head, found = reply.head, content_range(reply.head)
+        head, found = reply.head, reply.head.range
         decode = head.codings and not head.ending and not self.is_gzip()
         if not output.source or not found:
             # offsets and digests belong to the encoded bytes
-            blank = Source(str(self.url), "", "", None, "")
-            output.begin(blank if decode else source_of(self.url, head))
+            output.begin(Source("", "", None, "") if decode else source_of(head))
             span = output.spans[0]
         end = found[1] if found else span.end
-        if not self.parallel:
-            self.show(output)
+        if len(output.spans) < 2:
+            self.args.progress.begin(self.name, output.have, output.source and output.source.size)
         for chunk in reply.decoded() if decode else reply.chunks():
             if end is not None and span.offset + len(chunk) > end:
                 raise broken(self.url.authority, "a range longer than it says")
@@ -1366,63 +1360,48 @@ class Download:
     def is_gzip(self) -> bool:
         return self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
 
-    def show(self, output: Output) -> None:
-        size = output.source.size if output.source else None
-        self.args.progress.begin(self.name, output.count(), size)
-
-    def admits(self, reply: Reply, output: Output, span: "Span", end: Optional[int]) -> bool:
+    def admits(self, reply: Reply, output: Output, span: "Span") -> bool:
         """Whether the body of a reply belongs into the output.
 
-        If not, the verdict says why, or the next request will be another one."""
-        head, source, found = reply.head, output.source, content_range(reply.head)
-        self.source_url = reply.url
-        if head.status == 416 and (source or end):
-            return self.is_short(head, output)
+        If not, the verdict says why, or nothing is missing."""
+        head, source, found = reply.head, output.source, reply.head.range
+        self.is_page = reply.url.path.endswith("/")
+        if source and head.status == 416:
+            self.check_whole(head, source, output)
+            return False
         check(reply)
-        if found and source:
+        if source and found:
             same = source.fits(head) and source.size in (None, found[2])
-            if not same or found[:2] != (span.offset, end or found[2]):
-                raise self.changed(output)
+            if not same or found[:2] != (span.offset, span.end or found[2]):
+                raise self.changed()
             self.learn(head)
             return True
-        if self.parallel or source and head.status == 206:
-            raise self.changed(output)
-        if head.status == 206 and not end:
+        if source and head.status == 206 or len(output.spans) > 1:
+            raise self.changed()
+        if head.status == 206:
             raise broken(self.url.authority, "a part (206) of what was asked for whole")
         if head.status in (204, 205) and not self.chosen:
             self.verdict = "nothing to save:"
-        elif not found or head.codings or not source_of(self.url, head).validator or found[0]:
-            self.connections = 1  # the whole comes now, or is asked for
-        if self.verdict or head.status == 206 and self.connections == 1:
-            return False
-        self.check_here(head._replace(length=found[2]) if found else head)
+        else:
+            self.check_here(head)
         return not self.verdict
 
-    def changed(self, output: Output) -> "Failure":
+    def changed(self) -> "Changed":
         """What was fetched does not fit the file that the server has now: start over."""
-        text = (
+        return Changed(
             33,
             f"{self.url.authority} answers a range with another one",
             "the file changed meanwhile, or its server is at fault",
             "use --no-resume with -o FILE to fetch it from the start",
         )
-        if self.parallel:
-            return Changed(*text)
-        output.forget()
-        return Transient(*text, after=0)
 
-    def is_short(self, head: Head, output: Output) -> bool:
-        """For 416: nothing is missing if size and ETag are those of what we have. An empty file has
-        no range. There is no body to store."""
-        span, source = content_range(head), output.source
-        same = source and source.etag and head.get("etag") == source.etag
-        if same and span and span[2] == output.count():
-            self.learn(head)
-            output.spans = [Span(span[2], span[2])]
-        elif source:
-            raise self.changed(output)
-        self.connections = 1
-        return False
+    def check_whole(self, head: Head, source: Source, output: Output) -> None:
+        """For 416: nothing is missing if size and ETag are those of what we have."""
+        same = source.etag and head.get("etag") == source.etag
+        if not same or not head.range or head.range[2] != output.have:
+            raise self.changed()
+        self.learn(head)
+        output.spans = [Span(output.have, output.have)]
 
     def finish(self, output: Output) -> None:
         """Check the digests, then give the part its name."""
@@ -1431,26 +1410,31 @@ class Download:
         for name, want in filter(None, promised):
             found = output.digest(name)
             if found != want:
-                output.discard()
+                if isinstance(output, Part):
+                    output.discard()
                 raise Failure(
                     56,
                     f"{self.url} came with a wrong {name}: {found}",
                     f"{want} was promised; nothing is kept of it",
                     "repeat the command; if it fails again, the file on the server is another one",
                 )
-        self.received = output.count() - output.kept
+        self.received = output.have - output.kept
         if isinstance(output, Part):
-            output.copy_facts(self.head, self.old)
+            copy_facts(self.url, self.head, self.old, output.fd, output.path)
             output.rename(self.path, self.replace)
         self.verdict = "saved"
 
-    def side_by_side(self, output: Output) -> None:
+    def side_by_side(self, output: "Part", head: Head) -> None:
         """Several threads fetch one span after another, each over a connection of its own."""
         import threading  # not at the top: one connection needs none
 
-        if not isinstance(output, Part) or not output.divide(self.connections):
+        source = output.source
+        if not source or not source.fits(head) or source.size != head.length:
+            output.begin(source_of(head))
+        if not output.divide(self.connections):
             return
-        self.parallel, output.lock = True, threading.Lock()
+        self.args.progress.begin(self.name, output.have, head.length)
+        output.lock = threading.Lock()
         problems, ended, left = list[BaseException](), threading.Event(), iter(output.left())
 
         def work() -> None:
@@ -1474,15 +1458,19 @@ class Download:
             output.remember()
             pause = min(2 * pause, most)
         if problems:
-            if isinstance(problems[0], Changed):
-                # other threads may still write into this part, so the next one is another file
-                output.discard()
             raise problems[0]
-        self.parallel = False
 
     def fetch_span(self, client: Client, output: "Part", span: "Span") -> None:
         act = functools.partial(self.receive, client, output, span)
         client.retry(self.url, act, lambda: span.offset)
+
+
+def wanted(source: Optional[Source], span: "Span") -> Fields:
+    """The fields that ask for a span, or for the whole if nothing else can be proven to fit."""
+    if not source or not source.validator or (span.offset, span.end) == (0, source.size):
+        return WANTED
+    last = "" if span.end is None else span.end - 1
+    return {**WANTED, "Range": f"bytes={span.offset}-{last}", "If-Range": source.validator}
 
 
 def refuse_program(path: str) -> None:
@@ -1579,29 +1567,24 @@ class Spans:
     def __init__(self) -> None:
         self.source: Source | None = None
         self.spans = [Span(0)]
-        self.kept = 0  # bytes that earlier runs have left
+        self.have = 0  # bytes of it that are here
+        self.kept = 0  # of these, what earlier runs have left
+
+    def count(self) -> int:
+        return self.have
 
     def left(self) -> list[Span]:
         return [span for span in self.spans if span.offset != span.end]
 
-    def count(self) -> int:
-        """How many bytes are here."""
-        last = self.spans[-1]
-        whole = last.offset if last.end is None else last.end
-        return whole - sum((span.end or span.offset) - span.offset for span in self.spans)
-
     def begin(self, source: Source) -> None:
         """Start at the first byte, whatever was here."""
-        self.forget()
         self.source, self.spans = source, [Span(0, source.size)]
-
-    def forget(self) -> None:
-        self.source, self.spans, self.kept = None, [Span(0)], 0
 
     def remember(self) -> None:
         """Note what is here, where that can be continued."""
 
-    discard = forget
+    def discard(self) -> None:
+        """Give up what is here, where that is possible."""
 
 
 class Part(Spans):
@@ -1615,11 +1598,12 @@ class Part(Spans):
         super().__init__()
         self.args = args
         self.url = url
-        self.path = os.path.join(folder, part_name(url))
+        self.path = folder + part_name(url)
         self.note = self.path[: -len("part")] + "json"
         # a real lock once several threads write
         self.lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         self.noted = False  # whether there may be a note
+        self.position = 0  # where the next write() goes
         self.fd = -1  # while it is closed
         self.open()
         if self.noted and args.resume:
@@ -1628,9 +1612,10 @@ class Part(Spans):
     def open(self) -> None:
         """Open and lock the part, so that two runs of one download do not both write into it."""
         try:
-            self.fd = open_own(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0))
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | CAREFULLY, 0o666)
             lock_file(self.fd)
             found, there = os.fstat(self.fd), stat_or_none(self.path, follow=False)
+            refuse_special(found)
             # otherwise another process has just renamed it, since it is finished
             if there and os.path.samestat(found, there):
                 if found.st_nlink < 2:
@@ -1656,30 +1641,32 @@ class Part(Spans):
         """Find out from the note what is here, if that can be proven."""
         try:
             note = read_note(self.note)
-            spans = [Span(int(first), end and int(end)) for first, end in note.pop("spans")]
-            source, found, last = noted_source(note), os.fstat(self.fd), spans[-1]
+            spans = [Span(int(first), end and int(end)) for first, end in note["spans"]]
+            source, last, size = noted_source(note), spans[-1], os.fstat(self.fd).st_size
         except (OSError, ValueError, OverflowError, TypeError, KeyError, IndexError):
             return
-        size = found.st_size
-        expired = time.time() - found.st_mtime > PART_AGE
         known = last.end == source.size and size <= (last.end or size) and source.validator
-        if expired or not known or min(span.offset for span in spans) < 0:
+        if not known or min(span.offset for span in spans) < 0:
             return
         last.offset = max(last.offset, size)
         self.source, self.spans = source, spans
         if size and not self.left():
             # ask for the last byte of a whole part: that reply proves that the rest fits
             last.offset -= 1
-        self.kept = self.count()
+        missing = sum((span.end or span.offset) - span.offset for span in spans)
+        self.have = self.kept = (last.end or last.offset) - missing
 
     def begin(self, source: Source) -> None:
+        if self.have or self.noted:
+            self.forget()
+            os.ftruncate(self.fd, 0)
         super().begin(source)
-        os.ftruncate(self.fd, 0)
         if source.validator and (source.size is None or source.size > NOTED_FROM):
             self.remember()
 
     def forget(self) -> None:
-        super().forget()
+        self.source, self.spans = None, [Span(0)]
+        self.have = self.kept = 0
         if self.noted:
             with contextlib.suppress(OSError):
                 os.unlink(self.note)
@@ -1692,7 +1679,7 @@ class Part(Spans):
         left, size = self.left(), self.source and self.source.validator and self.source.size
         if not size:
             return False
-        step = max(SPLIT_FROM, -(-(size - self.count()) // (4 * count)))
+        step = max(SPLIT_FROM, -(-(size - self.have) // (4 * count)))
         pieces = [
             Span(first, min(first + step, span.end or size))
             for span in left
@@ -1718,7 +1705,8 @@ class Part(Spans):
             except OSError as error:
                 if error.errno != errno.EINVAL:  # some file systems cannot
                     raise unwritable(self.path, error, 0) from None
-        write_note(self.note, {**self.source._asdict(), "spans": spans})
+        note = {"url": str(self.url), **self.source._asdict(), "spans": spans}
+        write_note(self.note, note)
         self.noted = True
 
     def write(self, offset: int, data: Data) -> None:
@@ -1726,12 +1714,16 @@ class Part(Spans):
         with self.lock:
             try:
                 if self.is_hole(offset, data):
-                    return
-                os.lseek(self.fd, offset, os.SEEK_SET)
+                    view = view[:0]
+                elif self.position != offset:
+                    self.position = os.lseek(self.fd, offset, os.SEEK_SET)
                 while view:
-                    view = view[write_some(self.fd, view) :]
+                    count = write_some(self.fd, view)
+                    self.position += count
+                    view = view[count:]
             except OSError as error:
-                raise unwritable(self.path, error, offset + len(data) - len(view)) from None
+                raise unwritable(self.path, error, self.position) from None
+            self.have += len(data)
 
     def is_hole(self, offset: int, data: Data) -> bool:
         """Leave zeros out: a hole reads as zeros, and needs no room on the disk."""
@@ -1759,30 +1751,9 @@ class Part(Spans):
         except FileExistsError:
             raise exists(path) from None
         except OSError as error:
-            raise unwritable(path, error, self.count()) from None
-        self.forget()
-
-    def copy_facts(self, head: Optional[Head], old: Optional[os.stat_result]) -> None:
-        """Set time, ETag and the right to execute as the server told them, and else the mode of the
-        file that it replaces."""
-        fields = head.fields if head else {}
-        # the file system may not know such a time
-        with contextlib.suppress(OSError, OverflowError):
-            if head and (modified := head.modified) is not None:
-                os.utime(self.path, (modified, modified))
-        # only Linux has attributes, and only on some file systems
-        with contextlib.suppress(OSError, AttributeError):
-            if "etag" in fields:
-                value = etag_prefix(self.url, os.fstat(self.fd)) + to_bytes(fields["etag"])
-                os.setxattr(self.fd, XATTR, value)
-        runs = 0o111 if fields.get(EXECUTABLE.lower()) == "1" else 0
-        # there may be no modes
-        with contextlib.suppress(OSError):
-            if old or runs:
-                # the target of a link may be open to all
-                model = old if old and stat.S_ISREG(old.st_mode) else os.fstat(self.fd)
-                # without setuid and setgid, which were meant for the old content
-                os.chmod(self.path, model.st_mode & 0o777 | model.st_mode >> 2 & runs)
+            raise unwritable(path, error, self.have) from None
+        if self.noted:
+            self.forget()
 
     def release(self) -> None:
         with self.lock:
@@ -1794,7 +1765,7 @@ class Part(Spans):
         """If the part did not become the file, keep what can be continued."""
         if self.fd < 0:
             return
-        if not self.noted or not self.count():
+        if not self.noted or not self.have:
             self.discard()
         elif len(self.spans) > 1:
             with contextlib.suppress(Failure):  # if the disk is full, the last note will do
@@ -1836,23 +1807,25 @@ class Stream(Spans):
             raise unwritable(path, error, 0) from None
         decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
         self.decoder = decoder if is_terminal(self.fd) else None
-        self.written = 0
         self.totals = {args.checksum[0]: hasher(args.checksum[0])} if args.checksum else {}
 
-    def begin(self, source: Source) -> None:
-        if self.written:
+    def discard(self) -> None:
+        if self.have:
             raise Failure(
                 33,
                 "the rest cannot be fetched alone, and what was written cannot be taken back",
                 "the file changed, or the server does not serve ranges",
                 "-o FILE, which can start over",
             )
+
+    def begin(self, source: Source) -> None:
+        self.discard()
         super().begin(source)
         if source.digest:
             self.totals["sha256"] = hasher("sha256")
 
     def write(self, offset: int, data: Data, last: bool = False) -> None:
-        self.written += len(data)
+        count = len(data)
         for total in self.totals.values():
             total.update(data)
         if self.decoder:
@@ -1864,12 +1837,8 @@ class Stream(Spans):
         except BrokenPipeError:
             raise  # head has enough: main() ends quietly
         except OSError as error:
-            raise Failure(
-                23,
-                f"cannot write {self.name} ({error.strerror})",
-                "what reads it has ended, or its disk is full",
-                "-o FILE, with room for it",
-            ) from None
+            raise unwritable(self.name, error, self.have) from None
+        self.have += count
 
     def digest(self, name: str) -> str:
         return self.totals[name].hexdigest()
@@ -1883,11 +1852,60 @@ def open_own(path: str, flags: int) -> int:
     """open() for names that others in this folder can predict.
 
     It follows no link, waits for no FIFO, and opens nothing but a regular file."""
-    fd = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    os.close(fd)
-    raise OSError(errno.EINVAL, "it is no regular file")
+    fd = os.open(path, flags | CAREFULLY)
+    try:
+        refuse_special(os.fstat(fd))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def refuse_special(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+
+
+def copy_facts(
+    url: URL, head: Optional[Head], old: Optional[os.stat_result], fd: int, path: str
+) -> None:
+    """Set time, ETag and the right to execute as the server told them, and else the mode of the
+    file that it replaces."""
+    fields = head.fields if head else {}
+    # the file system may not know such a time; only Linux has attributes, and not everywhere
+    with contextlib.suppress(OSError, OverflowError, AttributeError):
+        if head and head.modified is not None:
+            os.utime(path, (head.modified, head.modified))
+        if "etag" in fields:
+            os.setxattr(fd, XATTR, etag_prefix(url, os.fstat(fd)) + to_bytes(fields["etag"]))
+    runs = 0o111 if fields.get(EXECUTABLE.lower()) == "1" else 0
+    if not old and not runs:
+        return
+    # the target of a link may be open to all
+    model = old if old and stat.S_ISREG(old.st_mode) else os.fstat(fd)
+    # there may be no modes
+    with contextlib.suppress(OSError):
+        # without setuid and setgid, which were meant for the old content
+        os.chmod(path, model.st_mode & 0o777 | model.st_mode >> 2 & runs)
+
+
+def write_whole(
+    part: str, path: str, data: bytes, finish: Optional[Callable[[int, str], None]] = None
+) -> None:
+    """Write a short file whole or not at all: under a name that nobody else uses, then renamed."""
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | CAREFULLY, 0o666)
+    try:
+        try:
+            if os.write(fd, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if finish:
+                finish(fd, part)
+        finally:
+            os.close(fd)
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise
 
 
 def rename(source: str, path: str, replace: bool) -> None:
@@ -1913,17 +1931,15 @@ def lock_file(fd: int) -> bool:
         if not lock_byte(fd):
             raise BlockingIOError
         return True
-    with contextlib.suppress(ImportError):
+    try:
         import fcntl  # not at the top: Windows has none
 
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            raise
-        except OSError:
-            pass  # some file systems have no locks, such as Lustre
-    return False
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except (ImportError, OSError):
+        return False  # some file systems have no locks, such as Lustre
+    return True
 
 
 def read_note(path: str) -> dict[str, Any]:
@@ -1943,8 +1959,8 @@ def noted_source(note: dict[str, Any]) -> Source:
     """The source in a note. Raises TypeError or ValueError for a note that no run of ours wrote.
 
     Others may plant a note, and its validator is sent in the head of a request."""
-    source = Source(**note)
-    texts = source.url, source.etag, source.modified, source.digest
+    source = Source(*(note[name] for name in Source._fields))
+    texts = source.etag, source.modified, source.digest
     printing = all(isinstance(text, str) and text.isprintable() for text in texts)
     if not printing or not isinstance(source.size, (int, type(None))):
         raise TypeError("a note of wrong types")
@@ -1954,26 +1970,22 @@ def noted_source(note: dict[str, Any]) -> Source:
 
 
 def write_note(path: str, note: dict[str, Any]) -> None:
-    """Write the note whole or not at all."""
     import json
 
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path + "~")  # a link there may lead to any file
-        with open(path + "~", "x", encoding="utf-8") as file:
-            json.dump(note, file)
-        os.replace(path + "~", path)
+        write_whole(path + "~", path, json.dumps(note).encode())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(path + "~")
         raise unwritable(path, error, 0) from None
 
 
 @functools.lru_cache(maxsize=8)
 def part_name(url: URL) -> str:
-    """The name of a URL's part: the same each time, even if the URL's signature is not."""
-    unsigned = re.sub(SIGNATURE, "", url.full) if "?" in url.target else url.full
-    return f".six-{hasher('sha256', to_bytes(unsigned)).hexdigest()[:32]}.part"
+    """The name of a URL's part: the same each time."""
+    import hashlib
+
+    return f".six-{hashlib.sha256(to_bytes(url.full)).hexdigest()[:32]}.part"
 
 
 def remove_old_parts(folder: str, names: set[str]) -> None:
@@ -2075,7 +2087,7 @@ class Upload:
             resource = self.url.join(note["resource"])
             same = [(note["size"], note["mtime_ns"])] == self.body.state
             if same and resource.origin == self.url.origin:
-                return resource._replace(login=self.url.login)
+                return resource
         return None
 
     def remember(self, resource: URL) -> None:
@@ -2174,7 +2186,7 @@ class Upload:
         with self.client.ask("PUT", self.url, fields, BodySource(b"")) as reply:
             self.check(reply, stored=False)
             location = reply.head.get("location")
-        resource = reply.url.join(location)._replace(login=self.url.login)
+        resource = reply.url.join(location)
         if not location or resource.origin != self.url.origin:
             return None
         self.remember(resource)
@@ -2187,7 +2199,8 @@ class Upload:
     def as_request(self) -> bytes:
         """Head and body in one piece, for a pipeline."""
         self.fields = self.prepare()
-        head = self.client.pipelined("PUT", self.url, self.fields, self.body)
+        fields = {**self.fields, **self.client.origin(self.url).login_fields}
+        head = self.client.request("PUT", self.url, fields, self.body)
         return head + b"".join(map(bytes, self.body.chunks()))
 
     def is_done(self, reply: Reply) -> bool:
@@ -2685,7 +2698,7 @@ def find_same(tree: Tree, here: str, jobs: dict[URL, Entry], known: dict[URL, En
         return []
     keeps_times = any(entry.etag for entry in known.values())  # as our own server does
     unsure = [url for url, entry in known.items() if entry.size is None or entry.mtime is None]
-    for url, reply in client.pipeline("HEAD", unsure, functools.partial(client.pipelined, "HEAD")):
+    for url, reply in client.pipeline("HEAD", unsure, client.asking("HEAD", tree.root, IDENTITY)):
         if reply.head.status == 200:
             known[url] = entry_of(reply.head)
         elif reply.head.status == 404:
@@ -2706,6 +2719,8 @@ def fetch_files(
     """Fetch files in a pipeline, and what that leaves one by one."""
     client, args = tree.client, tree.args
 
+    folder = os.path.join(folder, "")
+
     def download(url: URL) -> Download:
         return Download(client, url, folder, jobs[url].name, replace=True)
 
@@ -2713,9 +2728,9 @@ def fetch_files(
     urls = [url for url in jobs if not begun or part_name(url) not in begun]
     for url, reply in client.pipeline("GET", urls, client.asking("GET", base, WANTED)):
         if reply.head.status == 200:
-            attempt(args, functools.partial(run_download, args, download(url), reply))
+            attempt(args, functools.partial(download(url).run, reply))
             del jobs[url]
-    for_each(args, list(jobs), lambda url: run_download(args, download(url)))
+    for_each(args, list(jobs), lambda url: download(url).run())
 
 
 def send_files(tree: Tree, folder: str, jobs: dict[URL, Entry]) -> None:
@@ -2944,6 +2959,7 @@ def unquoted(text: str) -> str:
     return os.fsdecode(unquote_to_bytes(to_bytes(text)))
 
 
+@functools.lru_cache(maxsize=16)  # short files of one age often have equal heads
 def parse_head(raw: bytes) -> Head:
     """Parse a head (RFC 9112 sections 4 and 5). Raises ValueError for a malformed one.
 
@@ -2966,26 +2982,46 @@ def parse_head(raw: bytes) -> Head:
             value = f"{fields[name]}, {value}"
         fields[name] = value
     version, status, reason = found.groups("")
-    return Head(version, int(status), reason, fields, content_length(fields), f"{first}\n{rest}")
+    words, encoded_by = listed(fields, "connection"), listed(fields, "content-encoding")
+    return Head(
+        int(status),
+        reason,
+        fields,
+        content_length(fields),
+        content_range(fields) if status in ("206", "416") else None,
+        parse_date(fields.get("last-modified", "")),
+        # none: some servers say so
+        [word.removeprefix("x-") for word in encoded_by if word not in ("identity", "none")],
+        "keep-alive" in words if version == "1.0" else "close" not in words,
+        f"{first}\n{rest}",
+    )
+
+
+def listed(fields: Fields, name: str) -> list[str]:
+    """The words of a field that holds a list, in lower case."""
+    words = fields.get(name, "").lower().split(",")
+    return [word.strip() for word in words if word.strip()]
 
 
 def content_length(fields: dict[str, str]) -> Optional[int]:
     """RFC 9112 section 6.3: Transfer-Encoding overrides it, and repeated numbers must be equal."""
     if "content-length" not in fields or "transfer-encoding" in fields:
         return None
-    items = [item.strip() for item in fields["content-length"].split(",")]
-    if not all(re.fullmatch(LENGTH, item) for item in items) or len(set(map(int, items))) > 1:
+    items = listed(fields, "content-length")
+    if (
+        not items
+        or not all(re.fullmatch(LENGTH, item) for item in items)
+        or len(set(map(int, items))) > 1
+    ):
         raise ValueError("a Content-Length that is no number, or several")
     return int(items[0])
 
 
-def content_range(head: Head) -> Optional[tuple[int, int, int]]:
+def content_range(fields: Fields) -> Optional[tuple[int, int, int]]:
     """The first byte, the byte after the last, and the size of the whole file, of a 206 or 416.
 
     (-1, 0, size) means that the range could not be satisfied."""
-    if head.status not in (206, 416):
-        return None
-    found = re.fullmatch(CONTENT_RANGE, head.get("content-range"))
+    found = re.fullmatch(CONTENT_RANGE, fields.get("content-range", ""))
     if not found or found[3] == "*":
         return None
     first, last, size = map(int, found.groups("-1"))
@@ -3016,15 +3052,19 @@ def http_date(seconds: float) -> str:
     return time.strftime("%a, %d %b %Y %H:%M:%S GMT", calendar(time.gmtime, seconds))
 
 
-def source_of(url: URL, head: Head) -> Source:
-    span, date, modified = content_range(head), parse_date(head.get("date")), head.modified
+def source_of(head: Head) -> Source:
+    span, date, modified = head.range, parse_date(head.get("date")), head.modified
     # within the same second, the file may change again
     settled = date is not None and modified is not None and modified < date
+    validator = head.get("last-modified") if settled else ""
+    size = span[2] if span else head.length
+    return Source(head.get("etag"), validator, size, promised_digest(head))
+
+
+def promised_digest(head: Head) -> str:
     digest = head.get("repr-digest") or head.get("digest")
     found = digest and re.search(SHA256_FIELD, digest)
-    digest = binascii.a2b_base64(found[1]).hex() if found else ""
-    validator = head.get("last-modified") if settled else ""
-    return Source(str(url), head.get("etag"), validator, span[2] if span else head.length, digest)
+    return binascii.a2b_base64(found[1]).hex() if found else ""
 
 
 def disposition_name(value: str) -> str:
@@ -3671,9 +3711,13 @@ class Capture:
         try:
             self.file = os.open(path, flags, 0o600)  # passwords are in it too
         except OSError as error:
-            what = f"cannot write the capture {printable(path)} ({error.strerror})"
-            why = "--pcap stores there what is sent and received; nothing was done"
-            say(str(Failure(23, what, why, "--pcap FILE, in a folder where you may write")))
+            failure = Failure(
+                23,
+                f"cannot write the capture {printable(path)} ({error.strerror})",
+                "--pcap stores there what is sent and received; nothing was done",
+                "--pcap FILE, in a folder where you may write",
+            )
+            say(str(failure))
             raise SystemExit(23) from None
         comment = struct.pack("!HH", 1, len(ABOUT_CAPTURES)) + ABOUT_CAPTURES
         self.block(0x0A0D0D0A, struct.pack("!IHHq", 0x1A2B3C4D, 1, 0, -1) + comment)
@@ -3778,9 +3822,8 @@ US, PEER = 1, -1  # the order of what belongs to both sides
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
-    ended = "peer sent FIN (end of stream)"
-    ends: Sequence[Any]  # of a connection in the capture: our address, the peer's
-    talking: frozenset[int] = frozenset()  # the sides that may still send, as the capture knows
+    ends: Sequence[Any]  # of the connection: our address, the peer's
+    talking: frozenset[int] = frozenset()  # the sides that may still send
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
@@ -3798,17 +3841,16 @@ class TracedStream(Traced):
         self.begin(target, US)
 
     def begin(self, peer: Any, asks: int) -> None:
-        """The handshake, for the capture alone."""
-        if self.capture:
-            self.ends = self.getsockname(), peer
-            self.talking = frozenset((US, PEER))
-            self.store(asks, SYN)
-            self.store(-asks, SYN_ACK)
-            self.store(asks, ACK)
+        """A connection begins, because one side has asked for it: that is the handshake."""
+        self.ends = self.getsockname(), peer
+        self.talking = frozenset((US, PEER))
+        self.store(asks, SYN)
+        self.store(-asks, SYN_ACK)
+        self.store(asks, ACK)
 
     def store(self, side: int, flags: int, data: bytes = b"") -> None:
-        """What one side sends, in packets for the capture, before it is counted."""
-        if not self.capture or not self.talking or (flags == FIN and side not in self.talking):
+        """What one side sends, before it is counted: in packets for the capture."""
+        if not self.talking or (flags == FIN and side not in self.talking):
             return
         mine, other = (self.sent + 1, self.received + 1)[::side]
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
@@ -3817,7 +3859,8 @@ class TracedStream(Traced):
             numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
             header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
-            self.capture.packet(6, self.ends[::side], header, rest)
+            if self.capture:
+                self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
             self.talking -= {side}
         if flags == RST:
@@ -3840,21 +3883,21 @@ class TracedStream(Traced):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        end = "peer sent FIN (end of stream)" if PEER in self.talking else "nothing more can come"
         self.store(PEER, PUSH if data else FIN, data)
         self.received += len(data)
-        text = f"recv 0 bytes = {self.ended}"
-        if data:
-            text = f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
-            text += f" (received so far {self.received})"
-        self.show("<", text, data)
+        text = (
+            f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms "
+            f"(received so far {self.received})"
+        )
+        self.show("<", text if data else f"recv 0 bytes = {end}", data)
         return data
 
     def shutdown(self, how: int) -> None:
         side = "sending = FIN"
         if how == socket.SHUT_RD:
             side = "receiving"
-            self.ended = "this side has shut its receiving"  # first: another thread may be in recv
-            self.talking -= {PEER}
+            self.talking -= {PEER}  # first: another thread may be in recv()
         super().shutdown(how)
         self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:
@@ -4157,6 +4200,16 @@ class Transient(Failure):
 
 
 # --- progress and reports ---
+# what else the last line says of many files
+SUMMED = {
+    "same": "; {} already there",
+    "skipped": "; skipped {}",
+    "deleted": "; deleted {}",
+    "delete": "; would delete {}",
+    "failed": "; {} failed",
+}
+
+
 class Progress:
     """A line on the terminal about one file or many, and what became of them. Nothing is drawn
     elsewhere."""
@@ -4269,14 +4322,8 @@ class Progress:
             would = "fetch" if args.verb == "mirror" else "send"
             text = f"{args.verb} --dry-run: would {would} {files}"
         left_out = ", ".join(f"{count} {what}" for what, count in self.skipped.items())
-        for count, words in [
-            (counts.get("same"), "{} already there"),
-            (left_out, "skipped {}"),
-            (counts.get("deleted"), "deleted {}"),
-            (counts.get("delete"), "would delete {}"),
-            (counts.get("failed"), "{} failed"),
-        ]:
-            text += f"; {words.format(count)}" * bool(count)
+        told = {**counts, "skipped": left_out}
+        text += "".join(SUMMED[name].format(told[name]) for name in SUMMED if told.get(name))
         if not args.quiet:
             say(text)
 
@@ -4375,9 +4422,7 @@ def bearer(text: str) -> tuple[str, str]:
 
 def checksum(text: str) -> tuple[str, str]:
     name, _, value = text.partition(":")
-    digits = {"md5": 32, "sha1": 40, "sha224": 56, "sha256": 64, "sha384": 96, "sha512": 128}.get(
-        name, 0
-    )
+    digits = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128}.get(name)
     if len(value) != digits or not re.fullmatch("[0-9a-fA-F]+", value):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME:HEX, such as sha256:9f86d0...")
     return name, value.lower()

@@ -5404,9 +5404,13 @@ class Capture:
         try:
             self.file = os.open(path, flags, 0o600)  # passwords are in it too
         except OSError as error:
-            what = f"cannot write the capture {printable(path)} ({error.strerror})"
-            why = "--pcap stores there what is sent and received; nothing was done"
-            say(str(Failure(23, what, why, "--pcap FILE, in a folder where you may write")))
+            failure = Failure(
+                23,
+                f"cannot write the capture {printable(path)} ({error.strerror})",
+                "--pcap stores there what is sent and received; nothing was done",
+                "--pcap FILE, in a folder where you may write",
+            )
+            say(str(failure))
             raise SystemExit(23) from None
         comment = struct.pack("!HH", 1, len(ABOUT_CAPTURES)) + ABOUT_CAPTURES
         self.block(0x0A0D0D0A, struct.pack("!IHHq", 0x1A2B3C4D, 1, 0, -1) + comment)
@@ -5511,9 +5515,8 @@ US, PEER = 1, -1  # the order of what belongs to both sides
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
-    ended = "peer sent FIN (end of stream)"
-    ends: Sequence[Any]  # of a connection in the capture: our address, the peer's
-    talking: frozenset[int] = frozenset()  # the sides that may still send, as the capture knows
+    ends: Sequence[Any]  # of the connection: our address, the peer's
+    talking: frozenset[int] = frozenset()  # the sides that may still send
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
@@ -5531,17 +5534,16 @@ class TracedStream(Traced):
         self.begin(target, US)
 
     def begin(self, peer: Any, asks: int) -> None:
-        """The handshake, for the capture alone."""
-        if self.capture:
-            self.ends = self.getsockname(), peer
-            self.talking = frozenset((US, PEER))
-            self.store(asks, SYN)
-            self.store(-asks, SYN_ACK)
-            self.store(asks, ACK)
+        """A connection begins, because one side has asked for it: that is the handshake."""
+        self.ends = self.getsockname(), peer
+        self.talking = frozenset((US, PEER))
+        self.store(asks, SYN)
+        self.store(-asks, SYN_ACK)
+        self.store(asks, ACK)
 
     def store(self, side: int, flags: int, data: bytes = b"") -> None:
-        """What one side sends, in packets for the capture, before it is counted."""
-        if not self.capture or not self.talking or (flags == FIN and side not in self.talking):
+        """What one side sends, before it is counted: in packets for the capture."""
+        if not self.talking or (flags == FIN and side not in self.talking):
             return
         mine, other = (self.sent + 1, self.received + 1)[::side]
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
@@ -5550,7 +5552,8 @@ class TracedStream(Traced):
             numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
             header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
-            self.capture.packet(6, self.ends[::side], header, rest)
+            if self.capture:
+                self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
             self.talking -= {side}
         if flags == RST:
@@ -5573,21 +5576,21 @@ class TracedStream(Traced):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        end = "peer sent FIN (end of stream)" if PEER in self.talking else "nothing more can come"
         self.store(PEER, PUSH if data else FIN, data)
         self.received += len(data)
-        text = f"recv 0 bytes = {self.ended}"
-        if data:
-            text = f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
-            text += f" (received so far {self.received})"
-        self.show("<", text, data)
+        text = (
+            f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms "
+            f"(received so far {self.received})"
+        )
+        self.show("<", text if data else f"recv 0 bytes = {end}", data)
         return data
 
     def shutdown(self, how: int) -> None:
         side = "sending = FIN"
         if how == socket.SHUT_RD:
             side = "receiving"
-            self.ended = "this side has shut its receiving"  # first: another thread may be in recv
-            self.talking -= {PEER}
+            self.talking -= {PEER}  # first: another thread may be in recv()
         super().shutdown(how)
         self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:

@@ -115,7 +115,7 @@ as bad-nick. If another client has that nick already, in whatever case, a number
                             with commas between. A line got … for each receiver, then ok send NAME
                             receivers=N verified=N, below
     chat [NICK]             up to 50 lines `said` from before, then ok chat [NICK] [nick=NAME]
-                            you=HOST:PORT count=N, below
+                            you=HOST:PORT count=N, below. In the chat: another nick, and no lines
     say TEXT                the rest of the line as it is, at most 4000 bytes, to all others in the
                             chat; ok say
     tell NICK TEXT          the same to one in the chat alone; NICK is a nick or HOST:PORT; ok tell
@@ -244,9 +244,9 @@ seconds (stalled): one that reads nothing, or that has been sent all and neither
 by 1024 bytes a second. A sender that sends nothing but notes for so long, while others wait for its
 receivers, is refused (stalled).
 
-Chat. After `ok chat`, and until the next request other than help, who, ping, say, tell, these lines
-come between answers: said from=NAME TEXT (one space, then the text to the end of the line), told
-from=NAME TEXT (to this client alone), joined NAME at=HOST:PORT, left NAME. NAME is the nick or
+Chat. After `ok chat`, until the next request other than help, who, ping, say, tell and chat, these
+lines come between answers: said from=NAME TEXT (one space, then the text to the end of the line),
+told from=NAME TEXT (to this client alone), joined NAME at=HOST:PORT, left NAME. NAME is the nick or
 HOST:PORT. One client may say 40 lines (or join so often) at once and 20 a second; more are refused
 as too-fast. For a client that does not read, 200 lines are kept; of more it loses the oldest, and
 gets `note chat lost=N` before the next.
@@ -427,7 +427,6 @@ RESULT_KEYS = {
     "sha256": 64,
     "verified": 3,
 }
-AHEAD = 2  # blocks that a receiver may still have to be sent when its sender leaves the next one
 SENDS_AHEAD = 200  # files of one sender that its receivers have not answered yet
 LEAST_RATE = 1024  # bytes a second by which a receiver that has been sent all must get on
 POSTPONED = 16  # requests of a receiver that wait for the end of the file which it is sent
@@ -845,13 +844,15 @@ def find_receivers(session: "Session", to: str) -> "tuple[list[Session], dict[st
 
 
 def do_chat(session: "Session", request: "Line", nick: str = "") -> None:
+    """Join; or, in the chat, take another name."""
+    session.limit_rate()
+    before = session.display_name() if session.mode == "chat" else ""
     if request.words:
         session.set_nick(nick)
-    session.limit_rate()
     session.share()
-    for said in session.lobby.join(session):
+    for said in session.lobby.join(session, before):
         session.put(said)
-    session.log(f"chat: {session.display_name()} joined")
+    session.log(f"chat: {session.display_name()} joined{before and f', who was {before}'}")
     count = len(session.lobby.chatters)
     session.ok(request, nick=session.nick or None, you=session.peer, count=count)
 
@@ -1887,16 +1888,18 @@ class Session(Wire):
         self.reason = ""  # why another thread ended it
         # what others have left for it, and the lock of that; lines of the chat that were dropped
         self.bell: Bell | None = None
-        self.lock, self.queue, self.missed = threading.Lock(), deque[Union[bytes, bytearray]](), 0
-        self.rest = memoryview(b"")  # what is being sent of it
+        self.lock, self.queue, self.missed = threading.Lock(), deque["Block"](), 0
+        self.sending = memoryview(b"")  # what is being sent of it
         # as a receiver: what it has not answered; requests that wait until it has
         self.owed: deque[Relay] = deque()
         self.postponed: list[Line] = []
         # when it last took bytes or got further; the next count that is further
         self.progressed, self.goal = self.connected, LEAST_RATE * self.timeout
-        # as a sender: what is not answered yet; lines and small bodies for the last one's receivers
+        # as a sender: what is not answered yet; lines and small bodies for the last one's
+        # receivers; those of them that have still to send on what was left for them
         self.relays: deque[Relay] = deque()
         self.gathered = bytearray()
+        self.taking: set[Session] = set()
         # the clock of the rate limit, which each line puts forward
         self.next_say = self.connected - SAY_BURST / SAY_RATE
 
@@ -1910,7 +1913,8 @@ class Session(Wire):
             if not self.requests:
                 self.log("came and left without a word")
         except Lost as lost:
-            self.rest, self.out = memoryview(b""), bytearray()
+            self.sending, self.out = memoryview(b""), bytearray()
+            self.queue.clear()
             self.log(f"connection lost: {lost}")
         except Broken as broken:
             self.out += line("err", "-", reason=broken)  # hang_up() sends it
@@ -1951,7 +1955,8 @@ class Session(Wire):
     def prepare(self, request: Line) -> None:
         """A request may name its client; most end a `receive` or `chat` that waits."""
         self.doing, nick = request.verb, request.keys.get("nick")
-        if self.mode and (self.doing not in GO_ON_WAITING or nick is not None):
+        stays = self.doing in GO_ON_WAITING or self.doing == self.mode == "chat"
+        if self.mode and (nick is not None or not stays):
             self.lobby.leave(self, "left")
         if nick is not None:
             if not self.admitted:  # or strangers could take the names of those who may come in
@@ -2008,9 +2013,16 @@ class Session(Wire):
         # nor may strangers keep the places of others by idle talk
         if not self.admitted and time.monotonic() > self.connected + self.timeout:
             raise Lost(f"no password in {self.timeout:g} s")
-        if (self.mode or self.relays) and not self.attend(patience):
+        if self.mode and not self.attend(patience):
             return
         super().receive(patience)
+
+    def wait(self, patience: Optional[float], event: int = READ) -> None:
+        """As in Wire; but a sender hears meanwhile what its receivers tell."""
+        if event == READ and self.relays and not self.mode:
+            self.attend(patience)
+        else:
+            super().wait(patience, event)
 
     def has_line(self) -> bool:
         """Has a whole line arrived that is not empty?"""
@@ -2020,9 +2032,9 @@ class Session(Wire):
 
     def flush(self) -> None:
         self.write_log()
-        if self.rest:  # a line that was begun must be ended before any other
-            rest, self.rest = self.rest, memoryview(b"")
-            self.push(rest)
+        if self.sending:  # a line that was begun must be ended before any other
+            view, self.sending = self.sending, memoryview(b"")
+            self.push(view)
         super().flush()
 
     def write_log(self) -> None:
@@ -2094,7 +2106,7 @@ class Session(Wire):
             self.report()
             self.write_log()
             self.send_queued()
-            able = self.bell.select(READ | WRITE if self.rest else READ, self.pause(due))
+            able = self.bell.select(READ | WRITE if self.sending else READ, self.pause(due))
             if able & READ:
                 if self.mode == "chat":  # what was said before comes before the next answer
                     self.out += b"".join(self.take_queued(UNHEARD))
@@ -2115,22 +2127,31 @@ class Session(Wire):
 
     def send_queued(self) -> None:
         """As much as the connection takes now: our own answers, then what others left."""
-        while self.rest or self.out or self.queue:
-            if not self.rest:
-                self.rest, self.out = memoryview(self.out or self.next_block()), bytearray()
-            count = self.attempt(self.sock.send, self.rest)
+        while self.sending or self.out or self.queue:
+            if not self.sending:
+                self.sending, self.out = memoryview(self.out or self.next_block()), bytearray()
+            count = self.attempt(self.sock.send, self.sending)
             if not count:
                 return
-            self.rest = self.rest[count:]
+            self.sending = self.sending[count:]
             self.progressed = time.monotonic()
+        if self.owed:
+            self.tell_taken(self.owed[-1].sender)
 
-    def next_block(self) -> Union[bytes, bytearray]:
+    def next_block(self) -> "Block":
         blocks = self.take_queued(AT_ONCE if self.mode == "chat" else 1)
-        if self.owed and self.owed[-1].has_room():
-            self.owed[-1].sender.ring()
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
-    def take_queued(self, most: int) -> list[Union[bytes, bytearray]]:
+    def tell_taken(self, sender: "Session") -> None:
+        """The sender waits until all its receivers have taken what it left."""
+        with self.lock:
+            if self.queue or self not in sender.taking:
+                return
+            sender.taking.discard(self)
+        if not sender.taking:
+            sender.ring()
+
+    def take_queued(self, most: int) -> "list[Block]":
         with self.lock:
             blocks = [self.queue.popleft() for _ in range(min(most, len(self.queue)))]
             lost, self.missed = self.missed, 0
@@ -2182,16 +2203,16 @@ class Session(Wire):
             if not relay.ended:
                 self.queue.append(line("abort", reason="refused"))
         self.progressed, self.goal = time.monotonic(), LEAST_RATE * self.timeout
-        relay.settle(self, found)
         if not self.owed:
-            self.lobby.wake_senders()
+            self.release()
+        relay.settle(self, found)
 
     def check_owed(self) -> None:
         """Close it if it stands still. While its sender is silent, tell it that we are there."""
-        if not self.owed or (self.queue and not self.rest):
+        if not self.owed or (self.queue and not self.sending):
             return
         relay, silent = self.owed[0], time.monotonic() - self.progressed
-        if not self.rest and not relay.ended:
+        if not self.sending and not relay.ended:
             if silent > LIFE:
                 self.queue.append(line("note", relay.name))
         elif silent > self.timeout:
@@ -2203,9 +2224,15 @@ class Session(Wire):
         with self.lock:
             owed = self.owed.copy()
             self.owed.clear()
-            self.queue.clear()
+        self.release()
         for relay in owed:
             relay.settle(self, refusal(reason))
+
+    def release(self) -> None:
+        """It owes no answer, and has a copy of what it has still to send of a sender's buffer."""
+        with self.lock:
+            self.sending = memoryview(b"".join([self.sending, *self.queue]))
+            self.queue.clear()
         self.lobby.wake_senders()
 
     # as a sender
@@ -2451,13 +2478,16 @@ class Lobby:
         return any(not held.isdisjoint(each.still_receive()) for each in self.queue.copy())
 
     # chatters
-    def join(self, session: "Session") -> list[bytes]:
-        """What was said before; what is said from now on comes after it."""
+    def join(self, session: "Session", before: str) -> list[bytes]:
+        """What was said before; what is said from now on comes after it. Who was in the chat with
+        another name has heard all that."""
         with self.lock:
-            self.tell_all(line("joined", session.display_name(), at=session.peer))
+            if before:
+                self.tell_all(line("left", before), session)
+            self.tell_all(line("joined", session.display_name(), at=session.peer), session)
             self.chatters[session] = None
             session.mode = "chat"
-            return list(self.history)
+            return [] if before else list(self.history)
 
     def say(self, session: "Session", text: bytes) -> None:
         with self.lock:
@@ -2480,6 +2510,10 @@ class Lobby:
         for session in self.chatters:
             if session is not but:
                 session.leave_line(text)
+
+
+NOTHING = memoryview(b"")
+Block = Union[bytes, bytearray, memoryview]  # whole lines, or the bytes that the last one announced
 
 
 def refusal(reason: str) -> Line:
@@ -2530,40 +2564,47 @@ class Relay:
         if found.verb != "abort":
             sender.early.append(found)
         self.end(line("abort", reason=found.keys.get("reason", "interrupted")))
+        self.pass_on()  # not with the next file: to who has refused this one it means nothing
 
     def end(self, last: bytes) -> None:
         self.ended = True
         self.give(last)
 
-    def give(self, *pieces: Union[bytes, memoryview]) -> None:
-        """Pass on whole lines, or `data` and its bytes. Few bytes gather until the sender waits."""
-        for piece in pieces:
-            self.sender.gathered += piece
+    def give(self, text: bytes, body: memoryview = NOTHING) -> None:
+        """Pass on a line, or `data` and its bytes. Few bytes gather until the sender waits."""
+        self.sender.gathered += text
+        self.sender.gathered += body[:BATCH]
         if len(self.sender.gathered) >= BATCH:
-            self.pass_on()
+            self.pass_on(body[BATCH:])
 
-    def pass_on(self) -> None:
-        while self.sender.gathered and not self.has_room():
+    def pass_on(self, body: memoryview = NOTHING) -> None:
+        """What is gathered, and what of a body is in the sender's own buffer."""
+        self.await_receivers()
+        self.leave(body)
+        if body:
+            self.await_receivers()
+
+    def await_receivers(self) -> None:
+        """Until each receiver has taken what was left for it."""
+        while self.sender.taking:
             self.sender.tell_results()
             self.sender.hear_bell(NOTE_PAUSE)
-        self.leave()
 
-    def has_room(self) -> bool:
-        """Has each receiver taken so much that the next block can be left?"""
-        return all(len(each.queue) < AHEAD for each in self.receivers.copy())
-
-    def leave(self) -> None:
+    def leave(self, body: memoryview = NOTHING) -> None:
         """In the queue of each receiver."""
         block, self.sender.gathered = self.sender.gathered, bytearray()
         for each in self.receivers.copy() if block else ():
             with each.lock:
                 if self in each.owed:  # it may have answered meanwhile
-                    each.queue.append(block)
-            if not each.rest:  # else it looks for the next block when it has sent that
-                each.ring()
+                    each.queue.extend([block, body] if body else [block])
+                    self.sender.taking.add(each)
+            each.ring()
 
     def give_up(self, reason: str) -> None:
         """The sender is gone or may not go on: no receiver can hold this up."""
+        # what receivers have not taken stays in the old buffer
+        self.sender.buffer = bytearray(self.sender.buffer)
+        self.sender.view = memoryview(self.sender.buffer)
         self.sender.gathered += line("abort", reason=reason)
         self.ended = True
         self.leave()
@@ -2606,6 +2647,8 @@ class Relay:
     def settle(self, session: "Session", result: Line) -> None:
         self.results.append((session.peer, result, session.nick))
         self.receivers.pop(session, None)
+        if not session.owed:
+            self.sender.taking.discard(session)
         self.sender.ring()
 
 
@@ -3265,9 +3308,13 @@ class Capture:
         try:
             self.file = os.open(path, flags, 0o600)  # passwords are in it too
         except OSError as error:
-            what = f"cannot write the capture {printable(path)} ({error.strerror})"
-            why = "--pcap stores there what is sent and received; nothing was done"
-            say(str(Failure(23, what, why, "--pcap FILE, in a folder where you may write")))
+            failure = Failure(
+                23,
+                f"cannot write the capture {printable(path)} ({error.strerror})",
+                "--pcap stores there what is sent and received; nothing was done",
+                "--pcap FILE, in a folder where you may write",
+            )
+            say(str(failure))
             raise SystemExit(23) from None
         comment = struct.pack("!HH", 1, len(ABOUT_CAPTURES)) + ABOUT_CAPTURES
         self.block(0x0A0D0D0A, struct.pack("!IHHq", 0x1A2B3C4D, 1, 0, -1) + comment)
@@ -3372,9 +3419,8 @@ US, PEER = 1, -1  # the order of what belongs to both sides
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
-    ended = "peer sent FIN (end of stream)"
-    ends: Sequence[Any]  # of a connection in the capture: our address, the peer's
-    talking: frozenset[int] = frozenset()  # the sides that may still send, as the capture knows
+    ends: Sequence[Any]  # of the connection: our address, the peer's
+    talking: frozenset[int] = frozenset()  # the sides that may still send
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
@@ -3392,17 +3438,16 @@ class TracedStream(Traced):
         self.begin(target, US)
 
     def begin(self, peer: Any, asks: int) -> None:
-        """The handshake, for the capture alone."""
-        if self.capture:
-            self.ends = self.getsockname(), peer
-            self.talking = frozenset((US, PEER))
-            self.store(asks, SYN)
-            self.store(-asks, SYN_ACK)
-            self.store(asks, ACK)
+        """A connection begins, because one side has asked for it: that is the handshake."""
+        self.ends = self.getsockname(), peer
+        self.talking = frozenset((US, PEER))
+        self.store(asks, SYN)
+        self.store(-asks, SYN_ACK)
+        self.store(asks, ACK)
 
     def store(self, side: int, flags: int, data: bytes = b"") -> None:
-        """What one side sends, in packets for the capture, before it is counted."""
-        if not self.capture or not self.talking or (flags == FIN and side not in self.talking):
+        """What one side sends, before it is counted: in packets for the capture."""
+        if not self.talking or (flags == FIN and side not in self.talking):
             return
         mine, other = (self.sent + 1, self.received + 1)[::side]
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
@@ -3411,7 +3456,8 @@ class TracedStream(Traced):
             numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
             header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
-            self.capture.packet(6, self.ends[::side], header, rest)
+            if self.capture:
+                self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
             self.talking -= {side}
         if flags == RST:
@@ -3434,21 +3480,21 @@ class TracedStream(Traced):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        end = "peer sent FIN (end of stream)" if PEER in self.talking else "nothing more can come"
         self.store(PEER, PUSH if data else FIN, data)
         self.received += len(data)
-        text = f"recv 0 bytes = {self.ended}"
-        if data:
-            text = f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
-            text += f" (received so far {self.received})"
-        self.show("<", text, data)
+        text = (
+            f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms "
+            f"(received so far {self.received})"
+        )
+        self.show("<", text if data else f"recv 0 bytes = {end}", data)
         return data
 
     def shutdown(self, how: int) -> None:
         side = "sending = FIN"
         if how == socket.SHUT_RD:
             side = "receiving"
-            self.ended = "this side has shut its receiving"  # first: another thread may be in recv
-            self.talking -= {PEER}
+            self.talking -= {PEER}  # first: another thread may be in recv()
         super().shutdown(how)
         self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:

@@ -26,7 +26,7 @@ its answer for --timeout seconds; a client that says nothing may stay.
 #
 # Begin with answer() and exchange(): one conversation, as the server and as the client see it.
 # The sections, in the order of the file:
-#   the conversation   Echo, answer(), send_message(), exchange(), receive()
+#   the conversation   Conversation, answer(), send_message(), exchange(), receive()
 #   the server         outcome(), Server, Server.run(), Server.admit(), Server.reply(), serve()
 #   the client         ping_report(), write_out(), converse(), stream(), ping(), client()
 #   shared fences      Capture, TracedStream, Stop, bind(), Failure, say(), address(), Parser
@@ -89,89 +89,87 @@ PIECE = 65536
 
 
 # --- the conversation: as the server and as the client see it ---
-class Echo:
-    """One conversation: its socket, the options of the command line, how many bytes went."""
+class Conversation:
+    """Its socket, the options of the command line, how many bytes went."""
 
     def __init__(self, sock: socket.socket, args: Namespace) -> None:
         self.sock = sock
         self.args = args
-        self.began = time.monotonic()
         self.sent = 0  # bytes by this side
         self.received = 0
         self.ended = False  # whether this client has sent FIN
 
 
-def answer(echo: Echo) -> None:
+def answer(conversation: Conversation) -> None:
     """The server's side: receive, capitalise, send, until the client has no more to say."""
-    sock = echo.sock
-    args = echo.args
+    sock = conversation.sock
+    args = conversation.args
     while True:
-        chunk = sock.recv(min(args.recv_size, args.reset_after - echo.received))
+        chunk = sock.recv(min(args.recv_size, args.reset_after - conversation.received))
         if len(chunk) == 0:  # FIN: the client will send nothing more
             return
-        echo.received += len(chunk)
-        hold_back(echo)
+        conversation.received += len(chunk)
+        hold_back(args, len(chunk))
         sock.settimeout(args.timeout)  # the client has to read its answer in time
-        send_message(echo, chunk.upper())
+        send_message(conversation, chunk.upper())
         sock.settimeout(None)  # it may think for ever before its next message
-        if echo.received == args.reset_after:  # only with --reset-after: reply() sends RST
+        if conversation.received == args.reset_after:  # only with --reset-after: reply() sends RST
             return
 
 
-def hold_back(echo: Echo) -> None:
-    """Wait before the next answer, as --delay and --rate (bytes a second) ask."""
-    pause = echo.args.delay
-    if echo.args.rate:
-        due = echo.began + echo.sent / echo.args.rate  # what is sent has taken until then
-        pause = max(pause, due - time.monotonic())
-    if pause > 0:
+def hold_back(args: Namespace, size: int) -> None:
+    """Wait before an answer of that size, as --delay and --rate (bytes a second) ask."""
+    pause = args.delay
+    if args.rate:
+        pause += size / args.rate
+    if pause > 0:  # sleep(0) costs time too
         time.sleep(pause)
 
 
-def send_message(echo: Echo, data: bytes) -> None:
+def send_message(conversation: Conversation, data: bytes) -> None:
     """Send it all. send() takes only what the kernel has room for.
 
     (sendall() has one timeout for everything, and would cut off a slow reader.)
     """
     rest = memoryview(data)  # a slice of it is no copy
-    echo.sent += len(rest)  # before send(): the answer may be here before it returns
+    conversation.sent += len(rest)  # before send(): the answer may be here before it returns
     try:
         while len(rest) > 0:
-            count = echo.sock.send(rest)
+            count = conversation.sock.send(rest)
             rest = rest[count:]
     finally:
-        echo.sent -= len(rest)  # if the connection breaks, this was not sent
+        conversation.sent -= len(rest)  # if the connection breaks, this was not sent
 
 
-def exchange(echo: Echo, message: bytes) -> bytes:
+def exchange(conversation: Conversation, message: bytes) -> bytes:
     """The client's side: send a message, and receive until as many bytes have come back."""
     reply = b""
     for start in range(0, len(message), PIECE):
-        send_message(echo, message[start : start + PIECE])
-        while echo.received < echo.sent:
-            reply += receive(echo)
+        send_message(conversation, message[start : start + PIECE])
+        while conversation.received < conversation.sent:
+            reply += receive(conversation)
     if reply != message.upper():
-        raise no_echo(echo)
+        raise no_echo(conversation, reply)
     return reply
 
 
-def receive(echo: Echo) -> bytes:
+def receive(conversation: Conversation) -> bytes:
     """The next part of the answer, of any size: one recv() is not one message."""
-    wait_for_reply(echo)
-    chunk = echo.sock.recv(echo.args.recv_size)
-    check(echo, chunk)
-    echo.received += len(chunk)
+    wait_for_reply(conversation)
+    chunk = conversation.sock.recv(conversation.args.recv_size)
+    check(conversation, chunk)
+    conversation.received += len(chunk)
     return chunk
 
 
-def check(echo: Echo, chunk: bytes) -> None:
+def check(conversation: Conversation, chunk: bytes) -> None:
     """Refuse what no echo sends: FIN too early, small letters, more than it was sent."""
-    if len(chunk) == 0 and (echo.received < echo.sent or not echo.ended):
+    missing = conversation.sent - conversation.received
+    if len(chunk) == 0 and (missing > 0 or not conversation.ended):
         raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
-    if echo.received == 0 and chunk != chunk.upper():  # a server's notice is all it says
-        raise no_echo(echo, chunk)
-    if echo.received + len(chunk) > echo.sent:
-        raise no_echo(echo)
+    notice = conversation.received == 0 and chunk != chunk.upper()  # it is all that is said
+    if len(chunk) > missing or notice:
+        raise no_echo(conversation, chunk)
 
 
 # --- the server: accept, a thread for each client, the end ---
@@ -186,14 +184,14 @@ def log(text: str) -> None:
     say(time.strftime("%Y-%m-%d %H:%M:%S ") + text)
 
 
-def outcome(echo: Echo, problem: Optional[OSError], stopping: bool) -> str:
+def outcome(conversation: Conversation, problem: Optional[OSError], stopping: bool) -> str:
     """What became of a connection, for the log."""
     # a timeout with a number is the kernel's: the other machine has vanished
     if isinstance(problem, socket.timeout) and not problem.errno:
         return "hung up on: it did not read its answer"
     if problem is not None:
         return f"the client left early ({problem.strerror})"
-    if echo.received >= echo.args.reset_after:
+    if conversation.received >= conversation.args.reset_after:
         return "reset by --reset-after"
     return "stopped" if stopping else "done"
 
@@ -267,15 +265,14 @@ class Server:
         conn.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         # an answer leaves at once, however short
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        job = self.hand_over if self.forks else self.reply
-        worker = self.worker(target=job, args=(conn, peer), daemon=True)
+        worker = self.worker(target=self.reply, args=(conn, peer), daemon=True)
         worker.start()
         self.accepted += 1
         # what becomes of a process's connection is shown by that process's trace and capture alone
         self.clients[worker] = socket.socket(fileno=conn.detach()) if self.forks else conn
 
-    def hand_over(self, conn: socket.socket, peer: "Address") -> None:
-        """Begin a process, which is a copy of this one: it keeps only its own connection.
+    def hand_over(self) -> None:
+        """A new process is a copy of this one: it keeps only the connection that is its own.
 
         Other clients would hear no FIN as long as it had a copy of theirs.
         """
@@ -283,20 +280,22 @@ class Server:
             os.close(sock.detach())
         # Ctrl-C reaches every process: the first one passes it on as SIGTERM
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.reply(conn, peer)
 
     def reply(self, conn: socket.socket, peer: "Address") -> None:
         """A client's worker: the conversation, then a line in the log."""
-        echo = Echo(conn, self.args)
+        if self.forks:
+            self.hand_over()
+        began = time.monotonic()
+        conversation = Conversation(conn, self.args)
         problem = None
         try:
-            answer(echo)
+            answer(conversation)
         except OSError as error:
             problem = error
-        end = outcome(echo, problem, self.stop.asked)
-        numbers = f"received {echo.received}, sent {echo.sent} bytes"
-        log(f"{address(peer)} {numbers} in {time.monotonic() - echo.began:.3f} s: {end}")
-        if echo.received >= self.args.reset_after:
+        end = outcome(conversation, problem, self.stop.asked)
+        numbers = f"received {conversation.received}, sent {conversation.sent} bytes"
+        log(f"{address(peer)} {numbers} in {time.monotonic() - began:.3f} s: {end}")
+        if conversation.received >= self.args.reset_after:
             conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         conn.close()
         self.stop.wake()
@@ -359,17 +358,19 @@ def serve(args: Namespace) -> int:
 
 # --- the client: a prompt, a pipe, a ping, a message ---
 PROMPT = "Input lowercase sentence: "
+SHOWN = 80  # bytes of a wrong answer that are shown
 NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
 
 
-def wait_for_reply(echo: Echo) -> None:
+def wait_for_reply(conversation: Conversation) -> None:
     """Wait until something comes. Silence counts only while an answer is owed."""
-    args = echo.args
+    args = conversation.args
     silence = 0.0
     while silence < args.timeout:
-        owed = echo.received < echo.sent  # if not, stream() may send later, and then it counts
+        # if nothing is owed, stream() may send later: from then on silence counts
+        owed = conversation.received < conversation.sent
         step = min(NOTICE_AFTER, args.timeout - silence)
-        if select.select([echo.sock], [], [], step)[0]:
+        if select.select([conversation.sock], [], [], step)[0]:
             return
         silence += step * owed
         if silence == NOTICE_AFTER:
@@ -383,23 +384,22 @@ def wait_for_reply(echo: Echo) -> None:
     )
 
 
-def no_echo(echo: Echo, notice: bytes = b"") -> "Failure":
-    """What came back is no echo; notice is what the other side says instead."""
-    where = place(echo.args)
-    if not notice:
+def no_echo(conversation: Conversation, reply: bytes) -> "Failure":
+    """What came back is no echo: the notice of a full server, or the words of another program."""
+    where = place(conversation.args)
+    said = printable(reply[:SHOWN].decode(errors="backslashreplace").strip())
+    if FULL.startswith(reply):
         return Failure(
-            56,
-            f"{where} is no uppercase echo: what came back is not what was sent, in capitals",
-            "another program listens there",
-            f"ss -ltnup shows which; {server_command(echo.args)}",
+            7,
+            f"{where} says: {said}",
+            "that is a notice: an echo has no small letters",
+            "wait until a client leaves, or start the server with a larger --max-clients",
         )
-    full = FULL.startswith(notice)
-    more = "wait until a client leaves, or start the server with a larger --max-clients"
     return Failure(
-        7 if full else 56,
-        f"{where} says: {printable(notice.decode(errors='backslashreplace').strip())}",
-        "that is a notice: an echo has no small letters",
-        more if full else "check the port: ss -ltnup on the server shows which program has it",
+        56,
+        f"{where} is no uppercase echo, it says: {said}",
+        "what came back is not what was sent, in capitals: another program listens there",
+        f"ss -ltnup on the server shows which; {server_command(conversation.args)}",
     )
 
 
@@ -423,36 +423,31 @@ def write_out(data: bytes) -> None:
     """To standard output: a file or a pipe gets the bytes, a terminal text; \\xNN is no text."""
     if is_terminal(1):
         data = printable(data.decode(errors="backslashreplace")).encode()
-    while data:
-        try:
+    try:
+        while data:
             data = data[write_some(1, data) :]
-        except BlockingIOError:  # another program made the shared terminal non-blocking
-            select.select([], [1], [])
-        except OSError as error:
-            raise Failure(
-                23,
-                f"cannot write standard output ({error.strerror})",
-                "what reads it has ended, or its disk is full",
-                "write to a file on a disk with room: add > FILE to the command",
-            ) from None
+    except OSError as error:
+        raise Failure(
+            23,
+            f"cannot write standard output ({error.strerror})",
+            "what reads it has ended, or its disk is full",
+            "write to a file on a disk with room: add > FILE to the command",
+        ) from None
 
 
 def read_input(size: int) -> bytes:
-    while True:
-        try:
-            return os.read(0, size)
-        except BlockingIOError:  # another program made the shared terminal non-blocking
-            select.select([0], [], [])
-        except OSError as error:
-            raise Failure(
-                26,
-                f"cannot read standard input ({error.strerror})",
-                "what was read before came back whole",
-                f"{CLIENT} < FILE",
-            ) from None
+    try:
+        return os.read(0, size)
+    except OSError as error:
+        raise Failure(
+            26,
+            f"cannot read standard input ({error.strerror})",
+            "what was read before came back whole",
+            f"{CLIENT} < FILE",
+        ) from None
 
 
-def converse(echo: Echo) -> None:
+def converse(conversation: Conversation) -> None:
     """The prompt: each line is a message, until Ctrl-D. readline adds history and editing."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
@@ -462,11 +457,11 @@ def converse(echo: Echo) -> None:
     with contextlib.redirect_stdout(screen), contextlib.suppress(EOFError):
         while True:
             message = os.fsencode(input(PROMPT))
-            write_out(exchange(echo, message + b"\n"))
+            write_out(exchange(conversation, message + b"\n"))
     say("")
 
 
-def stream(echo: Echo) -> None:
+def stream(conversation: Conversation) -> None:
     """Standard input to the server, its answer to standard output: one thread for each way.
 
     If all were sent before any of it is read, both sides would block once the kernel's buffers
@@ -476,80 +471,80 @@ def stream(echo: Echo) -> None:
 
     def send_input() -> None:
         try:
-            while chunk := read_input(echo.args.recv_size):
-                send_message(echo, chunk)
+            while chunk := read_input(conversation.args.recv_size):
+                send_message(conversation, chunk)
         except (Failure, OSError) as problem:
             problems.append(problem)  # told when all that is on its way has come back
-        echo.ended = True
+        conversation.ended = True
         with contextlib.suppress(OSError):
-            echo.sock.shutdown(socket.SHUT_WR)
+            conversation.sock.shutdown(socket.SHUT_WR)
 
     sender = threading.Thread(target=send_input, daemon=True)
     sender.start()
-    while chunk := receive(echo):
+    while chunk := receive(conversation):
         write_out(chunk)
     sender.join()  # it has sent FIN, but perhaps not yet shown it
     if problems:
         raise problems[0]
 
 
-def ask(echo: Echo, number: int) -> float:
+def ask(conversation: Conversation, number: int) -> float:
     """Send a numbered message. Returns the milliseconds until its answer is there."""
     began = time.perf_counter()
-    exchange(echo, b"ping %d\n" % number)
+    exchange(conversation, b"ping %d\n" % number)
     return 1000 * (time.perf_counter() - began)
 
 
-def ping(echo: Echo) -> None:
+def ping(conversation: Conversation) -> None:
     """Send numbered messages and time each answer; --interval later comes the next."""
-    args = echo.args
+    args = conversation.args
     number = 0
     trips: list[float] = []  # milliseconds until each answer
     try:
         for number in range(1, args.ping + 1):
-            trips.append(ask(echo, number))
-            if number < args.ping and select.select([echo.sock], [], [], args.interval)[0]:
-                receive(echo)  # no answer is owed: this finds out what is wrong
+            trips.append(ask(conversation, number))
+            if number < args.ping:
+                time.sleep(args.interval)
     finally:
         write_out(ping_report(number, trips).encode())
 
 
-def talk(echo: Echo) -> None:
+def talk(conversation: Conversation) -> None:
     """What the command line asks for: a ping, a message, a prompt or a pipe."""
-    if echo.args.ping:
-        ping(echo)
-    elif echo.args.text:
-        write_out(exchange(echo, os.fsencode(" ".join(echo.args.text)) + b"\n"))
+    if conversation.args.ping:
+        ping(conversation)
+    elif conversation.args.text:
+        write_out(exchange(conversation, os.fsencode(" ".join(conversation.args.text)) + b"\n"))
     elif is_terminal(0):
-        converse(echo)
+        converse(conversation)
     else:
-        stream(echo)
+        stream(conversation)
 
 
-def connect(args: Namespace) -> Echo:
+def connect(args: Namespace) -> Conversation:
     sock = open_connection(args, args.host, args.port, server_command(args))
     sock.settimeout(None)  # wait_for_reply() watches the time
-    return Echo(sock, args)
+    return Conversation(sock, args)
 
 
 def client(args: Namespace) -> int:
     check_client(args)
-    echo = connect(args)
-    with echo.sock as sock:
+    conversation = connect(args)
+    with conversation.sock as sock:
         try:
-            talk(echo)
+            talk(conversation)
         except OSError as error:
             raise Failure(
-                18 if echo.received else 52,
-                f"connection lost: {echo.received:,} of {echo.sent:,} bytes came back",
+                18 if conversation.received else 52,
+                f"connection lost: {conversation.received:,} of {conversation.sent:,} "
+                "bytes came back",
                 f"{error.strerror}; what was printed is right",
                 f"repeat the command; if the server has ended: {server_command(args)}",
             ) from None
-        with contextlib.suppress(OSError):
-            if not echo.ended:  # stream() has had both already
-                sock.shutdown(socket.SHUT_WR)  # FIN: nothing more from here
-                sock.settimeout(args.timeout)
-                sock.recv(1)  # 0 bytes: the server's FIN
+        with contextlib.suppress(OSError):  # after stream() it is closed on both sides
+            sock.shutdown(socket.SHUT_WR)  # FIN: nothing more from here
+            sock.settimeout(args.timeout)
+            sock.recv(1)  # 0 bytes: the server's FIN
     return 0
 
 
@@ -576,9 +571,13 @@ class Capture:
         try:
             self.file = os.open(path, flags, 0o600)  # passwords are in it too
         except OSError as error:
-            what = f"cannot write the capture {printable(path)} ({error.strerror})"
-            why = "--pcap stores there what is sent and received; nothing was done"
-            say(str(Failure(23, what, why, "--pcap FILE, in a folder where you may write")))
+            failure = Failure(
+                23,
+                f"cannot write the capture {printable(path)} ({error.strerror})",
+                "--pcap stores there what is sent and received; nothing was done",
+                "--pcap FILE, in a folder where you may write",
+            )
+            say(str(failure))
             raise SystemExit(23) from None
         comment = struct.pack("!HH", 1, len(ABOUT_CAPTURES)) + ABOUT_CAPTURES
         self.block(0x0A0D0D0A, struct.pack("!IHHq", 0x1A2B3C4D, 1, 0, -1) + comment)
@@ -683,9 +682,8 @@ US, PEER = 1, -1  # the order of what belongs to both sides
 class TracedStream(Traced):
     """The same for TCP, which has connections that begin and end."""
 
-    ended = "peer sent FIN (end of stream)"
-    ends: Sequence[Any]  # of a connection in the capture: our address, the peer's
-    talking: frozenset[int] = frozenset()  # the sides that may still send, as the capture knows
+    ends: Sequence[Any]  # of the connection: our address, the peer's
+    talking: frozenset[int] = frozenset()  # the sides that may still send
 
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
@@ -703,17 +701,16 @@ class TracedStream(Traced):
         self.begin(target, US)
 
     def begin(self, peer: Any, asks: int) -> None:
-        """The handshake, for the capture alone."""
-        if self.capture:
-            self.ends = self.getsockname(), peer
-            self.talking = frozenset((US, PEER))
-            self.store(asks, SYN)
-            self.store(-asks, SYN_ACK)
-            self.store(asks, ACK)
+        """A connection begins, because one side has asked for it: that is the handshake."""
+        self.ends = self.getsockname(), peer
+        self.talking = frozenset((US, PEER))
+        self.store(asks, SYN)
+        self.store(-asks, SYN_ACK)
+        self.store(asks, ACK)
 
     def store(self, side: int, flags: int, data: bytes = b"") -> None:
-        """What one side sends, in packets for the capture, before it is counted."""
-        if not self.capture or not self.talking or (flags == FIN and side not in self.talking):
+        """What one side sends, before it is counted: in packets for the capture."""
+        if not self.talking or (flags == FIN and side not in self.talking):
             return
         mine, other = (self.sent + 1, self.received + 1)[::side]
         mine -= flags & SYN > 0  # SYN has number 0, the first byte has number 1
@@ -722,7 +719,8 @@ class TracedStream(Traced):
             numbers = mine + start & 0xFFFFFFFF, other & 0xFFFFFFFF  # of 32 bits
             header = struct.pack("!IIHH", *numbers, 0x5000 | flags, 65535)
             rest = b"\0\0" + data[start : start + SEGMENT]
-            self.capture.packet(6, self.ends[::side], header, rest)
+            if self.capture:
+                self.capture.packet(6, self.ends[::side], header, rest)
         if flags == FIN:
             self.talking -= {side}
         if flags == RST:
@@ -745,21 +743,21 @@ class TracedStream(Traced):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        end = "peer sent FIN (end of stream)" if PEER in self.talking else "nothing more can come"
         self.store(PEER, PUSH if data else FIN, data)
         self.received += len(data)
-        text = f"recv 0 bytes = {self.ended}"
-        if data:
-            text = f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
-            text += f" (received so far {self.received})"
-        self.show("<", text, data)
+        text = (
+            f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms "
+            f"(received so far {self.received})"
+        )
+        self.show("<", text if data else f"recv 0 bytes = {end}", data)
         return data
 
     def shutdown(self, how: int) -> None:
         side = "sending = FIN"
         if how == socket.SHUT_RD:
             side = "receiving"
-            self.ended = "this side has shut its receiving"  # first: another thread may be in recv
-            self.talking -= {PEER}
+            self.talking -= {PEER}  # first: another thread may be in recv()
         super().shutdown(how)
         self.show("*", f"shutdown of {side}")
         if how != socket.SHUT_RD:

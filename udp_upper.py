@@ -30,7 +30,7 @@ A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network i
 #
 # Begin with answer() and exchange(): one conversation, as the server and as the client see it.
 # The sections, in the order of the file:
-#   the conversation   Echo, answer(), send_message(), exchange(), receive()
+#   the conversation   Conversation, answer(), send_message(), exchange(), receive()
 #   the server         outcome(), Server, Server.run(), Server.admit(), Server.reply(), serve()
 #   the client         ping_report(), write_out(), converse(), stream(), ping(), client()
 #   shared fences      Capture, Traced, Stop, bind(), Failure, say(), address(), Parser
@@ -81,7 +81,7 @@ import struct
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Optional, Union
 
 VERSION = "1.0"
@@ -93,26 +93,30 @@ MAX_STALE = 64  # datagrams that a try reads, so that a flood of others cannot h
 
 
 # --- the conversation: as the server and as the client see it ---
-class Echo:
-    """A client's conversation: its socket, the options of the command line, what it has met."""
+class Conversation:
+    """A client's side: its socket, the options of the command line, what it has met."""
 
     def __init__(self, args: Namespace) -> None:
         self.args = args
         self.sock: socket.socket  # connect() makes it
         self.ignored = 0  # datagrams that were no answer
+        self.doubled = 0  # answers to a ping that came again
         self.asked = 0  # the size of the last message
         self.beginnings: list[int] = []  # sizes of what may be its answer, truncated
         self.problem: Optional[OSError] = None  # what the kernel heard (ICMP) of the last try
 
 
 def answer(sock: socket.socket, server: "Server", most: int) -> None:
-    """The server's side: receive, capitalise, send it back; at most so many datagrams."""
-    for _ in range(most):
-        try:
-            data, peer = sock.recvfrom(LARGEST)
-        except (BlockingIOError, ConnectionError):
-            return  # nothing more is there. (Windows raises ConnectionError if a client has left.)
-        reply = data[: server.args.recv_size].upper()
+    """The server's side: receive what waits, capitalise, send; at most so many datagrams."""
+    size = server.args.recv_size
+    arrived = []
+    try:  # all of it before the first answer: BATCH (below) says why
+        for _ in range(most):
+            arrived.append(sock.recvfrom(LARGEST))
+    except (BlockingIOError, ConnectionError):
+        pass  # nothing more is there. (Windows raises ConnectionError if a client has left.)
+    for data, peer in arrived:
+        reply = data[:size].upper()
         if server.admit(data, reply, peer):
             server.send(reply, peer)  # its reply(), or dispatch() to play a bad network
 
@@ -125,71 +129,73 @@ def hold_back(args: Namespace, free: float, size: int) -> float:
     return due
 
 
-def send_message(echo: Echo, data: bytes) -> None:
+def send_message(conversation: Conversation, data: bytes) -> None:
     """Send one datagram, whole or not at all."""
     # send() may first tell that nobody took an earlier datagram (ICMP): then it is called again
     for _ in range(2):
         try:
-            echo.sock.send(data)
+            conversation.sock.send(data)
             return
         except OSError as error:
-            echo.problem = error
+            conversation.problem = error
             if error.errno == errno.EMSGSIZE:  # larger than any datagram
-                raise no_echo(echo) from None
+                raise no_echo(conversation) from None
 
 
-def exchange(echo: Echo, message: bytes) -> bytes:
+def exchange(conversation: Conversation, message: bytes) -> bytes:
     """The client's side: send a message until its reply comes, each time with more patience."""
-    echo.asked = len(message)
-    echo.beginnings = []
+    conversation.asked = len(message)
+    conversation.beginnings = []
     refusals = 0  # tries of which the kernel heard that they failed
     for seconds in TRIES:
-        echo.problem = None
+        conversation.problem = None
         deadline = time.perf_counter() + seconds
-        send_message(echo, message)
+        send_message(conversation, message)
         for _ in range(MAX_STALE):
-            reply = receive(echo, deadline)
+            reply = receive(conversation, deadline)
             if reply is None:
                 break
-            if check(echo, reply, message.upper()):
+            if check(conversation, reply, message.upper()):
                 return reply
-        refusals += echo.problem is not None
-        if not echo.beginnings:
-            why = f" ({echo.problem.strerror})" if echo.problem else ""
+        refusals += conversation.problem is not None
+        if not conversation.beginnings:
+            why = f" ({conversation.problem.strerror})" if conversation.problem else ""
             say(f"no reply in {seconds:g} s{why}")  # print() to stderr
     if refusals < len(TRIES):
-        echo.problem = None  # silence, as far as anybody knows
-    raise no_echo(echo)
+        conversation.problem = None  # silence, as far as anybody knows
+    raise no_echo(conversation)
 
 
-def receive(echo: Echo, deadline: float) -> Optional[bytes]:
+def receive(conversation: Conversation, deadline: float) -> Optional[bytes]:
     """The next datagram, or None when the time is up. One recvfrom() is one message."""
-    size = echo.args.recv_size
-    while wait_for_reply(echo, deadline):
+    size = conversation.args.recv_size
+    while wait_for_reply(conversation, deadline):
         try:
             # Windows cuts nothing off, but drops a datagram for which the buffer is too small
-            data, _ = echo.sock.recvfrom(LARGEST if os.name == "nt" else size)
+            data, _ = conversation.sock.recvfrom(LARGEST if os.name == "nt" else size)
             return data[:size]
         except OSError as error:
             # nobody has that port now, but a server may come before the last try
-            echo.problem = error
+            conversation.problem = error
     return None
 
 
-def check(echo: Echo, reply: bytes, expected: bytes) -> bool:
-    """Whether a datagram is the reply. If it is not, count what it is."""
+def check(conversation: Conversation, reply: bytes, expected: bytes) -> bool:
+    """Whether a datagram is the reply. If it is not, note what it is."""
     if reply == expected:
-        echo.ignored += len(echo.beginnings)  # the whole has come, so they were late ones
-    elif expected.startswith(reply):
+        return True
+    if expected.startswith(reply):
         # truncated; or a late answer to a shorter question
-        echo.beginnings.append(len(reply))
+        conversation.beginnings.append(len(reply))
     else:
-        echo.ignored += 1
-    return reply == expected
+        conversation.ignored += 1
+    return False
 
 
 # --- the server: receive, play a bad network, answer ---
-BATCH = 64  # datagrams read before they are answered: fewer turns, and Ctrl-C is still heard
+# datagrams received before the first of them is answered: a client that waits for the answers
+# wakes once for many, which is faster than once for each; and Ctrl-C is still heard
+BATCH = 64
 # what answers by itself there: SSDP, NFS, SIP, mDNS, memcached, and this script
 SERVICES = {1900, 2049, 5060, 5353, 11211, 12000, *range(1024)}
 ECHO_LIMIT = 50  # of so many datagrams of a sender without a small letter one is not answered
@@ -237,7 +243,6 @@ class Server:
         watched: list[Any] = [self.stop, self.sock]
         while not self.stop.asked and self.finished < self.args.requests:
             ready = select.select(watched, [], [], self.release())[0]
-            self.stop.drain()
             if self.sock in ready:
                 answer(self.sock, self, min(BATCH, self.args.requests - self.finished))
         self.finish()
@@ -276,15 +281,16 @@ class Server:
         number = self.numbers[peer]
         if len(self.numbers) > MAX_PEERS:
             self.numbers.clear()
+        which = f"{address(peer)} datagram {number}"
         lost, doubled, reordered = outcome(self.args, peer[0], number)
         if lost or len(self.waiting) >= MAX_WAITING:
             why = "by --loss" if lost else f"{MAX_WAITING} answers are waiting"
-            return log(f"{address(peer)} datagram {number} lost: {why}")
+            return log(f"{which} lost: {why}")
         rest = reply[: self.args.truncate]
         cut = f"truncated from {len(reply)} to {len(rest)} bytes"
         for what, done in (cut, rest != reply), ("doubled", doubled), ("reordered", reordered):
             if done:
-                log(f"{address(peer)} datagram {number} {what}")
+                log(f"{which} {what}")
         for _ in range(1 + doubled):
             self.hand_over(rest, peer, LATE * reordered)
 
@@ -335,24 +341,25 @@ PROMPT = "Input lowercase sentence: "
 PING_WAIT = 1.0  # seconds of silence after the last ping until the missing ones count as lost
 PIECE = 65536  # bytes of standard input that are read at once
 LONGEST = 1 << 20  # bytes of a line that are read to name its size when it is too long
+Times = dict[bytes, float]  # one for each answer to a ping
 
 
-def wait_for_reply(echo: Echo, deadline: float) -> bool:
+def wait_for_reply(conversation: Conversation, deadline: float) -> bool:
     """Whether a datagram has come in time. One that is there counts, however late it is."""
     left = max(0.0, deadline - time.perf_counter())
-    return bool(select.select([echo.sock], [], [], left)[0])
+    return bool(select.select([conversation.sock], [], [], left)[0])
 
 
-def no_echo(echo: Echo) -> "Failure":
+def no_echo(conversation: Conversation) -> "Failure":
     """No answer came. The kernel may have said why, each time."""
-    problem = echo.problem
-    args = echo.args
+    problem = conversation.problem
+    args = conversation.args
     if problem and problem.errno == errno.EMSGSIZE:
-        ipv6 = echo.sock.family == socket.AF_INET6
+        ipv6 = conversation.sock.family == socket.AF_INET6
         maximum = "IPv6 maximum is 65527" if ipv6 else "IPv4 maximum is 65507"
         return Failure(
             2,
-            f"the datagram is {echo.asked} bytes, the {maximum}",
+            f"the datagram is {conversation.asked} bytes, the {maximum}",
             "UDP sends a datagram whole or not at all; some systems take even less",
             "send shorter lines, or use TCP: tcp_upper.py takes any size",
         )
@@ -370,10 +377,11 @@ def no_echo(echo: Echo) -> "Failure":
             "this machine has no way to that address",
             "check the address that the server printed, and the network",
         )
-    if echo.beginnings:
+    if conversation.beginnings:
         return Failure(
             18,
-            f"the reply is truncated: {max(echo.beginnings)} of {echo.asked} bytes came back",
+            f"the reply is truncated: {max(conversation.beginnings)} of {conversation.asked} "
+            "bytes came back",
             "a buffer on the way was smaller than the datagram, and UDP drops what does not fit",
             "start server and client with a larger --recv-size and no --truncate",
         )
@@ -393,7 +401,7 @@ def printable(text: str) -> str:
     )
 
 
-def ping_report(sent: int, trips: Mapping[bytes, float], doubled: int) -> str:
+def ping_report(sent: int, trips: Times, doubled: int) -> str:
     """The end of --ping: trips are the milliseconds until each answer came, in their order."""
     highest = overtaken = 0
     for reply in trips:
@@ -413,36 +421,31 @@ def write_out(data: bytes) -> None:
     """To standard output: a file or a pipe gets the bytes, a terminal text; \\xNN is no text."""
     if is_terminal(1):
         data = printable(data.decode(errors="backslashreplace")).encode()
-    while data:
-        try:
+    try:
+        while data:
             data = data[write_some(1, data) :]
-        except BlockingIOError:  # another program made the shared terminal non-blocking
-            select.select([], [1], [])
-        except OSError as error:
-            raise Failure(
-                23,
-                f"cannot write standard output ({error.strerror})",
-                "what reads it has ended, or its disk is full",
-                "write to a file on a disk with room: add > FILE to the command",
-            ) from None
+    except OSError as error:
+        raise Failure(
+            23,
+            f"cannot write standard output ({error.strerror})",
+            "what reads it has ended, or its disk is full",
+            "write to a file on a disk with room: add > FILE to the command",
+        ) from None
 
 
 def read_input(size: int) -> bytes:
-    while True:
-        try:
-            return os.read(0, size)
-        except BlockingIOError:  # another program made the shared terminal non-blocking
-            select.select([0], [], [])
-        except OSError as error:
-            raise Failure(
-                26,
-                f"cannot read standard input ({error.strerror})",
-                "what was read before came back whole",
-                f"{CLIENT} < FILE",
-            ) from None
+    try:
+        return os.read(0, size)
+    except OSError as error:
+        raise Failure(
+            26,
+            f"cannot read standard input ({error.strerror})",
+            "what was read before came back whole",
+            f"{CLIENT} < FILE",
+        ) from None
 
 
-def converse(echo: Echo) -> None:
+def converse(conversation: Conversation) -> None:
     """The prompt: each line is a message, until Ctrl-D. readline adds history and editing."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
@@ -453,7 +456,7 @@ def converse(echo: Echo) -> None:
         while True:
             message = os.fsencode(input(PROMPT))
             try:
-                reply = exchange(echo, message)
+                reply = exchange(conversation, message)
             except Failure as failure:  # the next one may get through
                 say(str(failure))
             else:
@@ -461,95 +464,91 @@ def converse(echo: Echo) -> None:
     say("")
 
 
-def stream(echo: Echo) -> None:
+def stream(conversation: Conversation) -> None:
     """Each line of standard input is a datagram; its answer is written before the next is sent."""
     rest = b""
     while len(rest) <= LONGEST and (chunk := read_input(PIECE)):
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
-            write_out(exchange(echo, line) + b"\n")
+            write_out(exchange(conversation, line) + b"\n")
     if rest:
-        write_out(exchange(echo, rest))
+        write_out(exchange(conversation, rest))
 
 
-def ask(echo: Echo, number: int, left: dict[bytes, float], trips: dict[bytes, float]) -> int:
-    """Send a numbered message; until the next one is due, time what comes. Returns the doubled."""
-    args = echo.args
-    doubled = 0
-    last = number == args.ping
-    pause = min(PING_WAIT, args.timeout) if last else args.interval
+def ask(conversation: Conversation, number: int, left: Times, trips: Times) -> None:
+    """Send a numbered message, and time what comes until the next one is due."""
+    args = conversation.args
     now = left[b"PING %d" % number] = time.perf_counter()
-    send_message(echo, b"ping %d" % number)
+    deadline = now + args.interval
+    send_message(conversation, b"ping %d" % number)
     for _ in range(MAX_STALE + args.ping):
-        reply = receive(echo, now + pause)
+        if number == args.ping:
+            deadline = time.perf_counter() + min(PING_WAIT, args.timeout)
+        reply = receive(conversation, deadline)
         if reply is None:
-            break
+            return
         if reply not in left:
-            echo.ignored += 1
-            continue
-        if reply in trips:
-            doubled += 1
-        trips.setdefault(reply, 1000 * (time.perf_counter() - left[reply]))
+            conversation.ignored += 1
+        elif reply in trips:
+            conversation.doubled += 1
+        else:
+            trips[reply] = 1000 * (time.perf_counter() - left[reply])
         if len(trips) == args.ping:
-            break
-        if last:
-            now = time.perf_counter()
-    return doubled
+            return
 
 
-def ping(echo: Echo) -> None:
+def ping(conversation: Conversation) -> None:
     """Send numbered messages, one each --interval, and time what comes back meanwhile."""
-    left: dict[bytes, float] = {}  # when each question left, by its answer
-    trips: dict[bytes, float] = {}  # of each answer: milliseconds until it came first
-    doubled = 0
+    left: Times = {}  # when each question left, by its answer
+    trips: Times = {}  # of each answer: milliseconds until it came first
     try:
-        for number in range(1, echo.args.ping + 1):
-            doubled += ask(echo, number, left, trips)
+        for number in range(1, conversation.args.ping + 1):
+            ask(conversation, number, left, trips)
     finally:
-        write_out(ping_report(len(left), trips, doubled).encode())
+        write_out(ping_report(len(left), trips, conversation.doubled).encode())
     if not trips:
-        raise no_echo(echo)
+        raise no_echo(conversation)
 
 
-def talk(echo: Echo) -> None:
+def talk(conversation: Conversation) -> None:
     """What the command line asks for: a ping, a message, a prompt or a pipe."""
-    if echo.args.ping:
-        ping(echo)
-    elif echo.args.text:
-        write_out(exchange(echo, os.fsencode(" ".join(echo.args.text))) + b"\n")
+    if conversation.args.ping:
+        ping(conversation)
+    elif conversation.args.text:
+        write_out(exchange(conversation, os.fsencode(" ".join(conversation.args.text))) + b"\n")
     elif is_terminal(0):
-        converse(echo)
+        converse(conversation)
     else:
-        stream(echo)
+        stream(conversation)
 
 
-def connect(args: Namespace) -> Echo:
+def connect(args: Namespace) -> Conversation:
     """Send nothing, but name the only peer whose datagrams and refusals (ICMP) are let in."""
-    echo = Echo(args)
+    conversation = Conversation(args)
     # in an order that serve() has too: nothing tells on which of its addresses a server is
     for family, target in sorted(resolve(args.host, args.port, socket.SOCK_DGRAM)):
         sock = None
         try:
             sock = socket_class(args)(family, socket.SOCK_DGRAM)
             sock.connect(target)
-            echo.sock = sock
-            return echo
+            conversation.sock = sock
+            return conversation
         except OSError as error:
             if sock:
                 sock.close()
-            echo.problem = error
-    raise no_echo(echo)
+            conversation.problem = error
+    raise no_echo(conversation)
 
 
 def client(args: Namespace) -> int:
     check_client(args)
-    echo = connect(args)
-    with echo.sock:
+    conversation = connect(args)
+    with conversation.sock:
         try:
-            talk(echo)
+            talk(conversation)
         finally:
-            if echo.ignored:
-                say(f"ignored {echo.ignored} late or foreign datagrams")
+            if conversation.ignored:
+                say(f"ignored {conversation.ignored} late or foreign datagrams")
     return 0
 
 
@@ -576,9 +575,13 @@ class Capture:
         try:
             self.file = os.open(path, flags, 0o600)  # passwords are in it too
         except OSError as error:
-            what = f"cannot write the capture {printable(path)} ({error.strerror})"
-            why = "--pcap stores there what is sent and received; nothing was done"
-            say(str(Failure(23, what, why, "--pcap FILE, in a folder where you may write")))
+            failure = Failure(
+                23,
+                f"cannot write the capture {printable(path)} ({error.strerror})",
+                "--pcap stores there what is sent and received; nothing was done",
+                "--pcap FILE, in a folder where you may write",
+            )
+            say(str(failure))
             raise SystemExit(23) from None
         comment = struct.pack("!HH", 1, len(ABOUT_CAPTURES)) + ABOUT_CAPTURES
         self.block(0x0A0D0D0A, struct.pack("!IHHq", 0x1A2B3C4D, 1, 0, -1) + comment)
@@ -681,33 +684,30 @@ class TracedDatagrams(Traced):
         what = f"connect {address(target)}"
         self.attempt("*", what, super().connect, target)
         here = address(self.getsockname())
-        self.show("*", f"{what} ok from {here} (UDP: nothing is sent, {self.lasted:.2f} ms)")
+        self.show("*", f"{what} ok from {here} (UDP: nothing is sent)")
 
     def send(self, data: Any, flags: int = 0) -> int:
-        return self.move("send", super().send, data)
+        count: int = self.attempt(">", "send", super().send, data)
+        self.show(">", f"send {count} bytes", data)
+        self.store(data, self.getpeername(), 1)
+        return count
 
     def sendto(self, data: Any, peer: Any) -> int:  # type: ignore[override]
-        return self.move(f"sendto {address(peer)}", super().sendto, data, peer)
-
-    def move(self, what: str, call: Callable[..., int], data: bytes, *peer: "Address") -> int:
-        """A call that sends a datagram, complete or not at all."""
-        count: int = self.attempt(">", what, call, data, *peer)
-        self.sent += count
-        self.show(">", f"{what} {count} of {count} bytes (sent so far {self.sent})", data)
-        self.store(data, *(peer or [self.getpeername()]))
+        what = f"sendto {address(peer)}"
+        count: int = self.attempt(">", what, super().sendto, data, peer)
+        self.show(">", f"{what} {count} bytes", data)
+        self.store(data, peer, 1)
         return count
 
     def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
-        data, peer = self.attempt("<", "recvfrom", super().recvfrom, size, flags)
-        self.received += len(data)
-        text = f"recvfrom {address(peer)} {len(data)} of at most {size} bytes"
-        text += f", waited {self.lasted:.2f} ms (received so far {self.received})"
-        self.show("<", text, data)
+        data, peer = self.attempt("<", "recvfrom", super().recvfrom, size)
+        what = f"recvfrom {address(peer)} {len(data)} of at most {size} bytes"
+        self.show("<", f"{what}, waited {self.lasted:.2f} ms", data)
         self.store(data, peer, -1)
         return data, peer
 
-    def store(self, data: bytes, peer: "Address", order: int = 1) -> None:
-        """A datagram for the capture, to the peer, or with the order -1 from there."""
+    def store(self, data: bytes, peer: "Address", order: int) -> None:
+        """A datagram for the capture: to the peer, or from there if the order is -1."""
         if self.capture:
             with socket.socket(self.family, socket.SOCK_DGRAM) as probe:
                 probe.connect(peer)  # sends nothing, but chooses the address that the peer sees
@@ -716,7 +716,7 @@ class TracedDatagrams(Traced):
 
     def close(self) -> None:
         if self.fileno() >= 0:
-            self.show("*", f"close (sent {self.sent}, received {self.received})")
+            self.show("*", "close")
         super().close()
 
 
@@ -1077,8 +1077,8 @@ def build_parser() -> argparse.ArgumentParser:
         ("--truncate", count, "N", "bytes left of an answer (default all)"),
         ("--seed", count, "K", "another seed is another bad network (default 1)"),
     )
-    server.set_defaults(requests=sys.maxsize, rate=0, delay=0.0, loss=0.0, dup=0.0, reorder=0.0)
-    server.set_defaults(truncate=LARGEST, seed=1)
+    server.set_defaults(requests=sys.maxsize, delay=0.0, loss=0.0, dup=0.0, reorder=0.0)
+    server.set_defaults(rate=0, truncate=LARGEST, seed=1)
 
     client = roles.add_parser("client", help="send text, print what comes back")
     words = "the message; without it, each line of standard input is one"

@@ -19,7 +19,7 @@ REFUSED = "    1.000 ms #1 * connect 127.0.0.1:12000: Connection refused\n"
 ACCEPTED = "    1.000 ms #1 * accept from 127.0.0.1:37464\n"
 
 
-UDP = "    1.000 ms #1 > sendto 127.0.0.1:12000 5 of 5 bytes (sent so far 5)\n"
+UDP = "    1.000 ms #1 > sendto 127.0.0.1:12000 5 bytes\n"
 UDP_CAME = "    2.000 ms #1 < recvfrom 127.0.0.1:12000 5 of at most 65536 bytes, waited 0.07 ms\n"
 
 

@@ -390,6 +390,31 @@ def test_one_receiver_that_fails_in_mid_body_is_told_at_once_and_the_other_gets_
         assert bob.body()[1] == "ok bye"
 
 
+def asleep(server):
+    """Whether no thread of the server runs or could."""
+    stats = Path(f"/proc/{server.pid}/task").glob("*/stat")
+    return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats} == {"S"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has /proc")
+@pytest.mark.parametrize("how", ["err put x reason=disk-full", "bye"])
+def test_who_refuses_before_it_has_read_what_was_left_for_it_reads_that_unchanged(
+    server, peer, how
+):
+    """The sender goes on meanwhile, and what comes then is in the same memory."""
+    sender, other = peer(), peer("receive")
+    slow = peer("receive nick=slow", small=True)
+    sending = meanwhile(sender.send, f"slow,{other.name}", "x", BIG)
+    assert slow.line().startswith("put x")
+    until(lambda: asleep(server), "all to wait for the receivers, which do not read")
+    slow.tell(how)
+    assert other.accept() == ("x", BIG)
+    assert sending.result()[-1] == "ok send x receivers=2 verified=1"
+    data, end = slow.body()
+    assert end == ("ok bye" if how == "bye" else "abort reason=refused")
+    assert 0 < len(data) < len(BIG) and data == BIG[: len(data)]
+
+
 def test_when_the_only_receiver_goes_the_sender_need_not_go_on(peer):
     sender, bob = peer(), peer("receive nick=bob")
     sender.tell(b"send bob x size=100\ndata 100\nabc")
@@ -1587,6 +1612,17 @@ def test_the_last_fifty_lines_are_told_to_who_joins(peer):
     ]
 
 
+def test_who_takes_another_name_in_the_chat_stays_in_it_and_hears_nothing_twice(peer):
+    anna, bob = peer("chat anna"), peer("chat bob")
+    assert anna.line().startswith("joined bob ")
+    assert anna.ask("say hello") == "ok say" and bob.line() == "said from=anna hello"
+    assert bob.ask("chat Anna").startswith("ok chat Anna nick=Anna2 ")
+    assert [anna.line(), anna.line()] == ["left bob", f"joined Anna2 at={bob.name}"]
+    assert anna.ask("say again") == "ok say" and bob.line() == "said from=anna again"
+    assert bob.ask("list").startswith("ok list") and anna.line() == "left Anna2"
+    assert len(bob.lines("chat")) == 3, "who has left hears what was said before"
+
+
 @pytest.mark.parametrize(
     "text", [b"a\rsaid from=bob x", b"a\x1b[2Jb", b"a\0b", b"a\tb", b"x" * 40000]
 )
@@ -1786,7 +1822,7 @@ def test_the_bar_shows_what_the_slowest_receiver_has(server, peer, here):
     assert [each.result()[1][0] == BIG for each in taking] == [True, True]
     for receiver, share in (bob, 3), (eve, 2):
         receiver.tell(f"note x received={len(BIG) // share}")
-    sending.wait_for(" 33% [######  ")
+    sending.wait_for(" 33%  4.2 MB of 12.6 MB")
     for receiver in bob, eve:
         receiver.tell(f"ok put x size={len(BIG)} sha256={sha(BIG)} verified=yes")
     sending.wait_for("(eve): verified 1 of 1")
@@ -1890,12 +1926,10 @@ def test_a_pipe_that_asks_who_is_there_is_answered_before_the_chat_ends(peer, do
 
 def test_a_pipe_into_a_chat_waits_for_the_limit_and_loses_no_line(peer, do):
     anna = peer("chat anna")
-    done = do(
-        "chat", "--nick", "bob", input=b"".join(b"line %d\n" % number for number in range(60))
-    )
-    assert done.code == 0 and [anna.line() for _ in range(61)][1:] == [
-        f"said from=bob line {number}" for number in range(60)
-    ]
+    lines = [f"line {number}" for number in range(42)]  # two more than a server takes at once
+    done = do("chat", "--nick", "bob", input="\n".join(lines).encode())
+    assert done.code == 0
+    assert [anna.line() for _ in range(43)][1:] == [f"said from=bob {line}" for line in lines]
 
 
 def test_a_pipe_into_a_chat_waits_for_a_server_that_does_not_answer(listeners, run):

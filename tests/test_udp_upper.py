@@ -148,6 +148,19 @@ def test_many_datagrams_at_once_are_all_answered(spawn, asker):
         )
 
 
+def test_all_datagrams_that_wait_are_received_before_the_first_is_answered(spawn, asker):
+    """Or a client that waits for answers would be woken for each one, which is slower."""
+    server = spawn(SCRIPT, "server", "--trace")
+    sock = asker(server.port)
+    server.process.send_signal(signal.SIGSTOP)
+    for number in range(3):
+        sock.send(b"n%d" % number)
+    server.process.send_signal(signal.SIGCONT)
+    assert [sock.recv(100) for _ in range(3)] == [b"N0", b"N1", b"N2"]
+    calls = re.findall(r"([<>]) (recvfrom|sendto)", server.stop())
+    assert calls == [("<", "recvfrom")] * 3 + [(">", "sendto")] * 3
+
+
 def test_requests_counts_answered_datagrams_exactly(spawn):
     server = spawn(SCRIPT, "server", "--requests", 3)
     # not connected: it hears no ICMP of the server that has ended
@@ -263,15 +276,15 @@ def test_an_answer_that_is_there_counts_although_the_try_is_over(peer, asker, mo
     """As after a moment in which the machine stood still."""
     sock = asker(peer.port)
 
-    def answer_at_once(echo, data):
+    def answer_at_once(conversation, data):
         peer.sock.sendto(data.upper(), sock.getsockname())
         select.select([sock], [], [])
 
     monkeypatch.setattr(udp_upper, "TRIES", (0.0,))
     monkeypatch.setattr(udp_upper, "send_message", answer_at_once)
-    echo = udp_upper.Echo(SimpleNamespace(recv_size=100))
-    echo.sock = sock
-    assert udp_upper.exchange(echo, b"hi") == b"HI"
+    conversation = udp_upper.Conversation(SimpleNamespace(recv_size=100))
+    conversation.sock = sock
+    assert udp_upper.exchange(conversation, b"hi") == b"HI"
 
 
 def test_a_beginning_that_is_followed_by_the_whole_is_a_late_answer(peer):
@@ -346,16 +359,16 @@ def test_a_ping_reads_what_has_come_before_it_asks_again(peer, asker, monkeypatc
     """Or of two answers to each question one would stay unread, until the kernel has no room for the next."""
     sock = asker(peer.port)
 
-    def answer_twice(echo, data):
+    def answer_twice(conversation, data):
         for _ in range(2):
             peer.sock.sendto(data.upper(), sock.getsockname())
         select.select([sock], [], [])
 
     monkeypatch.setattr(udp_upper, "send_message", answer_twice)
     args = SimpleNamespace(ping=3000, interval=0.0, timeout=5.0, recv_size=100)
-    echo = udp_upper.Echo(args)
-    echo.sock = sock
-    udp_upper.ping(echo)
+    conversation = udp_upper.Conversation(args)
+    conversation.sock = sock
+    udp_upper.ping(conversation)
     assert capfd.readouterr().out.startswith("sent 3000, received 3000, lost 0, doubled ")
 
 
