@@ -2054,6 +2054,9 @@ WAITS_FOR = {
     State.CLOSED: 0,
 }
 
+# the seconds that a connection may stay in a state; in each other one, --timeout
+LIMITS = {State.LINGERING: LINGER, State.IDLE: FOREVER, State.HANDED_OVER: FOREVER}
+
 
 class Server:
     """The loop, in the main thread: it waits for all sockets and answers itself what is short.
@@ -2092,8 +2095,6 @@ class Server:
         # the connections in each state: since all may stay in it for the same time, the first
         # deadline comes first, and the one that has been idle longest
         self.queues: dict[State, dict[Connection, None]] = {state: {} for state in State}
-        self.limits = dict.fromkeys(State, args.timeout)  # seconds in each state
-        self.limits |= {State.LINGERING: LINGER, State.IDLE: FOREVER, State.HANDED_OVER: FOREVER}
         # for the workers: each task returns what the loop does next
         self.tasks: queue.SimpleQueue[Optional[Callable[[], Call]]] = queue.SimpleQueue()
         self.later: deque[Call] = deque()  # for the loop
@@ -2146,6 +2147,9 @@ class Server:
             self.call(key.data)
         for _ in range(len(self.later)):
             self.call(self.later.popleft())
+        while self.workers > len(self.queues[State.HANDED_OVER]) + SPARE_THREADS:
+            self.workers -= 1
+            self.tasks.put(None)
         now = time.monotonic()
         for waiting in self.queues.values():
             while waiting and (first := next(iter(waiting))).deadline <= now:
@@ -2158,7 +2162,7 @@ class Server:
         return now < end
 
     def call(self, callback: Call) -> None:
-        """Mostly the method of a connection, which is closed if the method fails."""
+        """Mostly the method of a connection, which is closed if that fails."""
         try:
             callback()
         except Exception as bug:  # noqa: BLE001  a bug must not end the loop
@@ -2174,7 +2178,8 @@ class Server:
             return
         before, after = WAITS_FOR[conn.state], WAITS_FOR[state]
         self.queues[conn.state].pop(conn, None)
-        conn.state, conn.deadline = state, time.monotonic() + self.limits[state]
+        conn.deadline = time.monotonic() + LIMITS.get(state, self.args.timeout)
+        conn.state = state
         if state is not State.CLOSED:
             self.queues[state][conn] = None
         if not before and after:
@@ -2260,15 +2265,8 @@ class Server:
         """A worker: a connection is its own until it is given back."""
         while task := self.tasks.get():
             # the loop does this in its next turn, which the bell begins
-            self.later.append(functools.partial(self.take_back, task()))
+            self.later.append(task())
             self.stop.wake()
-
-    def take_back(self, what_next: Call) -> None:
-        """In the loop again: what was handed over goes on."""
-        self.call(what_next)
-        if self.workers > len(self.queues[State.HANDED_OVER]) + SPARE_THREADS:
-            self.workers -= 1
-            self.tasks.put(None)
 
     def digest(self, conn: Connection, found: Found) -> Optional[bytes]:
         """SHA-256 of a file, cached while the file stays the same and unchanged.
@@ -2316,8 +2314,7 @@ class Server:
             self.log(conn.peer, text, conn.user)
         with self.lock:
             self.count += 1
-            if self.args.once:
-                self.progress = time.monotonic()
+            self.progress = time.monotonic()
             if self.args.once and request and request.method == "GET" and not note and answer.share:
                 tag, size, sent_now = answer.share
                 ranges = self.received.setdefault((conn.peer, tag), [])
