@@ -1857,11 +1857,6 @@ class Connection:
         self.piece = data
         self.when_ready(True, self.send_all)
 
-    def buffered(self, most: int) -> bytes:
-        """What has been read already."""
-        data, self.buffer = self.buffer[:most], self.buffer[most:]
-        return data
-
     def receive(self, space: memoryview) -> memoryview:
         """What comes next, into at least RECORD bytes.
 
@@ -1966,11 +1961,13 @@ class BodyReader:
 
     def receive(self, most: int) -> Data:
         """What comes next, up to so many bytes. The next call overwrites them."""
-        if not self.conn.buffer and most >= RECORD:
-            return self.conn.receive(self.space[:most])
-        if not self.conn.buffer:
+        conn = self.conn
+        if not conn.buffer and most >= RECORD:
+            return conn.receive(self.space[:most])
+        if not conn.buffer:
             self.fill_buffer()
-        return self.conn.buffered(most)
+        data, conn.buffer = conn.buffer[:most], conn.buffer[most:]
+        return data
 
     def fill_buffer(self) -> None:
         self.conn.buffer += self.conn.receive(self.space[:RECORD])
@@ -1980,7 +1977,7 @@ class BodyReader:
         conn = self.conn
         while (end := conn.buffer.find(b"\n")) < 0 and len(conn.buffer) < most + 2:
             self.fill_buffer()
-        line = conn.buffered(end + 1)
+        line, conn.buffer = conn.buffer[: end + 1], conn.buffer[end + 1 :]
         if line[-2:] != b"\r\n" or end > most + 1:
             raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF")
         return line[:-2]
