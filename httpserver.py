@@ -1403,6 +1403,7 @@ class Answer:
     note = ""  # for the log
     close = False  # the connection ends after it
     block = b""  # its header fields, once they are made
+    chunked = False  # as they say it
     source: "Optional[Source]" = None
     # a file's tag, its size, and the ranges of it that are sent: what --once counts
     share: Optional[tuple[str, int, Ranges]] = None
@@ -1618,23 +1619,22 @@ class Connection:
 
     def fields_block(self, request: Optional[Request], answer: Answer) -> bytes:
         """None of the fields can hold a line end: what is made of names is percent-encoded."""
-        status, replaced = answer.status, self.server.replaced
         fields = {**EMBEDDING, **answer.fields}
-        if status != 204 and status != 304:  # §8.6: these have no body and say no length
+        if answer.status not in (204, 304):  # §8.6: these have no body and say no length
             if answer.length is not None:
                 fields["Content-Length"] = str(answer.length)
             elif request and request.minor:
                 fields["Transfer-Encoding"] = "chunked"
+                answer.chunked = True
         if answer.close:
             fields["Connection"] = "close"
         elif request and not request.minor:
             fields["Connection"] = "keep-alive"
-        if replaced:
-            fields = {name: fields[name] for name in fields if name.lower() not in replaced}
-        values = "".join(fields.values())
+        values, replaced = "".join(fields.values()), self.server.replaced
         if "\n" in values or "\r" in values:
             raise ValueError(f"a line end in a header field: {fields}")
-        lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+        sent = [name for name in fields if name.lower() not in replaced]
+        lines = "".join([f"{name}: {fields[name]}\r\n" for name in sent])
         return f"{lines}{self.server.extra}\r\n".encode("latin-1")
 
     def is_quick(self, answer: Answer) -> bool:
@@ -1660,12 +1660,12 @@ class Connection:
         head = status_line(answer.status, int(time.time()), dated) + answer.block
         self.piece, self.unsent, self.sent = head + answer.body, (request, answer), -len(head)
         if answer.pieces is not None:
-            self.pieces = self.framed(request is None or request.minor > 0, answer)
+            self.pieces = self.framed(answer)
             self.cork(answer, 1)
 
-    def framed(self, can_chunk: bool, answer: Answer) -> Iterator[Piece]:
+    def framed(self, answer: Answer) -> Iterator[Piece]:
         """The body, as the head has announced it."""
-        left, chunked = answer.length or 0, answer.length is None and can_chunk
+        left = answer.length or 0
         for piece in answer.pieces or ():
             left -= size_of(piece)
             if left < 0 and answer.length is not None:
@@ -1673,10 +1673,10 @@ class Connection:
             if isinstance(piece, Span):
                 yield from [piece] if self.is_direct() else in_memory(piece)
             elif piece:
-                yield b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece
+                yield b"%x\r\n%b\r\n" % (len(piece), piece) if answer.chunked else piece
         if left > 0:
             raise Gone(f"what is sent shrank by {left} bytes")
-        if chunked:
+        if answer.chunked:
             yield b"0\r\n\r\n"
 
     def send_rest(self) -> bool:
