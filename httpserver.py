@@ -25,7 +25,7 @@ HTTP/1.1 (RFC 9110, 9112). GET and HEAD know ETag, all conditions, ranges, and a
 the file; index.html is the page of its folder. A POST that is no form is stored under a new name,
 or under the one in Content-Disposition. An upload is received beside its destination, and renamed
 into place when it is whole. Repr-Digest (RFC 9530, sha-256, header or trailer) is checked first;
-Want-Repr-Digest asks for it; an answer leaves it out while too many others ask.
+Want-Repr-Digest asks for it; an answer leaves it out while those of others take too long.
 
 Uploads resume as in draft-ietf-httpbis-resumable-upload-10 (interop version 8): POST or PUT with
 Upload-Complete, then HEAD and PATCH of the Location in the answer, for seven days. There, a
@@ -1525,7 +1525,7 @@ class Connection:
             return None if data else self.close()
         if not data:
             if self.buffer:
-                self.server.log(self.peer, "left within the head")
+                self.server.log("left within the head", self.peer)
             return self.close()
         self.buffer = self.buffer + data if self.buffer else data
         return self.advance()
@@ -1747,7 +1747,7 @@ class Connection:
             size = "?" if answer.length is None else answer.length
             self.server.count_answer(self, f"ended at {max(0, self.sent)} of {size} bytes: {why}")
         else:
-            self.server.log(self.peer, why)
+            self.server.log(why, self.peer)
         self.close()
         return False
 
@@ -1820,7 +1820,7 @@ class Connection:
             raise
         except OSError as error:
             why = getattr(error, "reason", "") or error.strerror
-            self.server.note(f"{self.peer} no TLS: {why}")
+            self.server.log(f"no TLS: {why}", self.peer)
             raise
         self.server.enter(self, State.IDLE)
 
@@ -1839,7 +1839,7 @@ class Connection:
             why = reason_of(problem)
             return functools.partial(self.give_up, why) if self.is_sending() else self.close
         except Exception as bug:  # noqa: BLE001  a bug ends one connection, not the server
-            self.server.note(f"mistake: {bug!r}")
+            self.server.log(f"mistake: {bug!r}")
             return self.close
         finally:
             del self.body
@@ -2163,7 +2163,7 @@ class Server:
         try:
             callback()
         except Exception as bug:  # noqa: BLE001  a bug must not end the loop
-            self.note(f"mistake: {bug!r}")
+            self.log(f"mistake: {bug!r}")
             if isinstance(owner := getattr(callback, "__self__", None), Connection):
                 owner.close()
 
@@ -2197,7 +2197,7 @@ class Server:
                 return  # nobody waits any more, or the client left
             except OSError as error:
                 # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with the listening socket
-                self.note(f"cannot accept ({error.strerror}): pausing")
+                self.log(f"cannot accept ({error.strerror}): pausing")
                 self.accept_at = time.monotonic() + ACCEPT_PAUSE
                 self.selector.unregister(self.sock)
                 return
@@ -2308,7 +2308,7 @@ class Server:
             line = request.line if request else "-"
             noted = f' "{printable(note)}"' if note else ""
             text = f'"{line}" {answer.status} {max(0, conn.sent) or "-"}{noted}'
-            self.log(conn.peer, text, conn.user)
+            self.log(text, conn.peer, conn.user)
         with self.lock:
             self.count += 1
             self.progress = time.monotonic()
@@ -2321,11 +2321,12 @@ class Server:
             self.stopping = True
             self.stop.wake()
 
-    def note(self, text: str) -> None:
-        self.log("", text)
-
     def log(
-        self, client: str, text: str, user: str = "-", facts: Optional[Mapping[str, object]] = None
+        self,
+        text: str,
+        client: str = "",
+        user: str = "-",
+        facts: Optional[Mapping[str, object]] = None,
     ) -> None:
         """A line of the log; with --json an object, with facts in place of the text."""
         if self.args.json:
@@ -2336,7 +2337,7 @@ class Server:
         self.lines.append(line + "\n")
 
     def note_left_out(self, entry: Entry, why: str) -> None:
-        self.note(f"left out of an archive, because {why}: {printable(entry.name)}")
+        self.log(f"left out of an archive, because {why}: {printable(entry.name)}")
 
     def write_log(self, now: float) -> None:
         """Write the log. Lines that cannot be written (a full disk) are counted and reported."""
@@ -3454,7 +3455,7 @@ def log_hand_in(
         "verified": bool(digest),
     }
     told = f"handed in by {sender}: {path}, {size} bytes, verified={'yes' if digest else 'no'}"
-    conn.server.log(conn.peer, told, facts=facts)
+    conn.server.log(told, conn.peer, facts=facts)
 
 
 METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
