@@ -159,9 +159,7 @@ CHAT_COMMANDS = "/who", "/nick", "/msg", "/quit"
 CHAT_HELP = "/who, /nick NAME, /msg NICK TEXT, /quit; a line that starts with a slash needs two"
 CONTINUED = "  | "  # how a row begins that goes on with the line above it
 CONTINUED_ROOM = 20  # columns of such a row at least
-LISTED_IN_MEMORY = (
-    12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
-)
+LISTED_IN_MEMORY = 12000  # lines of a listing; the rest goes to a nameless file
 
 
 # --- one question: list, stat, help, who ---
@@ -1569,8 +1567,7 @@ class Inbox:
         self.link.keep_alive()
         if not self.args.quiet:
             known = printable(answer.keys.get("nick") or answer.keys.get("you", "?"))
-            flags = endpoint_flags(self.args) + trust_options(self.args)
-            command = f"python3 client.py{flags} send PATH --to {known}"
+            command = f"python3 client.py{endpoint_flags(self.args)} send PATH --to {known}"
             say(f"waiting for files; others send them with:  {command}")
         while self.args.count:  # below zero, without --count, it comes to no end
             if not self.link.has_unread():
@@ -4534,6 +4531,10 @@ def is_terminal(fd: int) -> bool:
         return not isinstance(stream, io.FileIO)
 
 
+# --- end terminals ---
+
+
+# --- consoles: the same in client.py, httpclient.py (tests/test_twins.py) ---
 def write_some(fd: int, data: Union[bytes, memoryview]) -> int:
     """os.write(), except that a console of Windows gets text: bytes appear by a code page."""
     if os.name != "nt":
@@ -4542,7 +4543,7 @@ def write_some(fd: int, data: Union[bytes, memoryview]) -> int:
         return stream.write(data) or 0
 
 
-# --- end terminals ---
+# --- end consoles ---
 
 
 # --- errors: the same in all six scripts (tests/test_twins.py) ---
@@ -4688,18 +4689,6 @@ def typed(words: Sequence[str]) -> str:
         for before, word in zip(["", *words], words)
     ]
     return printable(shlex.join(masked))
-
-
-def trust_options(args: argparse.Namespace) -> str:
-    """The flags with which others reach this server too; not the password."""
-    flags: str = " --tls" * args.tls
-    if args.pin:
-        flags = f" --pin {args.pin}"
-    elif args.cacert:
-        flags = f" --cacert {shlex.quote(args.cacert)}"
-    elif args.insecure:
-        flags = " --insecure"
-    return flags + " --ask-password" * bool(given_password(args, args.host, args.port))
 
 
 def server_command(args: argparse.Namespace) -> str:

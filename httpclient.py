@@ -188,9 +188,12 @@ FOLD = r"\n[ \t]+"  # obs-fold: a user agent reads it as a space (RFC 9112 secti
 HOST = r"[!-,\-/-~]{1,63}(?:\.[!-,\-/-~]{1,63})*\.?"
 LENGTH = r"[0-9]{1,18}"
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
-DATE = r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT"
+CLOCK = r"(?P<H>[0-9]{2}):(?P<M>[0-9]{2}):(?P<S>[0-9]{2})"
+DATE = (
+    rf"[A-Z][a-z]{{2}}, (?P<D>[0-9]{{2}}) (?P<month>[A-Z][a-z]{{2}}) (?P<Y>[0-9]{{4}}) {CLOCK} GMT"
+)
 # in Caddy's indexes
-ISO_DATE = r"([0-9]{4})-(0[1-9]|1[0-2])-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.[0-9]+)?Z"
+ISO_DATE = rf"(?P<Y>[0-9]{{4}})-(?P<month>[0-9]{{2}})-(?P<D>[0-9]{{2}})T{CLOCK}(?:\.[0-9]+)?Z"
 CHUNK_LINE = rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n"
 CONTENT_RANGE = r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)"
 SHA256_FIELD = r"(?i)(?:^|,)\s*sha-256=:?([A-Za-z0-9+/]{43}=):?"
@@ -1198,10 +1201,15 @@ class Download:
 
     def run(self, reply: Optional[Reply] = None) -> None:
         """Fetch the file, beginning with a reply that is here already, if there is one."""
-        began, args, self.reply = time.monotonic(), self.args, reply
+        began, args = time.monotonic(), self.args
         if not reply:
             self.client.retry(self.url, self.probe)
-        if not self.verdict and not (reply and self.save_short(reply)):
+        elif reply.head.codings or not 0 < (reply.head.length or 0) <= NOTED_FROM:
+            self.reply = reply
+        else:
+            with contextlib.suppress(Transient):  # then ask again
+                self.save_short(reply)
+        if not self.verdict:
             try:
                 self.save()
             except Changed:
@@ -1213,25 +1221,24 @@ class Download:
         if self.is_page and args.verb == "get" and not args.quiet and not args.json:
             say("that is the page of a folder; mirror fetches what is in it")
 
-    def save_short(self, reply: Reply) -> bool:
-        """Save a file that is short enough to be in memory before it is written.
-
-        Returns False if it is not, or if anything goes wrong: then save() does it."""
-        head, size = reply.head, reply.head.length
-        if not size or size > NOTED_FROM or head.codings:
-            return False
-        self.check_here(head)
-        self.reply, digest = None, promised_digest(head)
-        self.args.progress.begin(self.name, 0, size)
+    def save_short(self, reply: Reply) -> None:
+        """Save a file that is in memory before it is written: no part of it can be left."""
+        self.check_here(reply.head)
+        if self.verdict:
+            return
+        self.args.progress.begin(self.name, 0, reply.head.length)
+        data = b"".join(map(bytes, reply.chunks()))
+        self.args.progress.add(len(data))
+        self.verify(promised_digest(reply.head), lambda name: hasher(name, data).hexdigest())
         part = f"{self.folder}.six-{os.urandom(16).hex()}.part"
-        with contextlib.suppress(OSError, Transient):
-            data = b"".join(map(bytes, reply.chunks()))
-            self.args.progress.add(size)
-            if not self.verdict and (not digest or digest == hasher("sha256", data).hexdigest()):
-                set_facts = functools.partial(copy_facts, self.url, head, self.old)
-                write_whole(part, self.path, data, set_facts)
-                self.received, self.verdict = size, "saved"
-        return bool(self.verdict)
+        set_facts = functools.partial(copy_facts, self.url, reply.head, self.old)
+        try:
+            write_whole(part, self.path, data, self.replace, set_facts)
+        except FileExistsError:
+            raise exists(self.path) from None
+        except OSError as error:
+            raise unwritable(self.path, error, 0) from None
+        self.received, self.verdict = len(data), "saved"
 
     def save(self) -> None:
         output = self.open_output()
@@ -1240,10 +1247,9 @@ class Download:
                 self.args.progress.begin(self.name, output.have, output.source.size)
             if self.connections > 1 and isinstance(output, Part) and self.head:
                 self.side_by_side(output, self.head)
-            while output.left() and not self.verdict:
+            while not self.verdict and output.left():
+                output.remember()
                 self.client.retry(self.url, lambda: self.receive_next(output), output.count)
-                if output.left():
-                    output.remember()
             if not self.verdict:
                 self.finish(output)
         except Changed:
@@ -1403,23 +1409,28 @@ class Download:
         self.learn(head)
         output.spans = [Span(output.have, output.have)]
 
-    def finish(self, output: Output) -> None:
-        """Check the digests, then give the part its name."""
-        source = output.source
-        promised = [self.args.checksum, source and source.digest and ("sha256", source.digest)]
-        for name, want in filter(None, promised):
-            found = output.digest(name)
+    def verify(self, promised: str, digest: Callable[[str], str]) -> None:
+        """Check the digests that the server and the user promised."""
+        for name, want in filter(None, [self.args.checksum, promised and ("sha256", promised)]):
+            found = digest(name)
             if found != want:
-                if isinstance(output, Part):
-                    output.discard()
                 raise Failure(
                     56,
                     f"{self.url} came with a wrong {name}: {found}",
                     f"{want} was promised; nothing is kept of it",
                     "repeat the command; if it fails again, the file on the server is another one",
                 )
+
+    def finish(self, output: Output) -> None:
+        """Check the digests, then give the part its name."""
+        try:
+            self.verify(output.source.digest if output.source else "", output.digest)
+        except Failure:
+            if isinstance(output, Part):
+                output.discard()
+            raise
         self.received = output.have - output.kept
-        if isinstance(output, Part):
+        if isinstance(output, Part) and self.head:
             copy_facts(self.url, self.head, self.old, output.fd, output.path)
             output.rename(self.path, self.replace)
         self.verdict = "saved"
@@ -1643,7 +1654,7 @@ class Part(Spans):
             note = read_note(self.note)
             spans = [Span(int(first), end and int(end)) for first, end in note["spans"]]
             source, last, size = noted_source(note), spans[-1], os.fstat(self.fd).st_size
-        except (OSError, ValueError, OverflowError, TypeError, KeyError, IndexError):
+        except NO_NOTE:
             return
         known = last.end == source.size and size <= (last.end or size) and source.validator
         if not known or min(span.offset for span in spans) < 0:
@@ -1866,19 +1877,16 @@ def refuse_special(found: os.stat_result) -> None:
         raise OSError(errno.EINVAL, "it is no regular file")
 
 
-def copy_facts(
-    url: URL, head: Optional[Head], old: Optional[os.stat_result], fd: int, path: str
-) -> None:
+def copy_facts(url: URL, head: Head, old: Optional[os.stat_result], fd: int, path: str) -> None:
     """Set time, ETag and the right to execute as the server told them, and else the mode of the
     file that it replaces."""
-    fields = head.fields if head else {}
     # the file system may not know such a time; only Linux has attributes, and not everywhere
     with contextlib.suppress(OSError, OverflowError, AttributeError):
-        if head and head.modified is not None:
+        if head.modified is not None:
             os.utime(path, (head.modified, head.modified))
-        if "etag" in fields:
-            os.setxattr(fd, XATTR, etag_prefix(url, os.fstat(fd)) + to_bytes(fields["etag"]))
-    runs = 0o111 if fields.get(EXECUTABLE.lower()) == "1" else 0
+        if etag := head.get("etag"):
+            os.setxattr(fd, XATTR, etag_prefix(url, os.fstat(fd)) + to_bytes(etag))
+    runs = 0o111 if head.get(EXECUTABLE.lower()) == "1" else 0
     if not old and not runs:
         return
     # the target of a link may be open to all
@@ -1890,21 +1898,23 @@ def copy_facts(
 
 
 def write_whole(
-    part: str, path: str, data: bytes, finish: Optional[Callable[[int, str], None]] = None
+    part: str,
+    path: str,
+    data: bytes,
+    replace: bool = True,
+    finish: Optional[Callable[[int, str], None]] = None,
 ) -> None:
     """Write a short file whole or not at all: under a name that nobody else uses, then renamed."""
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | CAREFULLY, 0o666)
     try:
-        try:
-            if os.write(fd, data) < len(data):
+        with open(part, "xb", buffering=0) as file:
+            if file.write(data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if finish:
-                finish(fd, part)
-        finally:
-            os.close(fd)
-        os.replace(part, path)
+                finish(file.fileno(), part)
+        rename(part, path, replace)
     except BaseException:
-        os.unlink(part)
+        with contextlib.suppress(OSError):
+            os.unlink(part)
         raise
 
 
@@ -1942,30 +1952,25 @@ def lock_file(fd: int) -> bool:
     return True
 
 
-def read_note(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8", opener=open_own) as file:
-            import json  # not at the top: mostly there is no note
+def read_note(path: str) -> Any:
+    with open(path, encoding="utf-8", opener=open_own) as file:
+        import json  # not at the top: mostly there is no note
 
-            note = json.load(file)
-    except RecursionError:
-        note = None
-    if not isinstance(note, dict):
-        raise TypeError("a note that is no object")
-    return note
+        return json.load(file)
+
+
+# what reading a note raises that no run of ours wrote
+NO_NOTE = OSError, ValueError, OverflowError, TypeError, LookupError, RecursionError
 
 
 def noted_source(note: dict[str, Any]) -> Source:
-    """The source in a note. Raises TypeError or ValueError for a note that no run of ours wrote.
+    """The source in a note. Raises one of NO_NOTE for a note that no run of ours wrote.
 
     Others may plant a note, and its validator is sent in the head of a request."""
     source = Source(*(note[name] for name in Source._fields))
-    texts = source.etag, source.modified, source.digest
-    printing = all(isinstance(text, str) and text.isprintable() for text in texts)
-    if not printing or not isinstance(source.size, (int, type(None))):
-        raise TypeError("a note of wrong types")
-    if not re.fullmatch("[0-9a-f]{64}|", source.digest):
-        raise ValueError("a note with a digest that is none")
+    printing = "".join((source.etag, source.modified)).isprintable()
+    if not printing or not re.fullmatch("[0-9a-f]{64}|", source.digest):
+        raise ValueError("a note that no run of ours wrote")
     return source
 
 
@@ -2051,7 +2056,7 @@ def send(upload: "Upload") -> None:
     else:
         client.retry(url, upload.attempt, lambda: upload.offset)
     seconds = time.monotonic() - began
-    report(args, url, upload.verdict, upload.path, upload.sent - upload.kept, seconds)
+    report(args, url, upload.verdict, upload.path, upload.sent - (upload.kept or 0), seconds)
 
 
 class Upload:
@@ -2073,8 +2078,8 @@ class Upload:
         name = part_name(url)[: -len("part")] + "json"
         self.note = os.path.join(os.path.dirname(path), name)
         self.resource = self.recall()  # where it can be continued
-        self.kept = 0  # bytes that an earlier run has sent
-        self.continues = self.resource is not None  # what an earlier run began
+        # bytes that an earlier run has sent; None until the server tells
+        self.kept = None if self.resource else 0
 
     def recall(self) -> Optional[URL]:
         """Where an earlier run of the same upload stopped, if the file is still the same.
@@ -2082,7 +2087,7 @@ class Upload:
         Others may plant a note, so the login goes only to the origin that the user named."""
         if not self.args.resume or self.body.length is None:
             return None
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, Failure):
+        with contextlib.suppress(*NO_NOTE, Failure):
             note = read_note(self.note)
             resource = self.url.join(note["resource"])
             same = [(note["size"], note["mtime_ns"])] == self.body.state
@@ -2150,7 +2155,7 @@ class Upload:
         condition, self.condition = self.condition, {}
         if self.body.changed():  # the server has the beginning of another file
             self.body, self.resource, self.fields = BodySource(self.path), None, {}
-            self.continues = False
+            self.kept = 0
         if not (self.resource and self.is_known(self.resource)):
             self.resource = self.create(condition)
         if not self.resource:
@@ -2276,8 +2281,8 @@ class Upload:
             return False
         self.offset, whole = int(text), head.get("upload-complete") == "?1"
         self.complete = whole and self.offset == size
-        if self.continues:
-            self.kept, self.continues = self.offset, False
+        if self.kept is None:
+            self.kept = self.offset
         return self.complete or not whole
 
     def append(self, resource: URL) -> None:
@@ -2302,8 +2307,8 @@ class Upload:
 
 def post(client: Client) -> None:
     args = client.args
-    url, fields, body = target(args.url, args), {}, BodySource(b"")
-    if args.form and args.data is not None:
+    url, data, kind = target(args.url, args), args.data, "application/octet-stream"
+    if args.form and data is not None:
         raise Failure(
             2,
             "--data and --form are two bodies",
@@ -2312,17 +2317,18 @@ def post(client: Client) -> None:
         )
     if args.form:
         boundary = os.urandom(16).hex()
+        kind = f"multipart/form-data; boundary={boundary}"
         body = BodySource(*form_fields(args.form, boundary))
-        fields["Content-Type"] = f"multipart/form-data; boundary={boundary}"
-    elif args.data in ("-", "@-"):
-        body, fields = BodySource(), {"Content-Type": "application/octet-stream"}
-    elif args.data and args.data.startswith("@"):
-        body, fields = BodySource(args.data[1:]), {"Content-Type": "application/octet-stream"}
-    elif args.data is not None:
-        body = BodySource(os.fsencode(args.data))
-        fields["Content-Type"] = "application/x-www-form-urlencoded"
+    elif data in ("-", "@-"):
+        body = BodySource()
+    elif data is None:
+        kind, body = "", BodySource(b"")
+    elif data.startswith("@"):
+        body = BodySource(data[1:])
+    else:
+        kind, body = "application/x-www-form-urlencoded", BodySource(os.fsencode(data))
     args.progress.begin(str(url), 0, body.length)
-    with client.ask("POST", url, fields, body) as reply:
+    with client.ask("POST", url, {"Content-Type": kind}, body) as reply:
         check(reply)
         with contextlib.closing(Stream("-", args)) as output:
             for chunk in reply.decoded():
@@ -2552,12 +2558,12 @@ class Tree:
     def finish(self, place: str, code: int) -> None:
         """Delete what the source does not have, if all else came through. Tell the counts."""
         args, extra = self.args, self.extra if self.args.delete else []
-        if args.delete and args.progress.code:
+        if extra and args.progress.code:
             say("nothing was deleted, because something failed")
-        elif extra and args.dry_run:
-            for where, _ in extra:
-                show_plan(args, "delete", where)
-        if 2 * len(extra) > self.there and not args.force and not args.progress.code:
+            extra = []
+        for where, _ in extra if args.dry_run else []:
+            show_plan(args, "delete", where)
+        if 2 * len(extra) > self.there and not args.force:
             raise Failure(
                 code,
                 f"--delete would remove {len(extra)} of the {self.there} files and folders in "
@@ -2565,7 +2571,7 @@ class Tree:
                 "that is more than half: perhaps another folder is meant",
                 "--dry-run shows them, --force removes them",
             )
-        if not args.dry_run and not args.progress.code:
+        if not args.dry_run:
             for_each(args, extra, lambda each: self.remove(*each))
         args.progress.summary(args)
 
@@ -2620,7 +2626,7 @@ def mirror(client: Client) -> None:
     name = safe_name(url_name(url._replace(target=url.path.rstrip("/"))))
     dest = args.output or (name if url.path != "/" else url.host)
     tree = Tree(client, url)
-    copy_folder(tree, dest, url, "")
+    copy_folder(tree, os.path.join(dest, ""), url, "")
     tree.finish(printable(dest), 23)
 
 
@@ -2635,13 +2641,13 @@ def upload(client: Client) -> None:
         )
     url = folder_url(target(args.url, args))
     tree = Tree(client, url)
-    copy_folder(tree, args.dir, url, "")
+    copy_folder(tree, os.path.join(args.dir, ""), url, "")
     tree.finish(str(url), 25)
 
 
 def copy_folder(tree: Tree, here: str, url: URL, path: str) -> None:
     """Fetch or send what is in a folder, then in the folders in it. A file that fails does not stop
-    the rest."""
+    the rest. The path of the folder here has a separator at its end."""
     args = tree.args
     there: dict[str, Entry] | None
     if tree.sending:
@@ -2650,7 +2656,8 @@ def copy_folder(tree: Tree, here: str, url: URL, path: str) -> None:
         there = remote(tree, url, path)
     else:
         url, entries = tree.listing(url, path)
-        there = {name: Entry(name, False) for name in make_folder(args, here, strict=bool(path))}
+        found = make_folder(args, here[:-1] or os.sep, strict=bool(path))
+        there = {name: Entry(name, False) for name in found}
     names = {entry.name for entry in entries}
     if args.delete and there:
         tree.find_extra(url if tree.sending else here, path, names)
@@ -2661,7 +2668,7 @@ def copy_folder(tree: Tree, here: str, url: URL, path: str) -> None:
 
     def copy_inner(entry: Entry) -> None:
         inner = folder_url(url.child(entry.name))
-        copy_folder(tree, os.path.join(here, entry.name), inner, f"{path}{entry.name}/")
+        copy_folder(tree, here + entry.name + os.sep, inner, f"{path}{entry.name}/")
 
     for_each(args, [entry for entry in wanted if entry.folder], copy_inner)
 
@@ -2679,10 +2686,10 @@ def copy_files(
     }
     for url in find_same(tree, here, jobs, known):
         file = jobs.pop(url)
-        report(args, url, "same", os.path.join(here, file.name), file.size or 0)
+        report(args, url, "same", here + file.name, file.size or 0)
     if args.dry_run:
         for url, file in jobs.items():
-            place = url if tree.sending else os.path.join(here, file.name)
+            place = url if tree.sending else here + file.name
             show_plan(args, "replace" if url in known else "new", place)
     elif tree.sending:
         send_files(tree, here, jobs)
@@ -2704,8 +2711,7 @@ def find_same(tree: Tree, here: str, jobs: dict[URL, Entry], known: dict[URL, En
         elif reply.head.status == 404:
             del known[url]
     if not tree.sending:
-        paths = {url: os.path.join(here, jobs[url].name) for url in known}
-        return [url for url in known if same_here(args, paths[url], url, known[url])]
+        return [url for url in known if same_here(args, here + jobs[url].name, url, known[url])]
     exact = [url for url in known if same_there(jobs[url], known[url], True)]
     # a server that keeps one file's time keeps all
     if exact or keeps_times:
@@ -2718,8 +2724,6 @@ def fetch_files(
 ) -> None:
     """Fetch files in a pipeline, and what that leaves one by one."""
     client, args = tree.client, tree.args
-
-    folder = os.path.join(folder, "")
 
     def download(url: URL) -> Download:
         return Download(client, url, folder, jobs[url].name, replace=True)
@@ -2736,7 +2740,7 @@ def fetch_files(
 def send_files(tree: Tree, folder: str, jobs: dict[URL, Entry]) -> None:
     """Send short files in a pipeline, the rest one by one."""
     client, uploads = tree.client, dict[URL, Upload]()
-    paths = {url: os.path.join(folder, file.name) for url, file in jobs.items()}
+    paths = {url: folder + file.name for url, file in jobs.items()}
 
     def make(url: URL) -> bytes:
         uploads[url] = Upload(client, url, BodySource(paths[url]), paths[url])
@@ -3007,12 +3011,8 @@ def content_length(fields: dict[str, str]) -> Optional[int]:
     """RFC 9112 section 6.3: Transfer-Encoding overrides it, and repeated numbers must be equal."""
     if "content-length" not in fields or "transfer-encoding" in fields:
         return None
-    items = listed(fields, "content-length")
-    if (
-        not items
-        or not all(re.fullmatch(LENGTH, item) for item in items)
-        or len(set(map(int, items))) > 1
-    ):
+    items = [item.strip() for item in fields["content-length"].split(",")]
+    if not all(re.fullmatch(LENGTH, item) for item in items) or len(set(map(int, items))) > 1:
         raise ValueError("a Content-Length that is no number, or several")
     return int(items[0])
 
@@ -3032,15 +3032,14 @@ def content_range(fields: Fields) -> Optional[tuple[int, int, int]]:
 def parse_date(text: str) -> Optional[float]:
     """Seconds since 1970. Reads the date of RFC 9110 section 5.6.7 that is not obsolete, and ISO
     8601."""
-    if (found := re.fullmatch(DATE, text)) and found[2] in MONTHS:
-        year, month, day = int(found[3]), MONTHS.index(found[2]) // 3 + 1, int(found[1])
-    elif found := re.fullmatch(ISO_DATE, text):
-        year, month, day = int(found[1]), int(found[2]), int(found[3])
-    else:
+    found = re.fullmatch(DATE, text) or re.fullmatch(ISO_DATE, text)
+    if not found:
         return None
     import datetime  # not at the top: few replies have a date that matters
 
-    hour, minute, second = map(int, found.groups()[3:])
+    name = found["month"]
+    month = int(name) if name.isdigit() else MONTHS.find(name) // 3 + 1
+    year, day, hour, minute, second = map(int, found.group(*"YDHMS"))
     with contextlib.suppress(ValueError):  # such as 30 February
         date = datetime.datetime(year, month, day, hour, minute, tzinfo=datetime.timezone.utc)
         return date.timestamp() + second  # 60 is a leap second
@@ -4040,6 +4039,10 @@ def is_terminal(fd: int) -> bool:
         return not isinstance(stream, io.FileIO)
 
 
+# --- end terminals ---
+
+
+# --- consoles: the same in client.py, httpclient.py (tests/test_twins.py) ---
 def write_some(fd: int, data: Union[bytes, memoryview]) -> int:
     """os.write(), except that a console of Windows gets text: bytes appear by a code page."""
     if os.name != "nt":
@@ -4048,7 +4051,7 @@ def write_some(fd: int, data: Union[bytes, memoryview]) -> int:
         return stream.write(data) or 0
 
 
-# --- end terminals ---
+# --- end consoles ---
 
 
 # --- errors: the same in all six scripts (tests/test_twins.py) ---
@@ -4428,40 +4431,59 @@ def checksum(text: str) -> tuple[str, str]:
     return name, value.lower()
 
 
+ALL = ""
+# the verbs that have a flag, its names, its argument (none: a switch) with its type, and its text
+FLAGS: tuple[tuple[str, str, str, Callable[[str], Any], str], ...] = (
+    (ALL, "--host", "HOST", str, "completes an argument that starts with / (default 127.0.0.1)"),
+    (ALL, "--port", "PORT", between(1, 65535), "the same (default 8000)"),
+    (ALL, "--user", "USER:PASSWORD", str, "log in with Basic"),
+    (ALL, "--proxy", "URL", str, "go through this proxy; '' for none"),
+    (ALL, "--timeout", "S", between(0.01, 1e6, float), "silence allowed (default 30)"),
+    (ALL, "--retries", "N", between(0, 1000), "tries without progress (default 16: two minutes)"),
+    (ALL, "--quiet", "", bool, "no progress, no reports"),
+    (ALL, "--json", "", bool, "a JSON object for each transfer on standard output"),
+    (ALL, "-v --verbose", "", bool, "show the heads of requests and replies"),
+    (ALL, "--trace", "", bool, "print a line for each socket call"),
+    (ALL, "--trace-hex", "", bool, "the same, with the first bytes"),
+    (ALL, "--pcap", "FILE", Capture, "store all that is sent, passwords too, for Wireshark"),
+    ("get", "-o --output", "DEST", str, "a folder, a name, or - for standard output"),
+    ("mirror", "-o --output", "DEST", str, "the folder for it"),
+    ("get mirror", "--force", "", bool, "replace what exists"),
+    ("get mirror", "--newer", "", bool, "replace it if the server's is newer or of another size"),
+    ("get", "-i --input", "FILE", str, "fetch the URLs in this file too, one a line"),
+    ("get", "--connections", "N", between(1, 64), "fetch spans side by side (default 1)"),
+    ("get", "--checksum", "NAME:HEX", checksum, "what it must have, such as sha256:9f86d0..."),
+    ("put", "--text", "TEXT", str, "send this text instead of a file"),
+    ("put", "--force", "", bool, "replace what exists and is another file"),
+    ("get put", "--limit-rate", "N", parse_size, "bytes a second at most"),
+    ("post", "--data", "TEXT|@FILE|-", str, "the body: this text, a file, or standard input"),
+    ("move", "--force", "", bool, "replace what has that name"),
+    ("mirror upload", "--hidden", "", bool, "names that start with a dot too"),
+    ("upload", "--force", "", bool, "let --delete remove more than half"),
+    ("list", "-r --recursive", "", bool, "what is in its folders, too"),
+)
+
+
+def add_flags(flag: Callable[..., object], wanted: str) -> None:
+    for verbs, names, metavar, kind, text in FLAGS:
+        if wanted in verbs.split(" "):
+            settings = {"metavar": metavar, "type": kind} if metavar else {"action": "store_true"}
+            flag(*names.split(), help=text, **settings)
+
+
 def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
     group = parser.add_argument_group("options of every command")
     flag = group.add_argument
-    flag("--host", help="completes an argument that starts with / (default 127.0.0.1)")
-    flag("--port", type=between(1, 65535), help="the same (default 8000)")
+    add_flags(flag, ALL)
     for number, family in (4, socket.AF_INET), (6, socket.AF_INET6):
         only = f"connect by IPv{number} only"
         flag(f"-{number}", dest="family", action="store_const", const=family, help=only)
-    flag(
-        "-H",
-        "--header",
-        dest=headers,
-        action="append",
-        type=header,
-        metavar="LINE",
-        help="send this 'NAME: VALUE' too, or instead; only to the server named",
-    )
-    trust_flags(group)
-    flag("--user", metavar="USER:PASSWORD", help="log in with Basic")
-    text = "log in with Bearer"
-    flag("--token", dest=headers, action="append", type=bearer, metavar="TOKEN", help=text)
-    flag("--proxy", metavar="URL", help="go through this proxy; '' for none")
-    seconds, tries = between(0.01, 1e6, float), between(0, 1000)
-    flag("--timeout", type=seconds, metavar="S", help="silence allowed (default 30)")
-    text = "tries without progress (default 16: for two minutes)"
-    flag("--retries", type=tries, metavar="N", help=text)
+    append: dict[str, Any] = {"dest": headers, "action": "append"}
+    line = "send this 'NAME: VALUE' too, or instead; only to the server named"
+    flag("-H", "--header", type=header, metavar="LINE", help=line, **append)
+    flag("--token", type=bearer, metavar="TOKEN", help="log in with Bearer", **append)
     flag("--no-resume", dest="resume", action="store_false", help="start over, whatever is here")
-    flag("--quiet", action="store_true", help="no progress, no reports")
-    flag("--json", action="store_true", help="a JSON object for each transfer on standard output")
-    flag("-v", "--verbose", action="store_true", help="show the heads of requests and replies")
-    flag("--trace", action="store_true", help="print a line for each socket call")
-    flag("--trace-hex", action="store_true", help="the same, with the first bytes")
-    text = "store all that is sent, passwords too, for Wireshark"
-    flag("--pcap", type=Capture, metavar="FILE", help=text)
+    trust_flags(group)
 
 
 # argparse sets the others. A verb's flags are here because other verbs read them too.
@@ -4528,45 +4550,14 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
             metavar = argument.rstrip("*+")
             nargs = argument[-1] if argument[-1] in "*+" else None
             verb.add_argument(metavar.lower(), nargs=nargs, metavar=metavar, help=PLACES[metavar])
-        verb_flags(name, verb.add_argument)
+        add_flags(verb.add_argument, name)
+        if name in ("mirror", "upload"):
+            tree_flags(verb.add_argument)
+        if name == "post":
+            form = "NAME=VALUE|NAME=@FILE"
+            text = "a field or file of a form"
+            verb.add_argument("--form", action="append", metavar=form, help=text)
     return parser
-
-
-def verb_flags(name: str, flag: Callable[..., object]) -> None:
-    if name in ("get", "mirror"):
-        places = {
-            "get": "a folder, a name, or - for standard output",
-            "mirror": "the folder for it",
-        }
-        newer = "replace what exists if the server's is newer or of another size"
-        flag("-o", "--output", metavar="DEST", help=places[name])
-        flag("--force", action="store_true", help="replace what exists")
-        flag("--newer", action="store_true", help=newer)
-    if name == "get":
-        side_by_side = "fetch ranges of a large file side by side (default 1)"
-        sum_of = "what the file must have, such as sha256:9f86d0..."
-        flag("-i", "--input", metavar="FILE", help="fetch the URLs in this file too, one a line")
-        flag("--connections", type=between(1, 64), metavar="N", help=side_by_side)
-        flag("--checksum", type=checksum, metavar="NAME:HEX", help=sum_of)
-    if name == "put":
-        flag("--text", metavar="TEXT", help="send this text instead of a file")
-        flag("--force", action="store_true", help="replace what exists and is another file")
-    if name in ("get", "put"):
-        flag("--limit-rate", type=parse_size, metavar="N", help="bytes a second at most")
-    if name == "post":
-        data = "the body: this text, a file, or standard input"
-        field = "a field or file of a form"
-        flag("--data", metavar="TEXT|@FILE|-", help=data)
-        flag("--form", action="append", metavar="NAME=VALUE|NAME=@FILE", help=field)
-    if name == "move":
-        flag("--force", action="store_true", help="replace what has that name")
-    if name in ("mirror", "upload"):
-        flag("--hidden", action="store_true", help="names that start with a dot too")
-        tree_flags(flag)
-    if name == "upload":
-        flag("--force", action="store_true", help="let --delete remove more than half")
-    if name == "list":
-        flag("-r", "--recursive", action="store_true", help="what is in its folders, too")
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:

@@ -61,12 +61,13 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 # takes the requests out of it, and Connection.answer_to() answers one.
 # The sections, in the order of the file:
 #   a request          Request, parse_head(), evaluate(), parse_ranges(), client_behind()
-#   the folder         check_name(), Place, Entry, Shared, rename(), Part
+#   the folder         check_name(), Place (a name in a folder), Opened, Entry (listed), Shared,
+#                      rename(), Part
 #   a connection       Answer, Connection, BodyReader
 #   the loop           Server, Server.turn(), Server.enter(), Server.work(), serve()
 #   methods            check_request(), get(), get_file(), put(), receive_upload(), post_form(),
 #                      patch(), delete(), mkcol(), move()
-#   archives, page     get_tar(), get_zip(), listing(), page_body(), error_page(), qr_code()
+#   archives, page     get_archive(), listing(), page_body(), error_page(), qr_code()
 #   shared fences      Guard, is_program(), Capture, Traced, Stop, bind(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
 #
@@ -172,6 +173,9 @@ MAX_LISTED = 10  # files of a form that the answer names
 MAX_RANGES = 16  # after coalescing; a client that asks for more gets the whole file
 MAX_GAP = 100  # bytes between two ranges that are sent too: about the size of another head
 MAX_DEPTH = 64  # names in a path that a client sends or an archive holds
+# folders in one another that a client deletes or moves: programs on this machine may have made
+# them, and Python's calls go not much deeper
+MAX_WALKED = 250
 # requests that one connection gets answered before another one has its turn
 MAX_PIPELINED = 32
 MAX_ACCEPTED = 16  # connections that are accepted before others have their turn
@@ -195,8 +199,6 @@ LINGER = 2.0  # seconds that a refused client has to read why
 GRACE = 2.0  # seconds that answers under way have after Ctrl-C
 MIN_RATE = 64  # bytes that make up for a second of waiting: a slower client is stuck
 NOTE_EVERY = 1.0  # seconds between two 104 responses with the offset of an upload
-# seconds after which a waiting upload checks whether another connection wants to continue it
-LOOK_EVERY = 0.2
 LOG_DELAY = 0.1  # seconds for which log lines are gathered
 # This finds a client that vanished within two minutes, even while it is idle. The first two options
 # are the same one: Linux and macOS name it differently.
@@ -207,6 +209,7 @@ BUSY_TRIES, BUSY_PAUSE = 1000, 0.002
 PART_AGE = 7 * 86400  # seconds for which an interrupted upload can be resumed
 # the token of an upload that nobody can resume begins so; its part stays so long after a kill
 PLAIN, PLAIN_AGE = "0" * 8, 3600
+TICK = 10**7  # ns: a disk that keeps times less exactly keeps multiples of this
 HOLE = 4096  # bytes: shorter runs of zeros are written, because no file system makes holes of them
 FREE_CHECK = 1 << 20  # bytes of an upload between two checks of the free space
 MAX_NUMBER = 1000  # files of one name that get different numbers
@@ -303,14 +306,6 @@ class Refusal(Exception):
         super().__init__(text)
         self.status, self.text, self.fields = status, text, fields or {}
         self.close, self.note = close, note or text
-
-
-class Complete(Refusal):
-    """The upload has become a file: nothing can be appended. For HEAD that is no error."""
-
-    def __init__(self, fields: Fields, size: int) -> None:
-        super().__init__(400, "the upload is complete", fields)
-        self.size = size
 
 
 class Gone(Exception):
@@ -773,15 +768,15 @@ def check_depth(depth: int) -> None:
 UNPRINTABLE = re.compile(r"[^ !#-\[\]-~]")
 
 
-def numbered(name: str, number: int) -> str:
-    """a.txt, a (1).txt, a (2).txt, never longer than a file system takes."""
-    if not number:
-        return name
-    stem, extension = os.path.splitext(name)
-    suffix = f" ({number}){extension}"
-    while stem and len(os.fsencode(stem + suffix)) > 255:
-        stem = stem[:-1]
-    return stem + suffix
+def numbered_names(name: str) -> Iterator[str]:
+    """a.txt, a (1).txt, a (2).txt and so on, never longer than a file system takes."""
+    yield name
+    for number in range(1, MAX_NUMBER):
+        stem, extension = os.path.splitext(name)
+        suffix = f" ({number}){extension}"
+        while stem and len(os.fsencode(stem + suffix)) > 255:
+            stem = stem[:-1]
+        yield stem + suffix
 
 
 def utf8_name(name: str) -> str:
@@ -824,12 +819,12 @@ Where = Union[int, str]  # noqa: UP007  (3.9)
 
 
 class Place(NamedTuple):
-    """A name in an open folder, as the os functions take it.
+    """A name in an open folder: whatever is there, or may come there.
 
-    Where the system has no dir_fd, it is a path and no folder. Use one from locate() in a "with",
-    which closes the folder at the end."""
+    The os functions take its path and dir_fd. Use one from locate() in a "with", which closes the
+    folder at the end."""
 
-    parent: Optional[int]
+    folder: Where
     name: str
     owned: bool = False
 
@@ -837,26 +832,30 @@ class Place(NamedTuple):
         return self
 
     def __exit__(self, *problem: object) -> None:
-        if self.owned and self.parent is not None:
-            os.close(self.parent)
+        if self.owned and isinstance(self.folder, int):
+            os.close(self.folder)
 
     @property
-    def folder(self) -> Where:
-        return self.parent if self.parent is not None else os.path.dirname(self.name)
+    def path(self) -> str:
+        return os.path.join(self.folder, self.name) if isinstance(self.folder, str) else self.name
+
+    @property
+    def dir_fd(self) -> Optional[int]:
+        return self.folder if isinstance(self.folder, int) else None
 
     def beside(self, name: str) -> "Place":
-        return inside(self.folder, name)
+        return Place(self.folder, name)
 
     def stat(self) -> Optional[os.stat_result]:
         with contextlib.suppress(FileNotFoundError):
-            return os.stat(self.name, dir_fd=self.parent, follow_symlinks=False)
+            return os.stat(self.path, dir_fd=self.dir_fd, follow_symlinks=False)
         return None
 
     def open(self, flags: int, mode: int = 0o666) -> int:
-        return os.open(self.name, flags, mode, dir_fd=self.parent)
+        return os.open(self.path, flags, mode, dir_fd=self.dir_fd)
 
     def unlink(self) -> None:
-        os.unlink(self.name, dir_fd=self.parent)
+        os.unlink(self.path, dir_fd=self.dir_fd)
 
     def regular(self) -> Optional[os.stat_result]:
         """The facts of the file there, if it may be replaced; a folder or device may not."""
@@ -868,8 +867,8 @@ class Place(NamedTuple):
         return info
 
 
-class Found(NamedTuple):
-    """Something that is open: a file's descriptor or a folder, and its facts."""
+class Opened(NamedTuple):
+    """A file or folder that is open, and its facts."""
 
     where: Where
     info: os.stat_result
@@ -889,7 +888,7 @@ class Found(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A file or folder in a folder that is open. In an archive, its name is the path there."""
+    """A file or folder that is listed: its name (in an archive the path there), facts, place."""
 
     name: str
     info: os.stat_result
@@ -913,7 +912,7 @@ class Entry(NamedTuple):
 
     def is_readable(self) -> bool:
         mode = os.R_OK | os.X_OK * self.is_folder
-        return os.access(self.place.name, mode, dir_fd=self.place.parent)
+        return os.access(self.place.path, mode, dir_fd=self.place.dir_fd)
 
 
 class Shared:
@@ -926,10 +925,9 @@ class Shared:
         path = os.path.realpath(path)  # what the command line names may be a link
         self.only = None if os.path.isdir(path) else os.path.basename(path)
         self.path = os.path.dirname(path) if self.only else path
+        self.title = os.path.basename(self.path) or "files"
         self.hidden, self.durable = hidden or bool(self.only), durable
-        self.root = (
-            os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if DIR_FD else None
-        )
+        self.root = os.open(self.path, FOLDER) if DIR_FD else None
 
     def locate(self, names: Names, change: bool = False, make: bool = False) -> Place:
         """The place that a path means; with make, the folders on the way are made."""
@@ -941,13 +939,14 @@ class Shared:
             raise Refusal(404, "only one file is served here")
         if make:
             check_depth(len(names))
-        if not DIR_FD:
+        if self.root is None:
             return self.resolve(names, make)
-        place = Place(self.root, ".")
-        for name in names[:-1]:
-            with place:
-                place = Place(self.step(Place(place.parent, name), make), "", owned=True)
-        return Place(place.parent, names[-1] if names else ".", place.owned)
+        *folders, leaf = names or ["."]
+        place = Place(self.root, leaf)
+        for name in folders:
+            with place as above:
+                place = Place(self.step(above.beside(name), make), leaf, owned=True)
+        return place
 
     def refuse_program(self, names: Names, part_of: Callable[[str], bool]) -> None:
         """Refuse to change a program, or a folder that holds one."""
@@ -966,7 +965,7 @@ class Shared:
         return place.open(FOLDER)
 
     def make_folder(self, place: Place) -> None:
-        os.mkdir(place.name, dir_fd=place.parent)
+        os.mkdir(place.path, dir_fd=place.dir_fd)
         if self.durable:
             sync_folder(place)
 
@@ -975,39 +974,40 @@ class Shared:
         path = os.path.join(self.path, *names)
         if os.path.normcase(os.path.realpath(path)) != os.path.normcase(path):
             raise Refusal(403, "links are not followed")
+        folder = os.path.join(self.path, *names[:-1])
         if make:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-        return Place(None, path)
+            os.makedirs(folder, exist_ok=True)
+        return Place(folder, names[-1] if names else ".")
 
-    def open(self, names: Names) -> Found:
+    def open(self, names: Names) -> Opened:
         with self.locate(names) as place:
             return open_leaf(place)
 
 
-def open_leaf(place: Place) -> Found:
-    if not DIR_FD and os.path.isdir(place.name):
-        return Found(place.name, os.stat(place.name))
+def open_leaf(place: Place) -> Opened:
+    if not DIR_FD and os.path.isdir(place.path):
+        return Opened(place.path, os.stat(place.path))
     descriptor = place.open(LEAF)
     info = os.fstat(descriptor)
-    if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
-        return Found(descriptor, info)
+    if is_served(info):
+        return Opened(descriptor, info)
     os.close(descriptor)
     raise Refusal(403, "only files and folders are served")
 
 
-def look_at(place: Place) -> Found:
+def is_served(info: os.stat_result) -> bool:
+    return stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)
+
+
+def look_at(place: Place) -> Opened:
     """What is there, closed again: Windows removes and renames nothing that is open."""
     with contextlib.closing(open_leaf(place)) as found:
         return found
 
 
-def is_link(info: os.stat_result) -> bool:
-    """A symbolic link, or a junction of Windows: a folder in all but this tag."""
-    return stat.S_ISLNK(info.st_mode) or bool(getattr(info, "st_reparse_tag", 0) & SURROGATE)
-
-
-def inside(where: Where, name: str) -> Place:
-    return Place(where, name) if isinstance(where, int) else Place(None, os.path.join(where, name))
+def is_junction(info: os.stat_result) -> bool:
+    """A link of Windows: a folder in all but this tag."""
+    return bool(getattr(info, "st_reparse_tag", 0) & SURROGATE)
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
@@ -1035,64 +1035,38 @@ def entries(where: Where, hidden: bool, folders_first: bool = False) -> Iterator
         listed = "\0".join([name for _, name in found])
         del found
     for name in re.finditer("[^\0]+", listed):
-        if entry := entry_of(where, name[0], hidden):
-            yield entry
-
-
-def entry_of(where: Where, name: str, hidden: bool) -> Optional[Entry]:
-    with contextlib.suppress(OSError, Refusal):
-        check_name(name, hidden)
-        place = inside(where, name)
-        info = place.stat()
-        is_served = info and (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode))
-        if info and is_served and not is_link(info):
-            return Entry(name, info, place)
-    return None
-
-
-def scan_folder(place: Place) -> Iterator[tuple[Place, os.DirEntry[str]]]:
-    """What is in a folder, hidden or not. A folder that was deleted meanwhile is empty."""
-    with (
-        contextlib.suppress(FileNotFoundError),
-        contextlib.closing(open_leaf(place)) as folder,
-        os.scandir(folder.where) as scan,
-    ):
-        for item in scan:
-            yield inside(folder.where, item.name), item
+        with contextlib.suppress(OSError, Refusal):
+            check_name(name[0], hidden)
+            place = Place(where, name[0])
+            info = place.stat()
+            if info and is_served(info) and not is_junction(info):
+                yield Entry(name[0], info, place)
 
 
 def is_real_folder(item: os.DirEntry[str]) -> bool:
     """A folder to walk into. A link is none, wherever it leads."""
     with contextlib.suppress(FileNotFoundError):
         is_one = item.is_dir(follow_symlinks=False)
-        return is_one and not is_link(item.stat(follow_symlinks=False))
+        return is_one and not is_junction(item.stat(follow_symlinks=False))
     return False
 
 
-def tree(place: Place) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
-    """All that is in a folder and how deep, a folder after its content. Links are not followed.
+def tree(place: Place, depth: int = 1) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
+    """All that is in a folder, hidden or not, and how deep; a folder after its content.
 
-    Programs on this machine may have made it deeper than the recursion limit of Python."""
-    levels, folders = [scan_folder(place)], []
-    while True:
-        below, item = next(levels[-1], (place, None))
-        if item and is_real_folder(item):
-            folders.append((below, item))
-            levels.append(scan_folder(below))
-            continue
-        if not item:
-            levels.pop()
-            if not folders:
-                return
-            below, item = folders.pop()
-        yield below, item, len(levels)
-
-
-def hides_nothing(place: Place, hidden: bool) -> bool:
-    """Whether a client sees all that is in a folder, except uploads that were broken off."""
-    return all(
-        hidden or PART.fullmatch(item.name) or item.name[0] != "." for _, item, _ in tree(place)
-    )
+    Links are not followed. A folder that was deleted meanwhile is empty."""
+    if depth > MAX_WALKED:
+        raise Refusal(403, f"more than {MAX_WALKED} folders deep")
+    with (
+        contextlib.suppress(FileNotFoundError),
+        contextlib.closing(open_leaf(place)) as folder,
+        os.scandir(folder.where) as scan,
+    ):
+        for item in scan:
+            below = Place(folder.where, item.name)
+            if is_real_folder(item):
+                yield from tree(below, depth + 1)
+            yield below, item, depth
 
 
 def sync_to_disk(fd: int) -> None:
@@ -1108,16 +1082,16 @@ def sync_to_disk(fd: int) -> None:
 
 def sync_folder(place: Place) -> None:
     """For --durable: a new name in a folder survives a power loss. (Windows opens no folder.)"""
-    if place.parent is not None:
-        sync_to_disk(place.parent)
+    if isinstance(place.folder, int):
+        sync_to_disk(place.folder)
 
 
 def rename(old: Place, new: Place, replace: bool = True) -> None:
     """Without replace, of two writers of one name only one wins."""
     if replace:
-        return os.replace(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent)
+        return os.replace(old.path, new.path, src_dir_fd=old.dir_fd, dst_dir_fd=new.dir_fd)
     if os.name == "nt":
-        return os.rename(old.name, new.name)
+        return os.rename(old.path, new.path)
     linked = link(old, new)
     try:
         if not linked:
@@ -1136,7 +1110,7 @@ def link(old: Place, new: Place) -> bool:
     Without hard links, as on a USB stick, an empty file reserves the name."""
     try:
         os.link(
-            old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False
+            old.path, new.path, src_dir_fd=old.dir_fd, dst_dir_fd=new.dir_fd, follow_symlinks=False
         )
         return True
     except (NotImplementedError, AttributeError):
@@ -1183,80 +1157,64 @@ def renaming(conn: "Connection", *places: Place) -> Iterator[None]:
 
     Otherwise a file that is put between the link() and the unlink() of rename() would be lost.
     Without flock(), this excludes only other threads of this process."""
+    folders = {}
     with contextlib.ExitStack() as held:
         try:
-            lock_folders(conn, places, held)
+            for place in places:
+                folder = place.beside(".").open(FOLDER)
+                held.callback(os.close, folder)
+                info = os.fstat(folder)
+                folders[info.st_dev, info.st_ino] = functools.partial(lock_file, folder)
+            # always in the same order, so that two moves in opposite directions cannot deadlock
+            for _, lock in sorted(folders.items()):
+                retry(conn, lock, "another program has locked the folder for too long")
         except (ImportError, OSError):
             held.enter_context(RENAMING)
         yield
 
 
-def lock_folders(conn: "Connection", places: Sequence[Place], held: contextlib.ExitStack) -> None:
-    folders = {}
-    for place in places:
-        folder = inside(place.folder, ".").open(FOLDER)
-        held.callback(os.close, folder)
-        info = os.fstat(folder)
-        folders[info.st_dev, info.st_ino] = folder
-    # always in the same order, so that two moves in opposite directions cannot deadlock
-    for _, folder in sorted(folders.items()):
-        attempt = functools.partial(lock_file, folder)
-        retry(conn, attempt, "another program has locked the folder for too long")
-
-
 class Part:
-    """An unfinished upload: hidden beside its place, locked while written, then renamed."""
+    """An unfinished upload: hidden beside its place, then renamed.
 
-    def __init__(
-        self, place: Place, token: str = "", resumable: bool = False, executable: bool = False
-    ) -> None:
-        """A new part, or the one with this token: another writer may have it until it is locked."""
-        fresh = secrets.token_hex(16) if resumable else PLAIN + secrets.token_hex(12)
-        # whether it stays when it is closed, so that the upload can be resumed
-        self.kept, self.token = resumable or bool(token), token or fresh
-        self.place, self.own = place, place.beside(f".six-{self.token}.part")
-        # an empty file, while another connection waits for this part
-        self.waiting_sign = place.beside(f".six-{PLAIN}{self.token[:7:-1]}.part")
-        # whether others may execute the file is known by the part alone, also after a restart
-        mode = 0o777 if executable else 0o666  # less the umask
-        self.descriptor = self.own.open(WRITABLE if token else FRESH, mode)
-        self.size = 0
-        self.sha: Any = None
-        if not token:
-            self.lock()
+    While a part that can be resumed waits for more, it is closed, and whoever comes may go on with
+    it, in this process or another. Who wrote it before finds it not as he left it, and gives up."""
 
-    def lock(self) -> bool:
-        """Whether no other writer has it, in this process or another."""
-        # A file system may have none, as Lustre.
+    def __init__(self, place: Place, token: str) -> None:
+        self.token, self.place, self.own = token, place, place.beside(f".six-{token}.part")
+        self.kept = True  # it stays when it is closed, so that the upload can be resumed
+        self.descriptor, self.size = -1, 0
+        self.left: Optional[tuple[int, int]] = None  # its size and time, as it was left
+
+    def lock(self, flags: int = WRITABLE, mode: int = 0o666) -> bool:
+        """Open it. Whether no other writer has it, in this process or another."""
+        self.descriptor = self.own.open(flags, mode)
+        # A file system may have no locks, as Lustre.
         with contextlib.suppress(ImportError, OSError):
             if not lock_file(self.descriptor):
+                self.close_file()
                 return False
         self.size = os.lseek(self.descriptor, 0, os.SEEK_END)
         return True
 
-    def take_over(self, conn: "Connection") -> None:
-        """Lock it, once the connection that still writes it has let go."""
-        problem = "another connection is writing this upload"
-        try:
-            retry(conn, lambda: self.lock() or self.ask_for_it(), problem)
-        finally:
-            # a process that was killed may have left it
-            with contextlib.suppress(FileNotFoundError):
-                self.waiting_sign.unlink()
-
-    def ask_for_it(self) -> bool:
-        """Put up a sign for its writer, in this process or another. That does not lock it yet."""
-        with contextlib.suppress(OSError):
-            os.close(self.waiting_sign.open(FRESH))
-        return False
-
-    def give_way(self) -> None:
-        if self.waiting_sign.stat():
+    def take(self, conn: "Connection") -> None:
+        """Lock it, if nobody else has come for it since this connection has left it."""
+        if self.descriptor >= 0:
+            return
+        retry(conn, self.lock, "another connection is writing this upload")
+        if self.left not in (None, self.facts()):
             raise Refusal(409, "another connection goes on with this upload", close=True)
 
+    def leave(self) -> None:
+        """Let others take it. Nobody knows of a part that cannot be resumed: it stays open."""
+        if self.kept:
+            self.left = self.facts()
+            self.close_file()
+
+    def facts(self) -> tuple[int, int]:
+        info = os.fstat(self.descriptor)
+        return info.st_size, info.st_mtime_ns
+
     def write(self, data: Data) -> None:
-        if self.sha:
-            self.sha.update(data)
         self.size += len(data)
         view = memoryview(data)
         # a run of zeros takes no space; where a file cannot be made longer so, it is written
@@ -1268,28 +1226,8 @@ class Part:
         while view:
             view = view[os.write(self.descriptor, view) :]
 
-    def finish_upload(
-        self, conn: "Connection", plan: "Plan", mtime: Optional[int] = None
-    ) -> tuple[str, os.stat_result, bool]:
-        """Put it in its place. Return its name, its facts, and whether it replaced a file.
-
-        The old file is checked and replaced in one step. Otherwise two writers could both believe
-        that they replaced the same one."""
-        if conn.args.durable:
-            sync_to_disk(self.descriptor)
-        with renaming(conn, self.place):
-            self.kept = False  # what fails from here on would fail again
-            old = self.place.regular() if plan.over == "replace" else None
-            if plan.was and (not old or bare_tag(old) != plan.was):
-                raise Refusal(412, "what it was to replace has changed meanwhile")
-            info = self.set_facts(old, mtime)
-            final = self.rename_to(plan.names[-1], plan.over)
-        if conn.args.durable:
-            sync_folder(self.place)
-        return final, info, bool(old)
-
-    def set_facts(self, old: Optional[os.stat_result], mtime: Optional[int]) -> os.stat_result:
-        """Give it the mode of the file that it replaces, and its time in ns.
+    def prepare(self, old: Optional[os.stat_result], mtime: int) -> os.stat_result:
+        """Give it what the finished file is to have: the mode of the one that it replaces, a time.
 
         If it is to be executable, then for all who may read it."""
         if old:
@@ -1300,32 +1238,26 @@ class Part:
         # to the finished file
         if os.name == "nt":
             self.close_file()
-        # The system's own times come in ticks of some ms: of three files of one size that follow
-        # each other within one, the third may have the inode, and so the ETag, of the first.
-        return self.date(time.time_ns() if mtime is None else mtime)
+        return self.date(mtime)
 
     def date(self, mtime: int) -> os.stat_result:
         """Give it this time in ns, or the nearest that the disk has."""
         # Windows dates files by their names alone
-        by_name = self.descriptor < 0 or os.name == "nt"
-        handle = self.own.name if by_name else self.descriptor
+        handle = self.own.path if os.name == "nt" else self.descriptor
         # some mounts let only the owner set a time, and not every system knows all years
         with contextlib.suppress(OSError, OverflowError):
             os.utime(handle, ns=(time.time_ns(), mtime))
         return os.stat(handle)
 
     def rename_to(self, name: str, over: str) -> str:
-        if over == "replace":
-            rename(self.own, self.place.beside(name))
-            return name
-        for number in range(MAX_NUMBER):
-            try:
-                rename(self.own, self.place.beside(numbered(name, number)), replace=False)
-                return numbered(name, number)
-            except FileExistsError:
-                if over == "new":
-                    raise
-        raise Refusal(409, "that name exists a thousand times")
+        """Give it this name; with "number", the first such name that is free."""
+        if over == "number":
+            for each in numbered_names(name):
+                with contextlib.suppress(FileExistsError):
+                    return self.rename_to(each, "new")
+            raise Refusal(409, "that name exists a thousand times")
+        rename(self.own, self.place.beside(name), replace=over != "new")
+        return name
 
     def close(self) -> None:
         if os.name == "nt":
@@ -1342,25 +1274,30 @@ class Part:
         self.descriptor = -1
 
 
+def new_part(place: Place, kept: bool, executable: bool = False) -> "contextlib.closing[Part]":
+    part = Part(place, secrets.token_hex(16) if kept else PLAIN + secrets.token_hex(12))
+    part.kept = kept
+    # whether others may execute the file is known by the part alone, also after a restart
+    part.lock(FRESH, 0o777 if executable else 0o666)  # less the umask
+    return contextlib.closing(part)
+
+
 def remove_old_parts(place: Place) -> None:
     """Delete parts that nobody has continued for too long.
 
     A part with an old time may be on its way to its place: its lock shows that."""
     with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
-        for item in filter(is_old, scan):
-            # a part of another user must not stop the search
-            with (
-                contextlib.suppress(OSError),
-                contextlib.closing(Part(place, item.name[5:-5])) as part,
-            ):
-                part.kept = not part.lock()
+        for item in scan:
+            if PART.fullmatch(item.name):
+                part = Part(place, item.name[5:-5])
+                # a part of another user must not stop the search
+                with contextlib.suppress(OSError), contextlib.closing(part):
+                    part.kept = not part.lock() or not is_old(part)
 
 
-def is_old(item: os.DirEntry[str]) -> bool:
-    if not PART.fullmatch(item.name):
-        return False
-    age = PLAIN_AGE if item.name.startswith(f".six-{PLAIN}") else PART_AGE
-    return time.time() - item.stat(follow_symlinks=False).st_mtime > age
+def is_old(part: Part) -> bool:
+    age = PLAIN_AGE if part.token.startswith(PLAIN) else PART_AGE
+    return time.time() - os.fstat(part.descriptor).st_mtime > age
 
 
 # --- a connection: it reads requests and sends answers ---
@@ -1502,9 +1439,8 @@ class Connection:
         self.piece: Data | Span = b""  # what is to be sent next, and what comes after it
         self.pieces: Iterator[Piece] | None = None
         self.unsent: tuple[Optional[Request], Answer]  # the answer under way
-        self.held: list[Found] = []  # what is open for the answer under way
+        self.held: list[Opened] = []  # what is open for the answer under way
         self.body: BodyReader  # of the request that a worker answers
-        self.part: Part | None = None  # what is being received
 
     # In the loop: nothing here blocks.
     def ready(self) -> None:
@@ -1892,19 +1828,13 @@ class Connection:
 
         Only the time spent waiting for the client counts."""
         self.patience = min(self.args.timeout, self.patience + self.moved / MIN_RATE)
-        self.moved = 0
-        while self.patience > 0:
-            began = time.monotonic()
-            seconds = min(self.patience, LOOK_EVERY) if self.part else self.patience
-            is_there = poll(self.sock, writing, seconds)
-            self.patience -= time.monotonic() - began
-            if is_there:
-                return
-            if self.part:
-                self.part.give_way()
-        raise TimeoutError(
-            f"silent for {self.args.timeout:g} s, or slower than {MIN_RATE} bytes a second"
-        )
+        self.moved, began = 0, time.monotonic()
+        is_there = self.patience > 0 and poll(self.sock, writing, self.patience)
+        self.patience -= time.monotonic() - began
+        if not is_there:
+            raise TimeoutError(
+                f"silent for {self.args.timeout:g} s, or slower than {MIN_RATE} bytes a second"
+            )
 
     def has_left(self) -> bool:
         """Whether the client has closed, where the system tells that.
@@ -1918,7 +1848,7 @@ class Connection:
         poll.register(self.sock, getattr(select, "POLLRDHUP", 0))
         return bool(poll.poll(0))
 
-    def hold(self, found: "Found") -> "Found":
+    def hold(self, found: "Opened") -> "Opened":
         self.held.append(found)
         return found
 
@@ -2265,7 +2195,7 @@ class Server:
             self.later.append(task())
             self.stop.wake()
 
-    def digest(self, conn: Connection, found: Found) -> Optional[bytes]:
+    def digest(self, conn: Connection, found: Opened) -> Optional[bytes]:
         """SHA-256 of a file, cached while the file stays the same and unchanged.
 
         One at a time: many would leave the loop no time, and who waits for the same file finds it
@@ -2588,15 +2518,15 @@ def redirect(path: str, request: Request) -> Answer:
     return text_answer(308, "it is there", {"Location": target, "Cache-Control": "no-store"})
 
 
-def get_folder(conn: Connection, request: Request, found: "Found", options: Fields) -> Answer:
+def get_folder(conn: Connection, request: Request, found: Opened, options: Fields) -> Answer:
     shared, kind = conn.shared, listing_type(request.fields.get("accept", "*/*"))
-    crumbs = (os.path.basename(shared.path) or "files", *request.names)
-    if "tar" in options:
-        return get_tar(conn, request, found, crumbs[-1])
-    if "zip" in options:
-        return get_zip(conn, request, found, crumbs[-1])
-    if kind == "text/html" and (index := index_of(conn, found)):
-        answer = get_file(conn, request, (*request.names, "index.html"), index)
+    crumbs = shared.title, *request.names
+    for archive in ARCHIVES:
+        if archive in options:
+            return get_archive(conn, request, found, crumbs[-1], archive)
+    names = *request.names, "index.html"
+    if kind == "text/html" and (index := other_file(conn, names)):
+        answer = get_file(conn, request, names, index)
         answer.fields["Vary"] = "Accept, Accept-Encoding"
         return answer
     fields = {
@@ -2614,18 +2544,21 @@ def get_folder(conn: Connection, request: Request, found: "Found", options: Fiel
     return Answer(200, fields, pieces=in_chunks(pieces))
 
 
-def index_of(conn: Connection, folder: "Found") -> "Optional[Found]":
+def other_file(conn: Connection, names: Names) -> Optional[Opened]:
+    """A file that is sent in place of what was asked for, if it is there."""
     with contextlib.suppress(OSError, Refusal):
-        index = conn.hold(open_leaf(inside(folder.where, "index.html")))
-        return None if index.is_folder else index
+        found = conn.hold(conn.shared.open(names))
+        return None if found.is_folder else found
     return None
 
 
-def get_file(conn: Connection, request: Request, names: Names, found: "Found") -> Answer:
+def get_file(conn: Connection, request: Request, names: Names, found: Opened) -> Answer:
     fields, coding = request.fields, ""
     packs = "accept-encoding" in fields and takes_gzip(fields["accept-encoding"])
     if packs and "range" not in fields:
-        found, coding = prefer_gzip(conn, names, found)
+        packed = other_file(conn, (*names[:-1], names[-1] + ".gz"))
+        if packed and packed.info.st_mtime >= found.info.st_mtime:
+            found, coding = packed, "gzip"
     answer = file_answer(conn, request, names[-1], found, coding)
     is_same = not conn.server.asks_all and not coding and "range" not in fields
     if DIR_FD and is_same and is_settled(found.info):
@@ -2636,7 +2569,7 @@ def get_file(conn: Connection, request: Request, names: Names, found: "Found") -
 
 
 def file_answer(
-    conn: Connection, request: Request, name: str, found: "Found", coding: str
+    conn: Connection, request: Request, name: str, found: Opened, coding: str
 ) -> Answer:
     fields, info, now = request.fields, found.info, time.time()
     tag, mtime = etag(info, coding and "-gz"), max(EARLIEST, min(int(info.st_mtime), int(now)))
@@ -2699,15 +2632,6 @@ def wanted_ranges(
     return ranges
 
 
-def prefer_gzip(conn: Connection, names: Names, found: "Found") -> "tuple[Found, str]":
-    """name.gz beside it, if it is not older."""
-    with contextlib.suppress(OSError, Refusal):
-        packed = conn.hold(conn.shared.open([*names[:-1], names[-1] + ".gz"]))
-        if not packed.is_folder and packed.info.st_mtime >= found.info.st_mtime:
-            return packed, "gzip"
-    return found, ""
-
-
 def one_range(
     headers: Fields,
     ranges: Optional[Ranges],
@@ -2752,7 +2676,7 @@ def put(conn: Connection, request: Request) -> Answer:
         raise Refusal(400, "PUT takes whole files; Upload-Offset with PATCH takes parts")  # §14.4
     if not request.names or request.slash:
         raise Refusal(409, "a folder has that name; POST puts files into it")
-    size = check_size(conn, request)
+    check_size(conn, request)
     try:  # a request that is conditional on an existing file must not create folders
         where = conn.shared.locate(
             request.names, change=True, make=not evaluate(request.fields, None, 0, reading=False)
@@ -2761,30 +2685,27 @@ def put(conn: Connection, request: Request) -> Answer:
         check_conditions(request.fields, None)
         raise
     with where as place:
-        check_space(conn, place, size)
         there = check_conditions(request.fields, place.regular())
-        plan = Plan(request.names, "replace")
+        over = "replace"
         if not CONDITIONS.isdisjoint(request.fields):
-            plan = plan._replace(was=bare_tag(there)) if there else Plan(request.names, "new")
-        return receive_upload(conn, request, place, plan)
+            over = bare_tag(there) if there else "new"
+        return receive_upload(conn, request, place, Plan(request.names, over=over))
 
 
 def post(conn: Connection, request: Request) -> Answer:
     """To a folder: store a form's files, or the body under a new name. To a file: like PUT."""
-    is_new = has_form(request) or request.slash or not request.names
-    if not is_new and not is_folder(conn, request.names):
+    if has_form(request):
+        return post_form(conn, request)
+    if request.names and not request.slash and not is_folder(conn, request.names):
         return put(conn, request)
     return store_new(conn, request, (*request.names, suggested_name(request)))
 
 
 def store_new(conn: Connection, request: Request, names: Names) -> Answer:
-    """Store a body, or a form's files, under names that are new: one that exists gets a number."""
-    size = check_size(conn, request)
+    """Store a body under a name that is new: one that exists gets a number."""
+    check_size(conn, request)
     with conn.shared.locate(names, change=True, make=True) as place:
-        check_space(conn, place, size)
-        if has_form(request):
-            return post_form(conn, request)
-        return receive_upload(conn, request, place, Plan(names, "number"))
+        return receive_upload(conn, request, place, Plan(names, over="number"))
 
 
 def has_form(request: Request) -> bool:
@@ -2795,12 +2716,12 @@ def has_form(request: Request) -> bool:
 def announced_length(request: Request) -> Optional[int]:
     """How long an upload will be when it is whole, if it says so."""
     length = request.fields.get("upload-length")
-    if length is not None and not DIGITS.fullmatch(length):
+    if length is None:
+        begun = request.chunked or request.field("upload-complete") == "?0"
+        return None if begun else request.length
+    if not DIGITS.fullmatch(length):
         raise Refusal(400, "Upload-Length is not a number")
-    if length is not None:
-        return int(length)
-    begun = request.chunked or request.fields.get("upload-complete") == "?0"
-    return None if begun else request.length
+    return int(length)
 
 
 def is_folder(conn: Connection, names: Names) -> bool:
@@ -2812,16 +2733,14 @@ def is_folder(conn: Connection, names: Names) -> bool:
     return False
 
 
-def check_size(conn: Connection, request: Request) -> int:
-    """The announced size of an upload; a size that is too large is refused before the body."""
-    size = max(request.length, announced_length(request) or 0)
-    if 0 < conn.args.max_size < size:
+def check_size(conn: Connection, request: Request) -> None:
+    """A size that is too large is refused before the body, and before folders are made for it."""
+    if 0 < conn.args.max_size < max(request.length, announced_length(request) or 0):
         limit = {"Upload-Limit": upload_limit(conn)}
         raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
-    return size
 
 
-def check_space(conn: Connection, place: "Place", size: int) -> None:
+def check_space(conn: Connection, place: Place, size: int) -> None:
     """Each folder may be on a disk of its own."""
     import shutil  # not at the top, nor tarfile and tempfile below: few requests need them
 
@@ -2838,10 +2757,8 @@ def check_conditions(fields: Fields, info: Optional[os.stat_result]) -> Optional
 
 
 PLAN = re.compile(
-    "upload=(?P<upload>[0-9a-f]{32})&over=(?P<over>new|replace|number)"
-    "(?:&was=(?P<was>[0-9a-f-]{5,60}))?(?:&length=(?P<length>[0-9]{1,18}))?"
-    "(?:&mtime=(?P<mtime>-?[0-9]{1,20}))?(?:&sha256=(?P<sha256>[0-9a-f]{64}))?"
-    "&time=(?P<time>-?[0-9]{1,20})&file=(?P<file>[0-9]{1,40})"
+    "upload=([0-9a-f]{32})&over=(new|replace|number|[0-9a-f-]{5,60})(?:&length=([0-9]{1,18}))?"
+    "(?:&sha256=([0-9a-f]{64}))?&time=(-?[0-9]{1,20})&file=([0-9]{1,40})"
 )
 
 
@@ -2851,61 +2768,52 @@ class Plan(NamedTuple):
     A resumable upload has it in its URL, so any server of this folder can continue it."""
 
     names: Names
-    over: str  # "replace" what stands there, only as a "new" name, or with a "number"
-    # the tag of what it is to replace: a conditional upload replaces nothing else
-    was: Optional[str] = None
-    upload: str = ""  # the part's token
+    upload: str = ""  # the part's token, if it can be resumed
+    # "replace" what stands there, or only the file of this tag; only as a "new" name, or with a
+    # "number"
+    over: str = "replace"
     length: Optional[int] = None
-    mtime: Optional[int] = None  # the client's, in ns
     sha256: Optional[str] = None
-    # By these two the finished file is known: its time as the disk keeps it, which is mtime or else
-    # when the upload began, and the number of its inode, which is the part's.
-    time: int = 0
-    file: int = 0
+    # By these two the finished file is known: its time in ns, which is the client's or else when
+    # the upload began, and the number of its inode, which is the part's.
+    time: Optional[int] = None
+    file: Optional[int] = None
 
     def url(self) -> str:
-        known = {"upload": self.upload, **self._asdict()}
+        known = self._asdict()
         names = url_path(known.pop("names"))
         return f"{names}?" + "&".join(
             f"{key}={value}" for key, value in known.items() if value is not None
         )
+
+    def is_time(self, kept: int) -> bool:
+        """Whether a disk that was given its time kept this: many know but every second one."""
+        wanted = self.time or 0
+        return kept == wanted or kept % TICK == 0 and abs(kept - wanted) < 2 * 10**9
 
 
 def read_plan(request: Request) -> Plan:
     found = PLAN.fullmatch(request.query)
     if not found or not request.names:
         raise Refusal(404, "there is no such upload")
-    words: dict[str, Any] = found.groupdict()
-    numbers = {key: int(words[key]) for key in ("length", "mtime", "time", "file") if words[key]}
-    return Plan(request.names, **{**words, **numbers})
+    upload, over, length, sha256, mtime, file = found.groups()
+    size = None if length is None else int(length)
+    return Plan(request.names, upload, over, size, sha256, int(mtime), int(file))
 
 
-def receive_upload(conn: Connection, request: Request, place: "Place", plan: Plan) -> Answer:
-    fields, began = request.fields, time.time_ns()
-    digest = parse_digest(fields.get("repr-digest", ""))
-    complete = fields.get("upload-complete")
-    mtime, resumable = wanted_mtime(request, began), complete in ("?0", "?1")
+def receive_upload(conn: Connection, request: Request, place: Place, plan: Plan) -> Answer:
+    fields, began, length = request.fields, time.time_ns(), announced_length(request)
+    digest, complete = parse_digest(request.field("repr-digest")), fields.get("upload-complete")
+    resumable, mtime = complete in ("?0", "?1"), wanted_mtime(request, began)
+    check_space(conn, place, max(request.length, length or 0))
     conn.server.search_old_parts(place)
-    executable = fields.get(EXECUTABLE.lower()) == "1"
-    with contextlib.closing(Part(place, resumable=resumable, executable=executable)) as part:
-        # Ask the disk how it keeps the time that the file is to have: the URL says that. Then back
-        # to now, or a part that has just begun could look too old.
-        dated = part.date(began if mtime is None else mtime)
-        part.date(began)
-        plan = plan._replace(
-            upload=part.token,
-            length=announced_length(request),
-            mtime=mtime,
-            sha256=digest.hex() if digest else None,
-            time=dated.st_mtime_ns,
-            file=dated.st_ino,
-        )
+    with new_part(place, resumable, fields.get(EXECUTABLE.lower()) == "1") as part:
+        plan = plan._replace(length=length, sha256=digest.hex() if digest else None, time=mtime)
         if resumable:
-            send_interim(
-                conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
-            )
-        elif digest or "repr-digest" in fields.get("trailer", "").lower() or wants_digest(request):
-            part.sha = hashlib.sha256()
+            file, mtime = os.fstat(part.descriptor).st_ino, began if mtime is None else mtime
+            plan = plan._replace(upload=part.token, time=mtime, file=file)
+            there = {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
+            send_interim(conn, request, there)
         return fill_part(conn, request, part, plan, complete != "?0")
 
 
@@ -2935,16 +2843,10 @@ def send_interim(conn: Connection, request: Request, fields: Fields) -> None:
         conn.send(f"HTTP/1.1 104 Upload Resumption Supported\r\n{lines}\r\n".encode())
 
 
-def fill_part(
-    conn: Connection, request: Request, part: "Part", plan: Plan, complete: bool
-) -> Answer:
+def fill_part(conn: Connection, request: Request, part: Part, plan: Plan, complete: bool) -> Answer:
     """Receive into a part, and when the upload is complete check it and put it in its place."""
-    check_length(conn, part, plan.length, part.size + request.length)
-    conn.part = part
-    try:
-        write_body(conn, part, reporting(conn, request, part), plan.length)
-    finally:
-        conn.part = None
+    check_length(conn, part, plan, part.size + request.length)
+    write_body(conn, part, plan, reporting(conn, request, part))
     if complete:
         return complete_upload(conn, request, part, plan)
     fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
@@ -2953,31 +2855,31 @@ def fill_part(
     return text_answer(201, "to be continued", fields)
 
 
-def write_body(
-    conn: Connection, part: "Part", pieces: Iterable[Data], length: Optional[int] = None
-) -> None:
+def write_body(conn: Connection, part: Part, plan: Plan, pieces: Iterable[Data]) -> None:
     """Write what comes while there is room: the size of a chunked upload is not known before."""
     left = FREE_CHECK  # the caller has just checked
+    part.leave()
     for piece in pieces:
         left -= len(piece)
         if left < 0:
             left = FREE_CHECK
             check_space(conn, part.place, len(piece))
+        part.take(conn)
         part.write(piece)
-        part.give_way()
-        check_length(conn, part, length, part.size)
+        check_length(conn, part, plan, part.size)
+        part.leave()
+    part.take(conn)
 
 
-def check_length(conn: Connection, part: "Part", length: Optional[int], size: int) -> None:
+def check_length(conn: Connection, part: Part, plan: Plan, size: int) -> None:
     """Give up an upload that gets longer than it may."""
-    if 0 < conn.args.max_size < size or length is not None and length < size:
+    if 0 < conn.args.max_size < size or plan.length is not None and plan.length < size:
         part.kept = False
-        raise Refusal(
-            413 if length is None else 400, "more than was announced or is taken", close=True
-        )
+        status = 413 if plan.length is None else 400
+        raise Refusal(status, "more than was announced or is taken", close=True)
 
 
-def reporting(conn: Connection, request: Request, part: "Part") -> Iterator[Data]:
+def reporting(conn: Connection, request: Request, part: Part) -> Iterator[Data]:
     """The body of a resumable upload. Meanwhile tell the client how much is stored.
 
     Only while more is to come, and only if the client reads."""
@@ -2990,29 +2892,48 @@ def reporting(conn: Connection, request: Request, part: "Part") -> Iterator[Data
             send_interim(conn, request, {"Upload-Offset": str(part.size)})
 
 
-def complete_upload(conn: Connection, request: Request, part: "Part", plan: Plan) -> Answer:
-    resumable = part.kept
-    fields = {"Upload-Complete": "?1"} if resumable else {}
+def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) -> Answer:
+    fields = {"Upload-Complete": "?1"} if plan.upload else {}
     try:
         if plan.length not in (None, part.size):
             text = f"the upload has {part.size} bytes, {plan.length} were announced"
             raise Refusal(400, text)
-        actual = check_digest(conn, part, plan)
+        digest = check_digest(conn, request, part, plan)
     except Refusal as refused:
         part.kept = False
         refused.fields |= fields
         raise
-    mtime = plan.time if resumable else plan.mtime
-    name, info, replaced = part.finish_upload(conn, plan, mtime)
-    log_hand_in(conn, plan, name, part.size, actual)
+    names, info, replaced = finish_upload(conn, part, plan, digest)
     fields["ETag"] = etag(info)
-    if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
+    if plan.time is not None and plan.time // 10**9 == info.st_mtime_ns // 10**9:
         fields["X-OC-Mtime"] = "accepted"
-    if actual:
-        fields["Repr-Digest"] = digest_field(actual)
-    if replaced:
-        return Answer(204, fields)
-    return stored_answer(conn, request, [(*plan.names[:-1], name)], fields)
+    if digest:
+        fields["Repr-Digest"] = digest_field(digest)
+    return Answer(204, fields) if replaced else stored_answer(conn, [names], fields)
+
+
+def finish_upload(
+    conn: Connection, part: Part, plan: Plan, digest: Optional[bytes] = None
+) -> tuple[Names, os.stat_result, bool]:
+    """Put a part in its place. Return its names, its facts, and whether it replaced a file.
+
+    The old file is checked and replaced in one step. Otherwise two writers could both believe
+    that they replaced the same one."""
+    if conn.args.durable:
+        sync_to_disk(part.descriptor)
+    with renaming(conn, part.place):
+        part.kept = False  # what fails from here on would fail again
+        old = None if plan.over in ("new", "number") else part.place.regular()
+        if plan.over not in ("new", "number", "replace", old and bare_tag(old)):
+            raise Refusal(412, "what it was to replace has changed meanwhile")
+        # The system's own times come in ticks of some ms: of three files of one size that follow
+        # each other within one, the third may have the inode, and so the ETag, of the first.
+        info = part.prepare(old, time.time_ns() if plan.time is None else plan.time)
+        name = part.rename_to(plan.names[-1], plan.over)
+    if conn.args.durable:
+        sync_folder(part.place)
+    log_hand_in(conn, plan, name, part.size, digest)
+    return (*plan.names[:-1], name), info, bool(old)
 
 
 def place_fields(conn: Connection, names: Names) -> Fields:
@@ -3023,66 +2944,62 @@ def place_fields(conn: Connection, names: Names) -> Fields:
 
 
 def stored_answer(
-    conn: Connection, request: Request, stored: Sequence[Names], fields: Fields, more: str = ""
+    conn: Connection, stored: Sequence[Names], fields: Fields, more: str = ""
 ) -> Answer:
-    """The 201 for what is stored; in a drop box, a page gets it as JSON."""
     fields = {**place_fields(conn, stored[0]), **fields}
-    if conn.args.drop_box and "application/json" in request.field("accept"):
-        body = json.dumps({"name": utf8_name("/".join(stored[0][1:]))}) + "\n"
-        return Answer(201, {**fields, "Content-Type": "application/json"}, body.encode())
     paths = [path for names in stored for path in place_fields(conn, names).values()]
     return text_answer(201, f"stored as {' '.join(paths)}{more}", fields)
 
 
-def check_digest(conn: Connection, part: "Part", plan: Plan) -> Optional[bytes]:
-    """The SHA-256 of what arrived, if it is known or wanted. It must match an announced one."""
+def check_digest(conn: Connection, request: Request, part: Part, plan: Plan) -> Optional[bytes]:
+    """The SHA-256 of what is on the disk, if it is wanted. It must match an announced one."""
     announced = parse_digest(conn.body.trailer.get("repr-digest", ""))
     wanted = bytes.fromhex(plan.sha256) if plan.sha256 else announced
-    actual = part.sha.digest() if part.sha else sha256_of(part.descriptor) if wanted else None
+    if not wanted and not wants_digest(request):
+        return None
+    actual = sha256_of(part.descriptor)
     if wanted and actual != wanted:
         raise Refusal(400, "what arrived is not what Repr-Digest says")
     return actual
+
+
+# a parameter of Content-Disposition or Content-Type: name="value", or without the quotes
+PARAMETER = re.compile(rb';[ \t]*([\w*-]+)=(?:"((?:[^"\\]|\\.)*)"|([^;"]*))', re.DOTALL)
+
+DISPOSITION = re.compile(rb"^content-disposition:.*", re.IGNORECASE | re.MULTILINE)
+
+
+def field_parameters(field: bytes) -> dict[bytes, bytes]:
+    return {
+        name.lower(): bare.strip() or re.sub(rb'\\(["\\])', rb"\1", quoted)
+        for name, quoted, bare in PARAMETER.findall(b";" + field)
+    }
 
 
 def suggested_name(request: Request) -> str:
     """The name for a body that is posted to a folder.
 
     It comes from Content-Disposition, or from time and type."""
-    wanted = request.field("content-disposition").encode("latin-1")
-    found = re.search(rb"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
-    if found:
+    wanted = field_parameters(request.field("content-disposition").encode("latin-1"))
+    charset, _, exact = wanted.get(b"filename*", b"").partition(b"''")
+    if charset.lower() == b"utf-8" and exact:
         # a backslash in it is meant as one: our page sends it so
-        return os.fsdecode(urllib.parse.unquote_to_bytes(found[1])).rpartition("/")[2]
-    if plain := filename_in(wanted):
-        return re.split(r"[/\\]", os.fsdecode(plain))[-1]
+        return os.fsdecode(urllib.parse.unquote_to_bytes(exact)).rpartition("/")[2]
+    if b"filename" in wanted:
+        return last_component(wanted[b"filename"])
     kind = request.field("content-type").partition(";")[0].strip().lower()
     return time.strftime("upload-%Y%m%d-%H%M%S") + (mimetypes.guess_extension(kind) or ".bin")
 
 
-FILENAME = re.compile(
-    rb'(?:^|;)[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL
-)
-
-DISPOSITION = re.compile(rb"^content-disposition:.*", re.IGNORECASE | re.MULTILINE)
-
-FIELD_NAME = re.compile(rb';[ \t]*name="?([^";]*)', re.IGNORECASE)
+def last_component(path: bytes) -> str:
+    return re.split(r"[/\\]", os.fsdecode(path))[-1]
 
 
 def boundary_of(content_type: str) -> bytes:
-    found = re.search(
-        r';[ \t]*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', content_type, re.IGNORECASE
-    )
-    if not found:
+    boundary = field_parameters(content_type.encode("latin-1")).get(b"boundary", b"")
+    if not 0 < len(boundary) <= 70:
         raise Refusal(400, "a form needs a boundary", close=True)
-    return (found[1] or found[2]).encode("latin-1")
-
-
-def filename_in(disposition: bytes) -> bytes:
-    """The filename of a Content-Disposition, in quotes or without; b"" when there is none."""
-    found = FILENAME.search(disposition)
-    if not found:
-        return b""
-    return found[2].strip() if found[2] else re.sub(rb'\\(["\\])', rb"\1", found[1])
+    return boundary
 
 
 def form_file_name(head: bytes) -> str:
@@ -3090,28 +3007,25 @@ def form_file_name(head: bytes) -> str:
 
     Only the last component counts, except in a field called folder: there the path below the
     folder that was chosen."""
-    found = DISPOSITION.search(head)
-    line = found[0] if found else b""
-    raw = filename_in(line)
+    line = DISPOSITION.search(head)
+    facts = field_parameters(line[0]) if line else {}
+    path = facts.get(b"filename", b"")
     for escape, byte in (b"%22", b'"'), (b"%0D", b"\r"), (b"%0A", b"\n"):
-        raw = raw.replace(escape, byte)
-    name, field = os.fsdecode(raw), FIELD_NAME.search(line)
-    return name if field and field[1] == b"folder" else re.split(r"[/\\]", name)[-1]
+        path = path.replace(escape, byte)
+    return os.fsdecode(path) if facts.get(b"name") == b"folder" else last_component(path)
 
 
 def post_form(conn: Connection, request: Request) -> Answer:
     """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
+    check_size(conn, request)
     stored: list[Names] = []
     count = 0
     for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
-        name = form_file_name(head)
-        if not name:
-            deque(data, maxlen=0)
-            continue
-        names, count = store_file(conn, request, data, name), count + 1
-        # all names could be a thousand times what was sent: each begins with the folder's path
-        if count <= MAX_LISTED:
-            stored.append(names)
+        if name := form_file_name(head):
+            names, count = store_file(conn, request, data, name), count + 1
+            # all names could be a thousand times what was sent: each begins with the folder's path
+            stored += [names] if count <= MAX_LISTED else []
+        deque(data, maxlen=0)
     if not stored:
         raise Refusal(400, "the form holds no file")
     if wants_page(request):
@@ -3119,21 +3033,20 @@ def post_form(conn: Connection, request: Request) -> Answer:
         folder = request.names[1:] if conn.args.drop_box else request.names
         return text_answer(303, "stored", {"Location": url_path(folder, slash=True)})
     more = f" and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
-    return stored_answer(conn, request, stored, {}, more)
+    return stored_answer(conn, stored, {}, more)
 
 
 def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> Names:
     names: Names = (*request.names, *name.split("/"))
-    plan = Plan(passing_files(conn, names) if conn.args.drop_box else names, "number")
+    plan = Plan(passing_files(conn, names) if conn.args.drop_box else names, over="number")
     with (
         conn.shared.locate(plan.names, change=True, make=True) as place,
-        contextlib.closing(Part(place)) as part,
+        new_part(place, kept=False) as part,
     ):
         conn.server.search_old_parts(place)
-        write_body(conn, part, data)
-        final, _, _ = part.finish_upload(conn, plan)
-        log_hand_in(conn, plan, final, part.size, None)
-    return (*plan.names[:-1], final)
+        check_space(conn, place, conn.body.left)  # of all that is still to come
+        write_body(conn, part, plan, data)
+        return finish_upload(conn, part, plan)[0]
 
 
 def form_fields(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
@@ -3182,39 +3095,33 @@ class FormText:
 
 
 # Resume an upload.
-def upload_limit(conn: Connection, age: int = PART_AGE) -> str:
-    return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
+def upload_limit(conn: Connection) -> str:
+    """The age begins anew whenever somebody comes for the upload."""
+    most = f", max-size={conn.args.max_size}" if conn.args.max_size else ""
+    return f"max-age={PART_AGE}{most}"
 
 
-def upload_fields(conn: Connection, size: int, complete: str, age: int = PART_AGE) -> Fields:
+def upload_fields(conn: Connection, size: int, complete: str) -> Fields:
     return {
         "Upload-Complete": complete,
         "Upload-Offset": str(size),
-        "Upload-Limit": upload_limit(conn, age),
+        "Upload-Limit": upload_limit(conn),
     }
 
 
 def patch(conn: Connection, request: Request) -> Answer:
-    fields = request.fields
-    if fields.get("content-type", "").lower() != "application/partial-upload":
-        raise Refusal(
-            415,
-            "PATCH takes application/partial-upload",
-            {"Accept-Patch": "application/partial-upload"},
-        )
-    if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get(
-        "upload-complete"
-    ) not in ("?0", "?1"):
+    kind = "application/partial-upload"
+    if request.field("content-type").lower() != kind:
+        raise Refusal(415, f"PATCH takes {kind}", {"Accept-Patch": kind})
+    offset, complete = request.field("upload-offset"), request.field("upload-complete")
+    if not DIGITS.fullmatch(offset) or complete not in ("?0", "?1"):
         raise Refusal(400, "Upload-Offset and Upload-Complete are needed")
     with resumed(conn, request) as (part, plan):
         check_space(conn, part.place, request.length)
-        if part.size != int(fields["upload-offset"]):
-            raise Refusal(
-                409,
-                f"the upload stands at {part.size}",
-                {"Upload-Offset": str(part.size), "Upload-Complete": "?0"},
-            )
-        return fill_part(conn, request, part, plan, fields["upload-complete"] == "?1")
+        if part.size != int(offset):
+            there = {"Upload-Offset": str(part.size), "Upload-Complete": "?0"}
+            raise Refusal(409, f"the upload stands at {part.size}", there)
+        return fill_part(conn, request, part, plan, complete == "?1")
 
 
 def upload_state(conn: Connection, request: Request) -> Answer:
@@ -3223,46 +3130,49 @@ def upload_state(conn: Connection, request: Request) -> Answer:
         raise Refusal(405, "an upload answers HEAD, PATCH and DELETE", allowed)
     try:
         with resumed(conn, request) as (part, plan):
-            age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
-            fields = upload_fields(conn, part.size, "?0", age)
-            length = plan.length
-    except Complete as complete:
-        length = complete.size
-        fields = {**complete.fields, **upload_fields(conn, length, "?1")}
-    fields["Cache-Control"] = "no-store"
-    if length is not None:
-        fields["Upload-Length"] = str(length)
-    return Answer(204, fields)
+            fields = upload_fields(conn, part.size, "?0")
+            if plan.length is not None:
+                fields["Upload-Length"] = str(plan.length)
+    except Refusal as refused:
+        fields = refused.fields
+        if "Upload-Complete" not in fields:
+            raise
+    return Answer(204, {**fields, "Cache-Control": "no-store"})
 
 
 @contextlib.contextmanager
-def resumed(conn: Connection, request: Request) -> "Iterator[tuple[Part, Plan]]":
+def resumed(conn: Connection, request: Request) -> Iterator[tuple[Part, Plan]]:
     """An upload's part, locked. A connection that still writes it has failed: it is ended."""
     plan = read_plan(request)
     with conn.shared.locate(plan.names, change=True) as place:
-        try:
-            part = Part(place, plan.upload)
-        except FileNotFoundError:
-            raise finished_upload(conn, place, plan) from None
+        part = Part(place, plan.upload)
         with contextlib.closing(part):
-            part.take_over(conn)
-            there = part.own.stat()
+            there = None
+            with contextlib.suppress(FileNotFoundError):
+                part.take(conn)
+                there = part.own.stat()
+            # another name: meanwhile, what is open here has become a file
             if not there or there.st_nlink > 1:
-                # meanwhile: what is open here is the finished file
                 raise finished_upload(conn, place, plan)
+            part.date(time.time_ns())  # who wrote it before sees that
             yield part, plan
 
 
-def finished_upload(conn: Connection, place: "Place", plan: Plan) -> Refusal:
-    """The error for an upload without a part: not found, or complete.
+def finished_upload(conn: Connection, place: Place, plan: Plan) -> Refusal:
+    """What is said of an upload without a part: not found, or complete, which HEAD asks for.
 
     It is complete as long as the file that it became stands in its place."""
-    for number in range(MAX_NUMBER if plan.over == "number" else 1):
-        name = numbered(plan.names[-1], number)
+    last = plan.names[-1]
+    for name in numbered_names(last) if plan.over == "number" else [last]:
         info = place.beside(name).stat()
-        same = info and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
-        if info and same and stat.S_ISREG(info.st_mode) and plan.length in (None, info.st_size):
-            return Complete(place_fields(conn, [*plan.names[:-1], name]), info.st_size)
+        same = info and info.st_ino == plan.file and plan.is_time(info.st_mtime_ns)
+        if info and same and plan.length in (None, info.st_size):
+            fields = {
+                **place_fields(conn, [*plan.names[:-1], name]),
+                **upload_fields(conn, info.st_size, "?1"),
+                "Upload-Length": str(info.st_size),
+            }
+            return Refusal(400, "the upload is complete", fields)
     return Refusal(404, "there is no such upload")
 
 
@@ -3291,16 +3201,18 @@ def delete(conn: Connection, request: Request) -> Answer:
     return Answer(204)
 
 
-def delete_folder(place: "Place", recursive: bool, hidden: bool) -> None:
-    if recursive and not hides_nothing(place, hidden):
-        raise Refusal(409, "it holds hidden files, and hidden names are not served")
+def delete_folder(place: Place, recursive: bool, hidden: bool) -> None:
+    for _, item, _ in tree(place) if recursive and not hidden else ():
+        # uploads that were broken off may go
+        if item.name[0] == "." and not PART.fullmatch(item.name):
+            raise Refusal(409, "it holds hidden files, and hidden names are not served")
     for below, item, _ in tree(place) if recursive else ():
         with contextlib.suppress(FileNotFoundError):  # another request has deleted it
-            (os.rmdir if is_real_folder(item) else os.unlink)(below.name, dir_fd=below.parent)
-    os.rmdir(place.name, dir_fd=place.parent)
+            (os.rmdir if is_real_folder(item) else os.unlink)(below.path, dir_fd=below.dir_fd)
+    os.rmdir(place.path, dir_fd=place.dir_fd)
 
 
-def new_place(conn: Connection, names: Names) -> "Place":
+def new_place(conn: Connection, names: Names) -> Place:
     """A place for something new, in a folder that must exist (RFC 4918)."""
     check_depth(len(names))
     try:
@@ -3312,14 +3224,14 @@ def new_place(conn: Connection, names: Names) -> "Place":
 def mkcol(conn: Connection, request: Request) -> Answer:
     if request.has_body:
         raise Refusal(415, "MKCOL takes no body")
+    exists = Refusal(405, "that name exists", {"Allow": conn.server.allowed})  # RFC 4918 §9.3.1
+    if not request.names:
+        raise exists
     try:
-        if not request.names:
-            raise FileExistsError(errno.EEXIST, "")
         with new_place(conn, request.names) as place:
             conn.shared.make_folder(place)
     except FileExistsError:
-        # RFC 4918 §9.3.1
-        raise Refusal(405, "that name exists", {"Allow": conn.server.allowed}) from None
+        raise exists from None
     return text_answer(201, "made", {"Location": url_path(request.names, slash=True)})
 
 
@@ -3347,20 +3259,21 @@ def move(conn: Connection, request: Request) -> Answer:
         return move_to(old, found, new, request, names)
 
 
-def move_to(old: "Place", found: "Found", new: "Place", request: Request, names: Names) -> Answer:
+def move_to(
+    old: Place, found: Opened, new: Place, request: Request, names: tuple[str, ...]
+) -> Answer:
     check_conditions(request.fields, found.info)
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
-    is_same = there and os.path.samestat(there, found.info) and names != request.names
-    if there and is_same and (found.is_folder or there.st_nlink == 1):
+    if there and names != request.names and os.path.samestat(there, found.info):
+        if there.st_nlink > 1 and not found.is_folder:
+            # rename() would do nothing, but report success
+            raise Refusal(403, "both names are of the same file")
         there = None  # it is found under its new name already: only the case of letters changes
-    if there and (found.is_folder or not stat.S_ISREG(there.st_mode)):
-        raise Refusal(412 if polite else 409, "something has that name already")
     if there and polite:
         raise Refusal(412, "that name exists")
-    # rename() would do nothing, but report success
-    if there and there.st_nlink > 1 and os.path.samestat(there, found.info):
-        raise Refusal(403, "both names are of the same file")
-    if not there and tuple(names[: len(request.names)]) == request.names:
+    if there and (found.is_folder or not stat.S_ISREG(there.st_mode)):
+        raise Refusal(409, "something has that name already")
+    if not there and names[: len(request.names)] == request.names:
         raise Refusal(409, "a folder cannot be moved into itself")
     # folders have no hard links, and rename() replaces none
     rename(old, new, replace=found.is_folder or not polite)
@@ -3377,33 +3290,34 @@ def hand_in(conn: Connection, request: Request) -> Answer:
     upload, folder = "upload" in parameters(request.query), sender_folder(conn, request)
     if request.method == "OPTIONS":
         return options(conn, request)
-    # without a login, whoever knows the upload's URL is its sender: nobody can guess that
-    own = upload and request.names and (not login_name(conn) or request.names[0] == folder)
+    # without a login, whoever knows the upload's URL is its sender: nobody can guess that. But who
+    # has it can change it, so that it would replace something
+    mine = not login_name(conn) or request.names[:1] == (folder,)
+    own = mine and upload and "&over=number&" in request.query
     if own and request.method in ("HEAD", "PATCH", "DELETE"):
         return METHODS[request.method](conn, request)
     if request.method == "GET" and wants_page(request):
-        fields = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
-        crumbs = (os.path.basename(conn.shared.path) or "files", *request.names)
-        page = drop_page(crumbs, login_name(conn)).encode()
-        return Answer(200, fields | page_fields(), page)
+        page = drop_page(conn.shared.title, login_name(conn)).encode()
+        return Answer(200, page_fields(), page)
     if upload or request.method not in ("PUT", "POST", "MKCOL"):
         raise Refusal(403, REFUSED)
     return add_to_box(conn, request.below(folder))
 
 
 def add_to_box(conn: Connection, request: Request) -> Answer:
+    if has_form(request):
+        return post_form(conn, request)
+    if request.method == "MKCOL":
+        with (
+            contextlib.suppress(FileExistsError),
+            conn.shared.locate(passing_files(conn, request.names), True, make=True) as place,
+        ):
+            conn.shared.make_folder(place)
+        return text_answer(201, "made")
     names: Names = request.names
-    if request.method != "MKCOL" and (request.slash or len(names) == 1 or has_form(request)):
+    if request.slash or len(names) == 1:
         names = (*names, suggested_name(request))
-    names = passing_files(conn, names)
-    if request.method != "MKCOL":
-        return store_new(conn, request, names)
-    with (
-        contextlib.suppress(FileExistsError),
-        conn.shared.locate(names, change=True, make=True) as place,
-    ):
-        conn.shared.make_folder(place)
-    return text_answer(201, "made")
+    return store_new(conn, request, passing_files(conn, names))
 
 
 def passing_files(conn: Connection, names: Names) -> Names:
@@ -3412,8 +3326,8 @@ def passing_files(conn: Connection, names: Names) -> Names:
     An error would tell that the file exists."""
     way: list[str] = []
     for name in names[:-1]:
-        choices = (numbered(name, number) for number in range(MAX_NUMBER))
-        way.append(next((each for each in choices if makes_way(conn, [*way, each])), name))
+        fits = (each for each in numbered_names(name) if makes_way(conn, [*way, each]))
+        way.append(next(fits, name))
     return (*way, names[-1])
 
 
@@ -3479,38 +3393,32 @@ def chosen(query: str) -> frozenset[str]:
     return frozenset(names) - {""}
 
 
-def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
-    """A folder as a tar archive; a download that was cut can be resumed.
+ARCHIVES = {"tar": "application/x-tar", "zip": "application/zip"}
+
+
+def get_archive(conn: Connection, request: Request, found: Opened, name: str, kind: str) -> Answer:
+    """A folder as an archive. The download of a tar that was cut can be resumed.
 
     Its length and tag come from names, sizes and times alone."""
-    fields, read = archive(conn, request, found, name, "tar")
-    length, tag = tar_plan(read(conn.server.note_left_out))
-    fields |= {"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
-    if is_known(request.fields, tag, NO_DATE):
-        return Answer(304, fields)
-    ranges = wanted_ranges(request, length, tag, NO_DATE, 0)
-    return one_range(fields, ranges, length, lambda start, end: tar_pieces(read(), start, end, tag))
-
-
-def get_zip(conn: Connection, request: Request, found: Found, name: str) -> Answer:
-    fields, read = archive(conn, request, found, name, "zip")
-    length = zip_length(read(conn.server.note_left_out))
-    answer = Answer(200, fields, pieces=zip_pieces(read()), length=length)
-    answer.share = "zip", length, [(0, length)]
-    return answer
-
-
-def archive(
-    conn: Connection, request: Request, found: Found, name: str, kind: str
-) -> tuple[Fields, Callable[..., Iterator[Entry]]]:
-    """The fields of an archive, and what walks through the folder."""
     fields = {
-        "Content-Type": "application/zip" if kind == "zip" else "application/x-tar",
+        "Content-Type": ARCHIVES[kind],
         "Content-Disposition": disposition(f"{name}.{kind}"),
         "Cache-Control": "no-store",
     }
     only = chosen(request.query)
-    return fields, functools.partial(walk, found.where, "", conn.shared.hidden, only=only)
+    read = functools.partial(walk, found.where, "", conn.shared.hidden, only=only)
+    entries = read(conn.server.note_left_out)
+    if kind == "zip":
+        length = zip_length(entries)
+        answer = Answer(200, fields, pieces=zip_pieces(read()), length=length)
+        answer.share = "zip", length, [(0, length)]
+        return answer
+    length, tag = tar_plan(entries)
+    fields |= {"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
+    if is_known(request.fields, tag, NO_DATE):
+        return Answer(304, fields)
+    ranges = wanted_ranges(request, length, tag, NO_DATE, 0)
+    return one_range(fields, ranges, length, lambda start, end: tar_range(read, start, end, tag))
 
 
 def walk(
@@ -3554,49 +3462,37 @@ def tar_head(entry: Entry) -> bytes:
 TAR_END = 1024  # two empty blocks
 
 
-def tar_heads(entries: Iterable[Entry], sha: "hashlib._Hash") -> Iterator[tuple[Entry, bytes, int]]:
-    """Each entry with its head and its length in the archive.
-
-    The digest changes with any name, size or time."""
+def tar_plan(entries: Iterable[Entry]) -> tuple[int, str]:
+    """The archive's length, and a tag that changes with any name, size or time."""
+    length, sha = TAR_END, hashlib.sha256()
     for entry in entries:
         head = tar_head(entry)
         sha.update(head + etag(entry.info).encode())
-        yield entry, head, len(head) + entry.size + -entry.size % 512
+        length += len(head) + entry.size + -entry.size % 512
+    return length, f'"{sha.hexdigest()[:32]}"'
 
 
-def tar_tag(sha: "hashlib._Hash") -> str:
-    return f'"{sha.hexdigest()[:32]}"'
+def tar_pieces(entries: Iterable[Entry]) -> Iterator[Piece]:
+    for entry in entries:
+        yield tar_head(entry)
+        yield from content(entry)
+        yield bytes(-entry.size % 512)
+    yield bytes(TAR_END)
 
 
-def tar_plan(entries: Iterable[Entry]) -> tuple[int, str]:
-    """The archive's length and tag."""
-    sha = hashlib.sha256()
-    return TAR_END + sum(length for _, _, length in tar_heads(entries, sha)), tar_tag(sha)
+def tar_range(
+    read: Callable[[], Iterator[Entry]], start: int, end: int, tag: str
+) -> Iterator[Piece]:
+    """The bytes from start to end of the archive.
 
-
-def tar_pieces(entries: Iterable[Entry], start: int, end: int, tag: str) -> Iterator[Piece]:
-    """The bytes from start to end of the archive; files outside that range are not opened.
-
-    The last byte comes only if all entries are those of the planned archive. Otherwise the client
+    The last piece comes only if the folder still is the one that was planned. Otherwise the client
     sees that it has not got the whole."""
-    at, sha, last = 0, hashlib.sha256(), b""
-    for entry, head, length in tar_heads(entries, sha):
-        if start < at + length and at < end:
-            yield from cut(tar_entry(entry, head), start - at, end - 1 - at)
-        if at < end <= at + length:
-            pieces = cut(tar_entry(entry, head), end - 1 - at, end - at)
-            last = b"".join(itertools.chain.from_iterable(map(in_memory, pieces)))
-        at += length
-    if tag != tar_tag(sha):
-        raise Gone("the folder changed")
-    yield last
-    yield from cut([bytes(TAR_END)], start - at, end - at)
-
-
-def tar_entry(entry: Entry, head: bytes) -> Iterator[Piece]:
-    yield head
-    yield from content(entry)
-    yield bytes(-entry.size % 512)
+    left = end - start
+    for piece in cut(tar_pieces(read()), start, end):
+        left -= size_of(piece)
+        if not left and tar_plan(read())[1] != tag:
+            raise Gone("the folder changed")
+        yield piece
 
 
 def content(entry: Entry) -> Iterator[Span]:
@@ -3662,20 +3558,11 @@ def zip_central(entry: Entry, crc: int, offset: int) -> bytes:
 
 
 def zip_end(count: int, size: int, offset: int) -> bytes:
+    """The end in the zip64 form, and the old one, in which ones everywhere point to that."""
     return (
         struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, offset)
         + struct.pack("<4sLQL", b"PK\6\7", 0, offset + size, 1)
-        + struct.pack(
-            "<4s4H2LH",
-            b"PK\5\6",
-            0,
-            0,
-            min(count, 0xFFFF),
-            min(count, 0xFFFF),
-            min(size, LARGE),
-            min(offset, LARGE),
-            0,
-        )
+        + struct.pack("<4s2L2LH", b"PK\5\6", 0, LARGE, LARGE, LARGE, 0)
     )
 
 
@@ -4153,7 +4040,7 @@ function onRow(event) {
 
 // Uploading: each file is created, then sent from the offset that the server has, as often as
 // the link breaks. What is unfinished is remembered in this browser under the file's identity.
-const me = Math.random().toString(36).slice(2), queue = [], jobs = new Set();
+const queue = [], jobs = new Set();
 let active = 0, forAll = '', asking = Promise.resolve();
 const busy = () => active > 0;
 const identity = job => 'part ' + JSON.stringify([job.base + job.path + job.file.name,
@@ -4185,7 +4072,6 @@ function enqueue(job) {
   queue.push(job);
   update(job, 'waiting');
   while (active < 2 && queue.length) { active++; work(); }
-  sayAlive();
 }
 async function work() {
   for (let job; (job = queue.shift());) {
@@ -4300,9 +4186,13 @@ async function locate(job) {
   finish(job, placeIn(field => answer.headers.get(field)));
   return true;
 }
-function remember(job) {
+// with the time when it was last on its way: another tab leaves it alone for some seconds
+function remember(job, when = Date.now()) {
   const {url, base, path, file} = job;
-  kept('localStorage', job.id, {url, base, tab: me, name: path + file.name, size: file.size});
+  kept('localStorage', job.id, {url, base, when, name: path + file.name, size: file.size});
+}
+function rememberAll(when) {
+  for (const job of jobs) if (job.url && isOpen(job)) remember(job, when);
 }
 function forget(job) {
   kept('localStorage', job.id, null);
@@ -4455,16 +4345,13 @@ function clearJobs(butFailed) {
   }
   showPanel();
 }
-// what this browser began and did not finish; another tab that sends it says so every second
-function sayAlive() { kept('localStorage', 'tab ' + me, busy() ? Date.now() : null); }
+// what this browser began and did not finish, and no tab sends
 async function showUnfinished() {
-  const isAlive = key => Date.now() - kept('localStorage', key) < 5000;
-  for (const key of Object.keys(localStorage))
-    if (key.startsWith('tab ') && !isAlive(key)) kept('localStorage', key, null);
   for (const id of Object.keys(localStorage).filter(key => key.startsWith('part '))) {
     const part = kept('localStorage', id);
-    const shown = [...$('jobs').children].some(line => line.dataset.id === id);
-    if (!part || shown || part.tab === me || isAlive('tab ' + part.tab)) continue;
+    const shown = [...jobs].some(job => job.id === id)
+      || [...$('jobs').children].some(line => line.dataset.id === id);
+    if (!part || shown || Date.now() - part.when < 5000) continue;
     const answer = await net(part.url, {method: 'HEAD'});
     if (answer.status === 404 || answer.headers.get('Upload-Complete') === '?1')
       kept('localStorage', id, null);
@@ -4569,8 +4456,8 @@ function startUploads() {
   $('stop').onclick = () => jobs.forEach(job => cancel(job));
   $('clear').onclick = () => clearJobs();
   addEventListener('beforeunload', event => { if (busy()) event.preventDefault(); });
-  addEventListener('pagehide', () => kept('localStorage', 'tab ' + me, null));
-  setInterval(() => { if (busy()) { sayAlive(); showPanel(); } }, 1000);
+  addEventListener('pagehide', () => rememberAll(0));
+  setInterval(() => { if (busy()) { rememberAll(); showPanel(); } }, 1000);
   const show = () => showUnfinished().catch(() => {});
   show();
   setTimeout(show, 6000);  // a browser that crashed has not said that it no longer sends
@@ -4653,7 +4540,12 @@ def page_fields() -> Fields:
         f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; "
         "img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     )
-    return {"Content-Security-Policy": policy, "Referrer-Policy": "same-origin"}
+    return {
+        "Content-Type": "text/html; charset=utf-8",
+        "Cache-Control": "no-store",
+        "Content-Security-Policy": policy,
+        "Referrer-Policy": "same-origin",
+    }
 
 
 def folder_tag(info: os.stat_result) -> str:
@@ -4663,10 +4555,12 @@ def folder_tag(info: os.stat_result) -> str:
     return bare_tag(info) if abs(time.time() - info.st_mtime) > UNCHANGED else ""
 
 
-def listing(found: Found, kind: str, crumbs: Names, hidden: bool, read_only: bool) -> Iterator[str]:
+def listing(
+    found: Opened, kind: str, crumbs: Names, hidden: bool, read_only: bool
+) -> Iterator[str]:
     items = entries(found.where, hidden, folders_first=kind == "text/html")
     if kind == "text/html":
-        yield page_head(html.escape(utf8_name(crumbs[-1]))) + path_links(crumbs)
+        yield page_head(crumbs[-1]) + path_links(crumbs)
         yield from page_body(items, folder_tag(found.info), hidden, read_only)
     elif kind == "text/plain":
         yield from (printable_name(entry.name) + "/" * entry.is_folder + "\n" for entry in items)
@@ -4691,6 +4585,7 @@ def json_entry(entry: Entry) -> dict[str, object]:
 
 
 def page_head(title: str) -> str:
+    title = html.escape(utf8_name(title))
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -4708,8 +4603,10 @@ def path_links(crumbs: Names) -> str:
 
 
 def page_body(items: Iterable[Entry], tag: str, hidden: bool, read_only: bool) -> Iterator[str]:
-    yield ("" if read_only else UPLOAD.replace("@@", MKDIR)) + FIND
-    yield f'<table>{COLUMNS}<tbody data-tag="{tag}">\n'
+    upload, chosen, panel, row = UPLOAD.replace("@@", MKDIR), CHANGES, PANEL, ROW_CHANGES
+    if read_only:
+        upload = chosen = panel = row = ""
+    yield f'{upload}{FIND}<table>{COLUMNS}<tbody data-tag="{tag}">\n'
     folders = files = total = 0
     left = MAX_COUNTED_NAMES
     for entry in items:
@@ -4724,10 +4621,9 @@ def page_body(items: Iterable[Entry], tag: str, hidden: bool, read_only: bool) -
         f'This folder is empty.</p>\n<footer><span id="count">{plural(folders, "folder")}, '
         f"{plural(files, 'file')}, {readable_size(total)}</span> &middot; "
         'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n'
+        f'<div id="dock">{CHOSEN.replace("@@", chosen)}{panel}</div>{ROW}{row}</div></template>\n'
+        f"<script>{SCRIPT}</script></body></html>\n"
     )
-    yield '<div id="dock">' + CHOSEN.replace("@@", "" if read_only else CHANGES)
-    yield ("" if read_only else PANEL) + "</div>" + ROW + ("" if read_only else ROW_CHANGES)
-    yield f"</div></template>\n<script>{SCRIPT}</script></body></html>\n"
 
 
 def plural(count: int, what: str) -> str:
@@ -4774,11 +4670,11 @@ def table_row(entry: Entry, inner: Optional[int]) -> str:
     )
 
 
-def drop_page(crumbs: Names, login: str) -> str:
+def drop_page(title: str, login: str) -> str:
     """All that a drop box shows: where to hand in. The login may have told the name."""
     known = f' value="{html.escape(login)}" readonly' if login else ""
     return (
-        page_head(html.escape(utf8_name(crumbs[-1])))
+        page_head(title)
         + HAND_IN.replace("@@", known)
         + UPLOAD.replace("@@", "")
         + f"{HANDED_IN}{PANEL}</div><script>{SCRIPT}</script></body></html>\n"
@@ -4787,28 +4683,23 @@ def drop_page(crumbs: Names, login: str) -> str:
 
 def error_page(request: Request, refused: Refusal) -> Answer:
     """An error for a person in front of a browser."""
-    text = html.escape(refused.text[:1].upper() + refused.text[1:])
+    text = refused.text[:1].upper() + refused.text[1:]
     up = f'<a href="{url_path(request.names[:-1], slash=True)}">the folder above</a> or '
-    body = f'<h1>{text}.</h1>\n<p>Go to {up * bool(request.names)}<a href="/">the start</a></p>\n'
+    body = f"<h1>{html.escape(text)}.</h1>\n"
+    body += f'<p>Go to {up * bool(request.names)}<a href="/">the start</a></p>\n'
     answer = refusal_answer(refused)
     answer.body = (page_head(text) + body).encode()
     answer.length = len(answer.body)
-    answer.fields |= {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
     answer.fields |= page_fields()
     return answer
 
 
-def in_chunks(texts: Iterable[str]) -> Iterator[bytes]:
-    """Text in pieces: small at first, because a browser draws them while the rest comes."""
-    rows: list[str] = []
-    size, most = 0, SMALL // 32
-    for text in texts:
-        rows.append(text)
-        size += len(text)
-        if size > most:
-            yield "".join(rows).encode()
-            rows, size, most = [], 0, min(2 * most, SMALL)
-    yield "".join(rows).encode()
+def in_chunks(texts: Iterator[str]) -> Iterator[bytes]:
+    """Texts in pieces: few at first, because a browser draws them while the rest comes."""
+    count = 16
+    while piece := "".join(itertools.islice(texts, count)):
+        yield piece.encode()
+        count = min(2 * count, 1024)
 
 
 # --- the QR code: an address for the camera of a phone ---

@@ -335,7 +335,7 @@ length and digest are right: readers see the old file or the new one, whole.
 # The sections, in the order of the file:
 #   the conversation   converse(), answer(), do_get(), do_put(), do_send(), Command
 #   what it stands on  Line, Wire, Folder, Part, send_body(), receive_body()
-#   one client         walk(), Session, Session.run(), Session.attend(), Session.find()
+#   one client         walk(), Session, Session.run(), Session.wait(), Session.find()
 #   client to client   Bell, Lobby, Lobby.take(), Relay, Relay.body()
 #   the server         Server, Server.run(), Server.accept(), Server.handle(), serve()
 #   shared fences      Guard, Door, is_program(), Capture, Traced, Stop, bind(), Failure, Parser
@@ -345,7 +345,7 @@ length and digest are right: readers see the old file or the new one, whole.
 # reads and writes the connection, for its whole life. Other threads leave what they have for it in
 # Session.queue and ring its Bell.
 # States of a connection: TLS and greeting; requests, `admitted` once the password is proved;
-# waiting in `receive` or `chat` (`mode`, Session.attend()); hung up on: Session.hang_up() reads
+# waiting in `receive` or `chat` (`mode`, Session.wait()); hung up on: Session.hang_up() reads
 # until the client has read why.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
@@ -2013,16 +2013,25 @@ class Session(Wire):
         # nor may strangers keep the places of others by idle talk
         if not self.admitted and time.monotonic() > self.connected + self.timeout:
             raise Lost(f"no password in {self.timeout:g} s")
-        if self.mode and not self.attend(patience):
-            return
-        super().receive(patience)
+        if not self.mode:
+            return super().receive(patience)
+        self.serve_others()  # also if this client never stops talking
+        self.fill(patience)
+        if self.mode == "chat":  # what was said before comes before the next answer
+            self.out += b"".join(self.take_queued(UNHEARD))
+        self.hear()
 
     def wait(self, patience: Optional[float], event: int = READ) -> None:
-        """As in Wire; but a sender hears meanwhile what its receivers tell."""
-        if event == READ and self.relays and not self.mode:
-            self.attend(patience)
-        else:
-            super().wait(patience, event)
+        """As in Wire; but meanwhile this thread does what others leave for it, and rings for."""
+        if event == WRITE or not (self.mode or self.relays):
+            return super().wait(patience, event)
+        assert self.bell
+        due = None if patience is None else time.monotonic() + patience
+        while due is None or time.monotonic() < due:
+            self.serve_others()
+            if self.bell.select(READ | WRITE if self.sending else READ, self.pause(due)) & READ:
+                return
+        raise Silent(f"silent for {self.timeout:g} s")
 
     def has_line(self) -> bool:
         """Has a whole line arrived that is not empty?"""
@@ -2096,28 +2105,12 @@ class Session(Wire):
         if self.bell:
             self.bell.ring()
 
-    def attend(self, patience: Optional[float]) -> bool:
-        """Until the client says something: send what others leave for it, and hear its answers.
-
-        False if it has a line already that was read among its answers."""
-        assert self.bell
-        due = None if patience is None else time.monotonic() + patience
-        while due is None or time.monotonic() < due:
-            self.report()
-            self.write_log()
-            self.send_queued()
-            able = self.bell.select(READ | WRITE if self.sending else READ, self.pause(due))
-            if able & READ:
-                if self.mode == "chat":  # what was said before comes before the next answer
-                    self.out += b"".join(self.take_queued(UNHEARD))
-                if not self.owed:
-                    return True
-                self.fill(self.timeout)
-                self.hear()
-            if self.early or (able and self.has_unread() and not self.owed):
-                return False
-            self.check_owed()
-        raise Silent(f"silent for {self.timeout:g} s")
+    def serve_others(self) -> None:
+        """Tell what receivers answered, send what is left for it, and see that it gets on."""
+        self.report()
+        self.write_log()
+        self.send_queued()
+        self.check_owed()
 
     def pause(self, due: Optional[float]) -> Optional[float]:
         """How long to wait for the client or the bell."""

@@ -77,7 +77,7 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, Optional, Union
+from typing import Any, NoReturn, Optional
 
 VERSION = "1.0"
 SERVER = "python3 tcp_upper.py server"
@@ -424,8 +424,9 @@ def write_out(data: bytes) -> None:
     if is_terminal(1):
         data = printable(data.decode(errors="backslashreplace")).encode()
     try:
-        while data:
-            data = data[write_some(1, data) :]
+        with open(1, "wb", buffering=0, closefd=False) as output:
+            while data:  # a console of Windows takes a part of long text
+                data = data[output.write(data) :]
     except OSError as error:
         raise Failure(
             23,
@@ -1007,14 +1008,6 @@ def is_terminal(fd: int) -> bool:
         return os.isatty(fd)
     with open(fd, "wb" if fd else "rb", buffering=0, closefd=False) as stream:
         return not isinstance(stream, io.FileIO)
-
-
-def write_some(fd: int, data: Union[bytes, memoryview]) -> int:
-    """os.write(), except that a console of Windows gets text: bytes appear by a code page."""
-    if os.name != "nt":
-        return os.write(fd, data)
-    with open(fd, "wb", buffering=0, closefd=False) as stream:
-        return stream.write(data) or 0
 
 
 # --- end terminals ---

@@ -40,9 +40,9 @@ A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network i
 # it has the answer to its last message or has given up.
 #
 # There are no connections, so the server has no state for them. A datagram that arrives is
-# refused by Server.admit(), or its answer goes to Server.dispatch(). With --loss, --dup, --reorder,
-# --delay, --rate or --truncate, the answer is dropped or waits in a queue until Server.release()
-# finds that its time has come. Server.reply() sends it, and the server forgets the client.
+# refused by Server.admit(), or answer() sends its answer at once. With --loss, --dup, --reorder,
+# --delay, --rate or --truncate, Server.dispatch() drops the answer or puts it into a queue, until
+# Server.release() finds that its time has come. Then Server.reply() sends it.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
@@ -82,7 +82,7 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, Optional, Union
+from typing import Any, NoReturn, Optional
 
 VERSION = "1.0"
 SERVER = "python3 udp_upper.py server"
@@ -118,7 +118,11 @@ def answer(sock: socket.socket, server: "Server", most: int) -> None:
     for data, peer in arrived:
         reply = data[:size].upper()
         if server.admit(data, reply, peer):
-            server.send(reply, peer)  # its reply(), or dispatch() to play a bad network
+            server.finished += 1
+            try:
+                sock.sendto(reply, peer)
+            except OSError as error:  # lost, as UDP may: reply() says why that can be
+                server.refuse(peer, f"answers lost: {error.strerror}")
 
 
 def hold_back(args: Namespace, free: float, size: int) -> float:
@@ -234,8 +238,8 @@ class Server:
         self.numbers: Counter[Address] = Counter()  # how many datagrams each client has sent
         # when it is due, the answer, to whom; the next one stands first
         self.waiting: list[tuple[float, bytes, Address]] = []
-        plays = args.loss or args.dup or args.reorder or args.delay or args.rate
-        self.send = self.dispatch if plays or args.truncate < LARGEST else self.reply
+        chances = args.loss or args.dup or args.reorder
+        self.plays = chances or args.delay or args.rate or args.truncate < LARGEST
         self.free = 0.0  # when --rate lets the next answer out
         self.finished = 0
 
@@ -248,10 +252,10 @@ class Server:
         self.finish()
 
     def admit(self, data: bytes, reply: bytes, peer: "Address") -> bool:
-        """Whether a datagram is answered: not if that could go on for ever.
+        """Whether a datagram is answered at once: not if that could go on for ever.
 
         Another server's answers have no small letters. Not to answer one of them ends the loop,
-        and a client that sends only capitals asks again.
+        and a client that sends only capitals asks again. In a bad network dispatch() decides.
         """
         if peer[1] in self.services:
             return self.refuse(
@@ -263,10 +267,12 @@ class Server:
             if self.capitals[slot] % ECHO_LIMIT == 0:
                 why = f"no answer to one in {ECHO_LIMIT} datagrams without a small letter"
                 return self.refuse(peer, f"{why}: it may be an answer")
-        if len(data) > self.args.recv_size:  # the kernel would cut off as much, but not tell
+        if len(data) > len(reply):  # the kernel would cut off as much, but not tell
             why = f"the datagram is larger than the buffer of {self.args.recv_size} bytes"
             log(f"{address(peer)} truncated: {why}")
-        return True
+        if self.plays:
+            self.dispatch(reply, peer)
+        return not self.plays
 
     def refuse(self, peer: "Address", why: str) -> bool:
         """Tell why a datagram gets no answer; once, or strangers could fill the log with it."""
@@ -386,9 +392,11 @@ def no_echo(conversation: Conversation) -> "Failure":
             "start server and client with a larger --recv-size and no --truncate",
         )
     asked = f"after {len(TRIES)} tries ({', '.join(map(str, TRIES))} s)"
+    if args.ping:
+        asked = f"to {args.ping} pings"
     return Failure(
         28,
-        f"no reply from {place(args)} {f'to {args.ping} pings' if args.ping else asked}",
+        f"no reply from {place(args)} {asked}",
         "UDP cannot tell a lost datagram from a server that is not running",
         server_command(args),
     )
@@ -422,8 +430,9 @@ def write_out(data: bytes) -> None:
     if is_terminal(1):
         data = printable(data.decode(errors="backslashreplace")).encode()
     try:
-        while data:
-            data = data[write_some(1, data) :]
+        with open(1, "wb", buffering=0, closefd=False) as output:
+            while data:  # a console of Windows takes a part of long text
+                data = data[output.write(data) :]
     except OSError as error:
         raise Failure(
             23,
@@ -686,7 +695,7 @@ class TracedDatagrams(Traced):
         here = address(self.getsockname())
         self.show("*", f"{what} ok from {here} (UDP: nothing is sent)")
 
-    def send(self, data: Any, flags: int = 0) -> int:
+    def send(self, data: Any) -> int:  # type: ignore[override]
         count: int = self.attempt(">", "send", super().send, data)
         self.show(">", f"send {count} bytes", data)
         self.store(data, self.getpeername(), 1)
@@ -699,7 +708,7 @@ class TracedDatagrams(Traced):
         self.store(data, peer, 1)
         return count
 
-    def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
+    def recvfrom(self, size: int) -> tuple[bytes, Any]:  # type: ignore[override]
         data, peer = self.attempt("<", "recvfrom", super().recvfrom, size)
         what = f"recvfrom {address(peer)} {len(data)} of at most {size} bytes"
         self.show("<", f"{what}, waited {self.lasted:.2f} ms", data)
@@ -715,8 +724,7 @@ class TracedDatagrams(Traced):
             self.capture.packet(17, ends[::order], struct.pack("!H", 8 + len(data)), data)
 
     def close(self) -> None:
-        if self.fileno() >= 0:
-            self.show("*", "close")
+        self.show("*", "close")
         super().close()
 
 
@@ -871,14 +879,6 @@ def is_terminal(fd: int) -> bool:
         return os.isatty(fd)
     with open(fd, "wb" if fd else "rb", buffering=0, closefd=False) as stream:
         return not isinstance(stream, io.FileIO)
-
-
-def write_some(fd: int, data: Union[bytes, memoryview]) -> int:
-    """os.write(), except that a console of Windows gets text: bytes appear by a code page."""
-    if os.name != "nt":
-        return os.write(fd, data)
-    with open(fd, "wb", buffering=0, closefd=False) as stream:
-        return stream.write(data) or 0
 
 
 # --- end terminals ---

@@ -952,6 +952,14 @@ def test_four_connections_fill_one_file_with_each_byte_fetched_once(run, files, 
     assert os.stat(tmp_path / "file.bin").st_mtime == MTIME
 
 
+def test_several_connections_are_one_where_the_server_promises_no_ranges(run, files, tmp_path):
+    server = files(random.Random(3).randbytes(3_000_000), ranges=False)
+    assert get(run, tmp_path, server.url, "--connections", 4).code == 0
+    assert (tmp_path / "file.bin").read_bytes() == server.body
+    methods = [head.split()[0] for head in server.heads if head]
+    assert methods == ["HEAD", "GET"] and server.sent == len(server.body)
+
+
 def test_several_connections_resume_what_an_earlier_run_left(run, files, tmp_path):
     body = random.Random(4).randbytes(8_000_000)
     server = files(body, cuts=[500_000])
@@ -2572,6 +2580,36 @@ def test_mirror_leaves_nothing_of_a_short_file_that_is_always_cut(run, files, tm
     )
     assert done.code == 18 and names(tmp_path / "copy") == ["a", "z"]
     assert int(os.stat(tmp_path / "copy" / "z").st_mtime) == MTIME
+
+
+def test_mirror_checks_the_digest_of_a_short_file_before_it_has_a_name(run, files, tmp_path):
+    wrong = "Repr-Digest: sha-256=:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=:\r\n"
+    index = answer(b'<a href="a"><a href="bad">', headers="Content-Type: text/html\r\n")
+    replies = {"/": index, "/a": answer(b"a"), "/bad": answer(b"bad", headers=wrong)}
+    server = files(b"", hook=lambda head: replies[head.split()[1]])
+    done = run("httpclient.py", "mirror", f"http://127.0.0.1:{server.port}/", "-o", tmp_path / "m")
+    assert done.code == 56 and "wrong sha256" in done.err
+    assert tree(tmp_path / "m") == {"a": b"a"}
+
+
+@pytest.mark.parametrize("step", ["copy_facts", "rename"])
+def test_mirror_killed_at_a_short_file_leaves_a_part_that_the_next_run_removes(
+    run, files, tmp_path, step
+):
+    index = answer(b'<a href="a"><a href="b">', headers="Content-Type: text/html\r\n")
+    replies = {"/": index, "/a": answer(b"whole"), "/b": answer(b"whole")}
+    server = files(b"", hook=lambda head: replies[head.split()[1]])
+    deadly = (
+        f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h\n"
+        f"h.{step} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "h.main()"
+    )
+    words = "mirror", f"http://127.0.0.1:{server.port}/", "-o", tmp_path / "m"
+    killed = subprocess.run([sys.executable, "-c", deadly, *map(str, words)], check=False)
+    assert killed.returncode == -9
+    assert [name.endswith(".part") for name in os.listdir(tmp_path / "m")] == [True]
+    assert run("httpclient.py", *words).code == 0
+    assert tree(tmp_path / "m") == {"a": b"whole", "b": b"whole"}
 
 
 def test_mirror_goes_on_past_a_bad_file_that_comes_with_a_malformed_head(run, files, tmp_path):

@@ -614,7 +614,7 @@ def test_an_unfinished_upload_can_be_given_up(browser, spawn, folder, tmp_path):
     browser.wait("Object.keys(localStorage).some(key => key.startsWith('part'))")
     until(lambda: os.listdir(folder), "the part")
     # as after a crash: nothing was said on leaving
-    browser.run("kept('localStorage', 'tab ' + me, 1); kept = () => null; active = 0")
+    browser.run("rememberAll(1); kept = () => null; active = 0")
     browser.open(f"http://127.0.0.1:{server.port}/?again")
     browser.wait("document.querySelector('.unfinished button')")
     browser.run("document.querySelector('.unfinished button').click()")
@@ -630,11 +630,11 @@ def test_an_upload_of_another_tab_is_left_alone(browser, spawn, folder):
     server = spawn("httpserver.py", folder)
     browser.open(f"http://127.0.0.1:{server.port}/")
     browser.run(
-        "kept('localStorage', 'part [\"/y\",5,1]', {url: '/y?upload=1', tab: 'other', name: 'y', size: 5, base: '/'}); kept('localStorage', 'tab other', Date.now())"
+        "var other = {url: '/y?upload=1', when: Date.now(), name: 'y', size: 5, base: '/'}; kept('localStorage', 'part [\"/y\",5,1]', other)"
     )
     browser.run("showUnfinished()")
     assert browser.run("$('panel').hidden")
-    browser.run("kept('localStorage', 'tab other', null)")
+    browser.run("kept('localStorage', 'part [\"/y\",5,1]', {...other, when: Date.now() - 6000})")
     browser.run("showUnfinished()")  # nobody sends it, and the server knows none: forgotten
     assert browser.run("$('panel').hidden && localStorage.getItem('part [\"/y\",5,1]') === null")
     assert server.stop().count('"HEAD /y') == 1

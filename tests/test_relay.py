@@ -1377,21 +1377,11 @@ def test_two_signals_at_once_end_a_receiver_as_one_does(peer, here, receiving):
     )
 
 
-def test_a_receiver_tells_the_command_that_another_client_needs(start, here):
-    server = start("--tls", "--password", "w ord")
-    pin = server.wait_for("--pin ([0-9a-f]{64})")[1]
-    for flags, told in (("--pin", pin), f"--pin {pin}"), (("--insecure",), "--insecure"):
-        box = Process(
-            ROOT / "client.py",
-            "--port",
-            server.port,
-            *flags,
-            "receive",
-            cwd=here,
-            env={**os.environ, "SIXSOCKETS_PASSWORD": "w ord"},
-        )
-        box.wait_for(f"client.py --port {server.port} {told} --ask-password send PATH --to 127")
-        box.kill()
+def test_a_receiver_tells_where_and_to_whom_others_send(server, here):
+    flags = "--port", server.port, "--nick", "anna"
+    box = Process(ROOT / "client.py", *flags, "receive", cwd=here)
+    box.wait_for(f"python3 client.py --port {server.port} send PATH --to anna")
+    box.kill()
 
 
 def test_a_server_that_answers_what_was_not_asked_or_nothing_at_all_ends_the_command(

@@ -191,7 +191,11 @@ def test_a_console_of_windows_gets_text_and_nul_is_none(script, monkeypatch):
     monkeypatch.setattr(module, "open", open_there, raising=False)
     assert [module.is_terminal(fd) for fd in (0, 1, 2, 3)] == [True, True, False, False]
     assert modes == ["rb", "wb", "wb"], "the keyboard is read, the screen is written"
-    assert module.write_some(1, b"GR\xc3\xbcN") == 4 and shown == [b"GR\xc3\xbc"]
+    if script in ("tcp_upper", "udp_upper"):
+        module.write_out(b"GR\xc3\xbcN")
+        assert b"".join(shown) == b"GR\xc3\xbcN"
+    else:
+        assert module.write_some(1, b"GR\xc3\xbcN") == 4 and shown == [b"GR\xc3\xbc"]
 
 
 @pytest.mark.parametrize("script", ["server", "client", "httpserver", "httpclient"])
