@@ -478,7 +478,8 @@ def test_the_openssl_program_of_git_for_windows_is_found(windows, tmp_path, scri
         "sys.path.insert(0, '.')\n"
         f"import {script} as script\n"
         f"os.environ.update(PROGRAMFILES=r'{tmp_path}', PATH='')\n"
-        "subprocess.run = lambda command, **more: print(command[0])\n"
+        "made = subprocess.CompletedProcess([], 0)\n"
+        "subprocess.run = lambda command, **more: print(command[0]) or made\n"
         f"script.make_certificate(argparse.Namespace(host='localhost'), r'{tmp_path}')",
         cwd=ROOT,
     )
