@@ -432,7 +432,10 @@ def write_out(data: bytes) -> None:
     try:
         with open(1, "wb", buffering=0, closefd=False) as output:
             while data:  # a console of Windows takes a part of long text
-                data = data[output.write(data) :]
+                count = output.write(data)
+                if count is None:  # another program made the shared terminal non-blocking
+                    select.select([], [1], [])
+                data = data[count or 0 :]
     except OSError as error:
         raise Failure(
             23,
@@ -443,15 +446,18 @@ def write_out(data: bytes) -> None:
 
 
 def read_input(size: int) -> bytes:
-    try:
-        return os.read(0, size)
-    except OSError as error:
-        raise Failure(
-            26,
-            f"cannot read standard input ({error.strerror})",
-            "what was read before came back whole",
-            f"{CLIENT} < FILE",
-        ) from None
+    while True:
+        try:
+            return os.read(0, size)
+        except BlockingIOError:  # another program made the shared terminal non-blocking
+            select.select([0], [], [])
+        except OSError as error:
+            raise Failure(
+                26,
+                f"cannot read standard input ({error.strerror})",
+                "what was read before came back whole",
+                f"{CLIENT} < FILE",
+            ) from None
 
 
 def converse(conversation: Conversation) -> None:

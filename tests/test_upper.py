@@ -16,8 +16,9 @@ import termios
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, Process, assert_clean, free_port
+from conftest import DEADLINE, ROOT, Process, assert_clean, free_port, until
 
+F_SETPIPE_SZ = 1031  # of Linux; the fcntl module names it from Python 3.10 on
 BOTH = pytest.mark.parametrize("script", ["tcp_upper.py", "udp_upper.py"])
 
 
@@ -396,6 +397,39 @@ def test_standard_input_that_cannot_be_read_is_said(spawn, script, tmp_path):
     assert failed.returncode == 26
     assert failed.stderr.startswith("error: cannot read standard input (Bad file descriptor)\n")
     assert_clean(failed.stderr)
+
+
+@BOTH
+def test_standard_streams_that_do_not_block_lose_nothing(spawn, script):
+    """Another program that shares them has set them so, and a pipe is empty or full."""
+    server = spawn(script, "server")
+    lines = [b"two", *[b"x" * 1000] * 20]
+    (inner, typed), (screen, outer) = os.pipe(), os.pipe()
+    os.set_blocking(inner, False)
+    os.set_blocking(outer, False)
+    fcntl.fcntl(outer, F_SETPIPE_SZ, 4096)
+    client = subprocess.Popen(
+        [sys.executable, *patient(script), "client", "--port", str(server.port)],
+        stdin=inner,
+        stdout=outer,
+        stderr=subprocess.PIPE,
+    )
+    os.close(inner)
+    os.close(outer)
+    os.write(typed, b"one\n")
+    assert select.select([screen], [], [], DEADLINE)[0]
+    assert os.read(screen, 4) == b"ONE\n"
+    os.write(typed, b"\n".join(lines))
+    os.close(typed)
+    waiting = lambda: int.from_bytes(fcntl.ioctl(screen, termios.FIONREAD, bytes(4)), sys.byteorder)  # noqa: E731
+    until(lambda: waiting() >= 4000 or client.poll() is not None, "the pipe to be full")
+    answer = b"".join(iter(lambda: os.read(screen, 65536), b""))
+    os.close(screen)
+    assert (answer, client.communicate(timeout=DEADLINE)[1], client.returncode) == (
+        b"\n".join(lines).upper(),
+        b"",
+        0,
+    )
 
 
 @BOTH

@@ -312,8 +312,8 @@ def test_a_part_that_is_written_is_locked_for_other_processes(windows, share, tc
     assert "reason=busy" in said[0] or said[0].startswith("ok put"), said
 
 
-def test_an_upload_over_http_is_locked_until_its_old_writer_gives_way(windows, share, http):
-    """The new one may be in another process: it asks, and the old one ends at its next bytes."""
+def test_an_upload_over_http_is_for_who_comes_for_it_last(windows, share, http):
+    """The new one may be in another process: the old one ends at its next bytes."""
     other = windows.serve("httpserver.py", share)
     begun = ask(http, "PUT", "/x", "Upload-Complete: ?0\n")
     location = begun[1]["location"]
@@ -324,6 +324,7 @@ def test_an_upload_over_http_is_locked_until_its_old_writer_gives_way(windows, s
         until(lambda: share_has(share, 100_000), "the part")
         said = ask(other, "HEAD", location)
         assert said[1].get("upload-offset") == "100000" or said[0] == 503, said
+        old.sendall(DATA[100_000:110_000])
         assert b" 409 " in old.recv(1000)
     said = until(lambda: (reply := ask(other, "HEAD", location))[0] != 503 and reply, "its end")
     assert said[1]["upload-offset"] == "100000", said
@@ -478,8 +479,8 @@ def test_the_openssl_program_of_git_for_windows_is_found(windows, tmp_path, scri
         "sys.path.insert(0, '.')\n"
         f"import {script} as script\n"
         f"os.environ.update(PROGRAMFILES=r'{tmp_path}', PATH='')\n"
-        "made = subprocess.CompletedProcess([], 0)\n"
-        "subprocess.run = lambda command, **more: print(command[0]) or made\n"
+        "subprocess.run = lambda command, **more: (\n"
+        "    print(command[0]) or subprocess.CompletedProcess(command, 0, b'', b''))\n"
         f"script.make_certificate(argparse.Namespace(host='localhost'), r'{tmp_path}')",
         cwd=ROOT,
     )
