@@ -25,7 +25,7 @@ HTTP/1.1 (RFC 9110, 9112). GET and HEAD know ETag, all conditions, ranges, and a
 the file; index.html is the page of its folder. A POST that is no form is stored under a new name,
 or under the one in Content-Disposition. An upload is received beside its destination, and renamed
 into place when it is whole. Repr-Digest (RFC 9530, sha-256, header or trailer) is checked first;
-Want-Repr-Digest asks for it; an answer leaves it out while too many others ask.
+Want-Repr-Digest asks for it; an answer leaves it out while those of others take too long.
 
 Uploads resume as in draft-ietf-httpbis-resumable-upload-10 (interop version 8): POST or PUT with
 Upload-Complete, then HEAD and PATCH of the Location in the answer, for seven days. There, a
@@ -57,8 +57,8 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 
 # The map
 #
-# Begin with Connection.ready(), Connection.advance() and Connection.answer_to(): what has come is
-# read and answered.
+# Begin with Connection.ready(), which the loop calls when something has come. Connection.advance()
+# takes the requests out of it, and Connection.answer_to() answers one.
 # The sections, in the order of the file:
 #   a request          Request, parse_head(), evaluate(), parse_ranges(), client_behind()
 #   the folder         check_name(), Place (a name in a folder), Opened, Entry (listed), Shared,
@@ -197,8 +197,7 @@ SLICE = 1 << 16  # bytes of one send(): TLS takes all or nothing, so a slow read
 DRAIN = 65536  # bytes of an unwanted body that the server reads to keep the connection
 LINGER = 2.0  # seconds that a refused client has to read why
 GRACE = 2.0  # seconds that answers under way have after Ctrl-C
-# bytes a second, over each --timeout of waiting for the client: a slower body is stuck
-MIN_RATE = 64
+MIN_RATE = 64  # bytes that make up for a second of waiting: a slower client is stuck
 NOTE_EVERY = 1.0  # seconds between two 104 responses with the offset of an upload
 LOG_DELAY = 0.1  # seconds for which log lines are gathered
 # This finds a client that vanished within two minutes, even while it is idle. The first two options
@@ -244,14 +243,8 @@ ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
 MORE = getattr(socket, "MSG_MORE", 0)  # more follows: wait for it with what fills no segment
 CORK = getattr(socket, "TCP_CORK", 0)  # the same until it is taken off
 UTF_8 = "; charset=utf-8"
-DIR_FD = {
-    os.open,
-    os.stat,
-    os.mkdir,
-    os.unlink,
-    os.rmdir,
-    os.rename,
-} <= os.supports_dir_fd and os.scandir in os.supports_fd
+# whether the calls take an open folder: a system has them all, or none
+DIR_FD = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
 FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 # O_NONBLOCK: opening a FIFO must not wait for its writer
 LEAF = (
@@ -418,12 +411,6 @@ def known_head(head: bytes) -> Request:
             HEADS.clear()
         HEADS[head] = request
     return request
-
-
-def too_long(head: bytes) -> Refusal:
-    if b"\n" not in head[:MAX_TARGET]:
-        return Refusal(414, "the target is too long")
-    return Refusal(431, f"the head is longer than {MAX_HEAD} bytes")
 
 
 def malformed(head: str) -> Refusal:
@@ -1353,6 +1340,7 @@ class Answer:
     note = ""  # for the log
     close = False  # the connection ends after it
     block = b""  # its header fields, once they are made
+    chunked = False  # as they say it
     source: "Optional[Source]" = None
     # a file's tag, its size, and the ranges of it that are sent: what --once counts
     share: Optional[tuple[str, int, Ranges]] = None
@@ -1473,7 +1461,7 @@ class Connection:
             return None if data else self.close()
         if not data:
             if self.buffer:
-                self.server.log(self.peer, "left within the head")
+                self.server.log("left within the head", self.peer)
             return self.close()
         self.buffer = self.buffer + data if self.buffer else data
         return self.advance()
@@ -1489,11 +1477,9 @@ class Connection:
                 return self.await_head()
             if not request.is_light:
                 return self.server.hand_over(self, request)
-            answer = self.recall(request) or self.answer_to(request)
+            answer = self.recall(request)
             if answer.pieces is not None and not self.is_quick(answer):
                 return self.server.hand_over(self, request, answer)
-            if answer.source and answer.pieces is None and len(answer.body) <= KNOWN_BODY:
-                request.remembered = answer
             if not self.send_at_once(request, answer):
                 return None
             if not self.buffer:
@@ -1532,17 +1518,23 @@ class Connection:
         found = HEAD_END.search(self.buffer)
         size = found.end() if found else 0
         if (size or len(self.buffer)) > MAX_HEAD:
-            raise too_long(self.buffer[: MAX_HEAD + 1])
+            if b"\n" not in self.buffer[:MAX_TARGET]:
+                raise Refusal(414, "the target is too long")
+            raise Refusal(431, f"the head is longer than {MAX_HEAD} bytes")
         return size
 
-    def recall(self, request: Request) -> Optional[Answer]:
-        """What was answered to the same head, if its file is the same.
+    def recall(self, request: Request) -> Answer:
+        """What was answered to the same head, if its file is the same, or a new answer.
 
-        This costs one look at each name of the path, and opens nothing. What a password or the
-        time decides is never kept."""
-        answer = request.remembered
-        is_known = answer and answer.source and answer.source.is_current(self.shared.root)
-        return answer if is_known else None
+        To recall costs one look at each name of the path, and opens nothing. What a password or the
+        time decides has no source, and is never remembered."""
+        known = request.remembered
+        if known and known.source and known.source.is_current(self.shared.root):
+            return known
+        answer = self.answer_to(request)
+        if answer.source and answer.pieces is None and len(answer.body) <= KNOWN_BODY:
+            request.remembered = answer
+        return answer
 
     def answer_to(self, request: Request) -> Answer:
         """The one place where a request becomes an answer, or an error becomes one."""
@@ -1563,23 +1555,22 @@ class Connection:
 
     def fields_block(self, request: Optional[Request], answer: Answer) -> bytes:
         """None of the fields can hold a line end: what is made of names is percent-encoded."""
-        status, replaced = answer.status, self.server.replaced
         fields = {**EMBEDDING, **answer.fields}
-        if status != 204 and status != 304:  # §8.6: these have no body and say no length
+        if answer.status not in (204, 304):  # §8.6: these have no body and say no length
             if answer.length is not None:
                 fields["Content-Length"] = str(answer.length)
             elif request and request.minor:
                 fields["Transfer-Encoding"] = "chunked"
+                answer.chunked = True
         if answer.close:
             fields["Connection"] = "close"
         elif request and not request.minor:
             fields["Connection"] = "keep-alive"
-        if replaced:
-            fields = {name: fields[name] for name in fields if name.lower() not in replaced}
-        values = "".join(fields.values())
+        values, replaced = "".join(fields.values()), self.server.replaced
         if "\n" in values or "\r" in values:
             raise ValueError(f"a line end in a header field: {fields}")
-        lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+        sent = [name for name in fields if name.lower() not in replaced]
+        lines = "".join([f"{name}: {fields[name]}\r\n" for name in sent])
         return f"{lines}{self.server.extra}\r\n".encode("latin-1")
 
     def is_quick(self, answer: Answer) -> bool:
@@ -1605,12 +1596,12 @@ class Connection:
         head = status_line(answer.status, int(time.time()), dated) + answer.block
         self.piece, self.unsent, self.sent = head + answer.body, (request, answer), -len(head)
         if answer.pieces is not None:
-            self.pieces = self.framed(request is None or request.minor > 0, answer)
+            self.pieces = self.framed(answer)
             self.cork(answer, 1)
 
-    def framed(self, can_chunk: bool, answer: Answer) -> Iterator[Piece]:
+    def framed(self, answer: Answer) -> Iterator[Piece]:
         """The body, as the head has announced it."""
-        left, chunked = answer.length or 0, answer.length is None and can_chunk
+        left = answer.length or 0
         for piece in answer.pieces or ():
             left -= size_of(piece)
             if left < 0 and answer.length is not None:
@@ -1618,10 +1609,10 @@ class Connection:
             if isinstance(piece, Span):
                 yield from [piece] if self.is_direct() else in_memory(piece)
             elif piece:
-                yield b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece
+                yield b"%x\r\n%b\r\n" % (len(piece), piece) if answer.chunked else piece
         if left > 0:
             raise Gone(f"what is sent shrank by {left} bytes")
-        if chunked:
+        if answer.chunked:
             yield b"0\r\n\r\n"
 
     def send_rest(self) -> bool:
@@ -1692,7 +1683,7 @@ class Connection:
             size = "?" if answer.length is None else answer.length
             self.server.count_answer(self, f"ended at {max(0, self.sent)} of {size} bytes: {why}")
         else:
-            self.server.log(self.peer, why)
+            self.server.log(why, self.peer)
         self.close()
         return False
 
@@ -1765,7 +1756,7 @@ class Connection:
             raise
         except OSError as error:
             why = getattr(error, "reason", "") or error.strerror
-            self.server.note(f"{self.peer} no TLS: {why}")
+            self.server.log(f"no TLS: {why}", self.peer)
             raise
         self.server.enter(self, State.IDLE)
 
@@ -1784,7 +1775,7 @@ class Connection:
             why = reason_of(problem)
             return functools.partial(self.give_up, why) if self.is_sending() else self.close
         except Exception as bug:  # noqa: BLE001  a bug ends one connection, not the server
-            self.server.note(f"mistake: {bug!r}")
+            self.server.log(f"mistake: {bug!r}")
             return self.close
         finally:
             del self.body
@@ -1801,11 +1792,6 @@ class Connection:
     def send(self, data: bytes) -> None:
         self.piece = data
         self.when_ready(True, self.send_all)
-
-    def buffered(self, most: int) -> bytes:
-        """What has been read already."""
-        data, self.buffer = self.buffer[:most], self.buffer[most:]
-        return data
 
     def receive(self, space: memoryview) -> memoryview:
         """What comes next, into at least RECORD bytes.
@@ -1843,7 +1829,7 @@ class Connection:
         Only the time spent waiting for the client counts."""
         self.patience = min(self.args.timeout, self.patience + self.moved / MIN_RATE)
         self.moved, began = 0, time.monotonic()
-        is_there = self.patience > 0 and is_ready(self.sock, writing, self.patience)
+        is_there = self.patience > 0 and poll(self.sock, writing, self.patience)
         self.patience -= time.monotonic() - began
         if not is_there:
             raise TimeoutError(
@@ -1905,11 +1891,13 @@ class BodyReader:
 
     def receive(self, most: int) -> Data:
         """What comes next, up to so many bytes. The next call overwrites them."""
-        if not self.conn.buffer and most >= RECORD:
-            return self.conn.receive(self.space[:most])
-        if not self.conn.buffer:
+        conn = self.conn
+        if not conn.buffer and most >= RECORD:
+            return conn.receive(self.space[:most])
+        if not conn.buffer:
             self.fill_buffer()
-        return self.conn.buffered(most)
+        data, conn.buffer = conn.buffer[:most], conn.buffer[most:]
+        return data
 
     def fill_buffer(self) -> None:
         self.conn.buffer += self.conn.receive(self.space[:RECORD])
@@ -1919,7 +1907,7 @@ class BodyReader:
         conn = self.conn
         while (end := conn.buffer.find(b"\n")) < 0 and len(conn.buffer) < most + 2:
             self.fill_buffer()
-        line = conn.buffered(end + 1)
+        line, conn.buffer = conn.buffer[: end + 1], conn.buffer[end + 1 :]
         if line[-2:] != b"\r\n" or end > most + 1:
             raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF")
         return line[:-2]
@@ -1975,8 +1963,8 @@ def read_short(answer: Answer) -> Answer:
     return answer
 
 
-def is_ready(sock: socket.socket, writing: bool, seconds: float) -> bool:
-    # where poll() is: select() has no descriptors above 1023
+def poll(sock: socket.socket, writing: bool, seconds: float) -> bool:
+    """Wait for one socket. By select() only where poll() is missing: it knows none above 1023."""
     with getattr(selectors, "PollSelector", selectors.SelectSelector)() as selector:
         selector.register(sock, selectors.EVENT_WRITE if writing else selectors.EVENT_READ)
         return bool(selector.select(seconds))
@@ -1992,6 +1980,9 @@ WAITS_FOR = {
     State.HANDED_OVER: 0,
     State.CLOSED: 0,
 }
+
+# the seconds that a connection may stay in a state; in each other one, --timeout
+LIMITS = {State.LINGERING: LINGER, State.IDLE: FOREVER, State.HANDED_OVER: FOREVER}
 
 
 class Server:
@@ -2031,8 +2022,6 @@ class Server:
         # the connections in each state: since all may stay in it for the same time, the first
         # deadline comes first, and the one that has been idle longest
         self.queues: dict[State, dict[Connection, None]] = {state: {} for state in State}
-        self.limits = dict.fromkeys(State, args.timeout)  # seconds in each state
-        self.limits |= {State.LINGERING: LINGER, State.IDLE: FOREVER, State.HANDED_OVER: FOREVER}
         # for the workers: each task returns what the loop does next
         self.tasks: queue.SimpleQueue[Optional[Callable[[], Call]]] = queue.SimpleQueue()
         self.later: deque[Call] = deque()  # for the loop
@@ -2057,7 +2046,11 @@ class Server:
         self.asks_all = bool(password) and not args.public_read
         self.read_only = args.read_only or bool(self.shared.only)
         self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
-        self.names = own_names(args.host) | {name.lower() for name in args.allow_host}
+        # those of this machine, without asking the network: getfqdn can take half a minute
+        name = socket.gethostname().lower()
+        short = name.partition(".")[0]
+        known = ("localhost", name, short, short + ".local", args.host, *args.allow_host)
+        self.names = frozenset(name.lower() for name in known)
         self.proxies = frozenset(args.trust_proxy)
         # --header: the names of these fields, and the lines
         self.replaced = frozenset(line.partition(":")[0].lower() for line in args.header)
@@ -2081,6 +2074,9 @@ class Server:
             self.call(key.data)
         for _ in range(len(self.later)):
             self.call(self.later.popleft())
+        while self.workers > len(self.queues[State.HANDED_OVER]) + SPARE_THREADS:
+            self.workers -= 1
+            self.tasks.put(None)
         now = time.monotonic()
         for waiting in self.queues.values():
             while waiting and (first := next(iter(waiting))).deadline <= now:
@@ -2093,11 +2089,11 @@ class Server:
         return now < end
 
     def call(self, callback: Call) -> None:
-        """Mostly the method of a connection, which is closed if the method fails."""
+        """Mostly the method of a connection, which is closed if that fails."""
         try:
             callback()
         except Exception as bug:  # noqa: BLE001  a bug must not end the loop
-            self.note(f"mistake: {bug!r}")
+            self.log(f"mistake: {bug!r}")
             if isinstance(owner := getattr(callback, "__self__", None), Connection):
                 owner.close()
 
@@ -2109,7 +2105,8 @@ class Server:
             return
         before, after = WAITS_FOR[conn.state], WAITS_FOR[state]
         self.queues[conn.state].pop(conn, None)
-        conn.state, conn.deadline = state, time.monotonic() + self.limits[state]
+        conn.deadline = time.monotonic() + LIMITS.get(state, self.args.timeout)
+        conn.state = state
         if state is not State.CLOSED:
             self.queues[state][conn] = None
         if not before and after:
@@ -2130,7 +2127,7 @@ class Server:
                 return  # nobody waits any more, or the client left
             except OSError as error:
                 # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with the listening socket
-                self.note(f"cannot accept ({error.strerror}): pausing")
+                self.log(f"cannot accept ({error.strerror}): pausing")
                 self.accept_at = time.monotonic() + ACCEPT_PAUSE
                 self.selector.unregister(self.sock)
                 return
@@ -2151,7 +2148,7 @@ class Server:
 
         Or else the oldest slow one of another address, if that has half of all there are."""
         for conn in self.queues[State.IDLE]:
-            if not is_ready(conn.sock, False, 0):  # or its next request is here, not read yet
+            if not poll(conn.sock, False, 0):  # or its next request is here, not read yet
                 conn.linger()
                 return True
         states = State.HANDSHAKE, State.HEAD, State.ANSWERING, State.IDLE
@@ -2195,15 +2192,8 @@ class Server:
         """A worker: a connection is its own until it is given back."""
         while task := self.tasks.get():
             # the loop does this in its next turn, which the bell begins
-            self.later.append(functools.partial(self.take_back, task()))
+            self.later.append(task())
             self.stop.wake()
-
-    def take_back(self, what_next: Call) -> None:
-        """In the loop again: what was handed over goes on."""
-        self.call(what_next)
-        if self.workers > len(self.queues[State.HANDED_OVER]) + SPARE_THREADS:
-            self.workers -= 1
-            self.tasks.put(None)
 
     def digest(self, conn: Connection, found: Opened) -> Optional[bytes]:
         """SHA-256 of a file, cached while the file stays the same and unchanged.
@@ -2248,11 +2238,10 @@ class Server:
             line = request.line if request else "-"
             noted = f' "{printable(note)}"' if note else ""
             text = f'"{line}" {answer.status} {max(0, conn.sent) or "-"}{noted}'
-            self.log(conn.peer, text, conn.user)
+            self.log(text, conn.peer, conn.user)
         with self.lock:
             self.count += 1
-            if self.args.once:
-                self.progress = time.monotonic()
+            self.progress = time.monotonic()
             if self.args.once and request and request.method == "GET" and not note and answer.share:
                 tag, size, sent_now = answer.share
                 ranges = self.received.setdefault((conn.peer, tag), [])
@@ -2262,11 +2251,12 @@ class Server:
             self.stopping = True
             self.stop.wake()
 
-    def note(self, text: str) -> None:
-        self.log("", text)
-
     def log(
-        self, client: str, text: str, user: str = "-", facts: Optional[Mapping[str, object]] = None
+        self,
+        text: str,
+        client: str = "",
+        user: str = "-",
+        facts: Optional[Mapping[str, object]] = None,
     ) -> None:
         """A line of the log; with --json an object, with facts in place of the text."""
         if self.args.json:
@@ -2277,7 +2267,7 @@ class Server:
         self.lines.append(line + "\n")
 
     def note_left_out(self, entry: Entry, why: str) -> None:
-        self.note(f"left out of an archive, because {why}: {printable(entry.name)}")
+        self.log(f"left out of an archive, because {why}: {printable(entry.name)}")
 
     def write_log(self, now: float) -> None:
         """Write the log. Lines that cannot be written (a full disk) are counted and reported."""
@@ -2364,13 +2354,6 @@ def sha256_of(descriptor: int, conn: Optional[Connection] = None) -> bytes:
 def log_time(seconds: int) -> str:
     """As in [10/Oct/2000:13:55:36 -0700], in English: nothing here calls setlocale()."""
     return time.strftime("[%d/%b/%Y:%H:%M:%S %z]", time.localtime(seconds))
-
-
-def own_names(host: str) -> frozenset[str]:
-    """The names of this machine, without asking the network (getfqdn can take half a minute)."""
-    name = socket.gethostname().lower()
-    short = name.partition(".")[0]
-    return frozenset(("localhost", name, short, short + ".local", host.lower()))
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -2904,7 +2887,7 @@ def reporting(conn: Connection, request: Request, part: Part) -> Iterator[Data]:
     for data in conn.body.pieces:
         yield data
         more = part.kept and (conn.body.left or request.chunked)
-        if more and time.monotonic() > last + NOTE_EVERY and is_ready(conn.sock, True, 0):
+        if more and time.monotonic() > last + NOTE_EVERY and poll(conn.sock, True, 0):
             last = time.monotonic()
             send_interim(conn, request, {"Upload-Offset": str(part.size)})
 
@@ -3386,7 +3369,7 @@ def log_hand_in(
         "verified": bool(digest),
     }
     told = f"handed in by {sender}: {path}, {size} bytes, verified={'yes' if digest else 'no'}"
-    conn.server.log(conn.peer, told, facts=facts)
+    conn.server.log(told, conn.peer, facts=facts)
 
 
 METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
@@ -5011,9 +4994,9 @@ def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
             made = subprocess.run(
                 command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=False
             )
-            why = made.stderr.decode(errors="backslashreplace").strip()[-200:]
             if not made.returncode:
                 return os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
+            why = made.stderr.decode(errors="backslashreplace").strip()[-200:]
     hint = f"{MAKE_CERTIFICATE} -subj /CN=six, elsewhere; then --cert cert.pem --key key.pem"
     if os.name == "nt":
         hint = f"winget install Git.Git, which has it; or {hint}"
@@ -5908,6 +5891,21 @@ def header_line(text: str) -> str:
     return text
 
 
+SWITCHES = (
+    ("--public-read", "ask for the password only where something changes"),
+    ("--read-only", "refuse every change"),
+    ("--drop-box", "who connects can add files and folders, and nothing else"),
+    ("--hidden", "show and serve names that start with a dot"),
+    ("--durable", "an upload is on the disk before it is answered (fsync)"),
+    ("--once", "end when one client has got the whole of a file"),
+    ("--quiet", "no access log"),
+    ("--json", "each line of the log is a JSON object"),
+    ("--no-qr", "no QR code of the address on a terminal"),
+    ("--trace", "print a line for each socket call"),
+    ("--trace-hex", "the same, with the first bytes"),
+)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="httpserver.py")
     add = parser.add_argument
@@ -5930,39 +5928,19 @@ def build_parser() -> argparse.ArgumentParser:
     any_port = f"the port; 0 takes any free one (default {PORT})"
     add("-p", "--port", type=between(0, 65535), default=PORT, help=any_port)
     door_flags(parser)
-    sharing_flags(parser)
+    for flag, text in SWITCHES:
+        add(flag, action="store_true", help=text)
     limit_flags(parser)
     proxy_flags(parser)
     add("--log", metavar="FILE", help="where the access log goes (default stderr)")
-    add("--quiet", action="store_true", help="no access log")
-    add("--json", action="store_true", help="each line of the log is a JSON object")
-    add("--trace", action="store_true", help="print a line for each socket call")
-    add("--trace-hex", action="store_true", help="the same, with the first bytes")
     add(
         "--pcap",
         type=Capture,
         metavar="FILE",
         help="store all that is sent, passwords too, for Wireshark",
     )
-    add("--no-qr", action="store_true", help="no QR code of the address on a terminal")
     add("--version", action="version", version=f"%(prog)s {VERSION}")
     return parser
-
-
-def sharing_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--public-read",
-        action="store_true",
-        help="ask for the password only where something changes",
-    )
-    add("--read-only", action="store_true", help="refuse every change")
-    box = "who connects can add files and folders, and nothing else"
-    add("--drop-box", action="store_true", help=box)
-    add("--hidden", action="store_true", help="show and serve names that start with a dot")
-    fsync = "an upload is on the disk before it is answered (fsync)"
-    add("--durable", action="store_true", help=fsync)
-    add("--once", action="store_true", help="end when one client has got the whole of a file")
 
 
 def limit_flags(parser: argparse.ArgumentParser) -> None:

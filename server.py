@@ -3033,9 +3033,9 @@ def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
             made = subprocess.run(
                 command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=False
             )
-            why = made.stderr.decode(errors="backslashreplace").strip()[-200:]
             if not made.returncode:
                 return os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
+            why = made.stderr.decode(errors="backslashreplace").strip()[-200:]
     hint = f"{MAKE_CERTIFICATE} -subj /CN=six, elsewhere; then --cert cert.pem --key key.pem"
     if os.name == "nt":
         hint = f"winget install Git.Git, which has it; or {hint}"
