@@ -213,6 +213,8 @@ MAX_CODINGS = 5  # one around another, as in curl
 ENDINGS = {"zstd": ".zst", "compress": ".Z", "gzip": ".gz"}
 CLOSED = "the server closed it"
 PART_NAME = r"\.six-[0-9a-f]{32}\.(?:part|json)"
+SIGNED = r"x-(?:amz|goog)-[^&=]*|awsaccesskeyid|googleaccessid|signature|expires"
+SIGNATURE = rf"(?i)(?<=[?&])(?:{SIGNED})=[^&]*&?"
 
 
 # --- the conversation: one request, one reply, and what comes after it ---
@@ -1970,10 +1972,11 @@ def write_note(path: str, note: dict[str, Any]) -> None:
 
 @functools.lru_cache(maxsize=8)
 def part_name(url: URL) -> str:
-    """The name of a URL's part: the same each time."""
+    """The name of a URL's part: the same each time, even if the URL's signature is not."""
     import hashlib
 
-    return f".six-{hashlib.sha256(to_bytes(url.full)).hexdigest()[:32]}.part"
+    unsigned = re.sub(SIGNATURE, "", url.full)
+    return f".six-{hashlib.sha256(to_bytes(unsigned)).hexdigest()[:32]}.part"
 
 
 def remove_old_parts(folder: str, names: set[str]) -> None:
@@ -4398,7 +4401,9 @@ def bearer(text: str) -> tuple[str, str]:
 
 def checksum(text: str) -> tuple[str, str]:
     name, _, value = text.partition(":")
-    digits = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128}.get(name)
+    digits = {"md5": 32, "sha1": 40, "sha224": 56, "sha256": 64, "sha384": 96, "sha512": 128}.get(
+        name
+    )
     if len(value) != digits or not re.fullmatch("[0-9a-fA-F]+", value):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME:HEX, such as sha256:9f86d0...")
     return name, value.lower()

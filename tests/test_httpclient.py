@@ -742,6 +742,11 @@ def test_a_url_signed_for_get_alone_works_and_its_signature_stays_secret(run, fi
     (tmp_path / "file.bin").write_bytes(b"old")
     assert get(run, tmp_path, url + "5ec4e7", "-o", "file.bin", "--newer").code == 0
     assert (tmp_path / "file.bin").read_bytes() == BODY
+    server.cuts.append(200_000)
+    assert get(run, tmp_path, url + "5ec4e7&X-Amz-Date=1", "-o", "c", "--retries", 0).code == 18
+    # signed anew, and continued
+    assert get(run, tmp_path, url + "5ec4e7&X-Amz-Date=2", "-o", "c").code == 0
+    assert (tmp_path / "c").read_bytes() == BODY and server.sent == 2 * len(BODY)
     done = get(run, tmp_path, url + "5ec4e7x", "-o", "b", "--json")
     assert done.code == 22 and "denied" in done.err and "5ec4e7" not in done.err + done.out.decode()
 
