@@ -1780,7 +1780,7 @@ class Chat:
                 self.send_typed(self.to_say.popleft())
         if self.link.sock in heard:
             self.link.receive(self.args.timeout)
-        while self.link.buffer.find(b"\n", self.link.start, self.link.end) >= 0:
+        while self.link.line_end() >= 0:
             self.show(self.link.line())
 
     def send_typed(self, text: str) -> None:

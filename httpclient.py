@@ -137,7 +137,9 @@ GZIP_RATIO = 200  # decoded bytes for each received one; text rarely passes 20, 
 PIPELINE = 64  # requests sent before their replies, for a folder of files
 EXPECT_FROM = 1 << 20  # bytes: a larger body waits for 100 Continue, as with curl
 EXPECT_WAIT = 1.0  # seconds to wait for it; old servers stay silent
-NOTED_FROM = 1 << 18  # bytes: a smaller file needs no note, since it is fetched again whole
+# bytes: a smaller file needs no note, since it is fetched again whole; of a folder, it is in memory
+# before it is written
+NOTED_FROM = 1 << 18
 HOLE_FROM = 1 << 12  # bytes: the block of most file systems
 SPLIT_FROM = 1 << 20  # bytes: the smallest span that is worth a connection
 # for open(): follow no link, wait for no FIFO
@@ -524,33 +526,31 @@ class Client:
                 self.args.progress.wait(lines_of(failure)[0], pause)
 
     def pipeline(
-        self, method: str, urls: Iterable[URL], make: Callable[[URL], bytes]
+        self, method: str, urls: Sequence[URL], make: Callable[[URL], bytes]
     ) -> Iterator[tuple[URL, "Reply"]]:
         """Send many requests to one server without waiting for each reply. Replies come in the same
         order. Where none comes, the caller asks again by itself.
 
         Not every server keeps a connection open, so begin with one request, and double that
         number while the connection stays open."""
-        waiting, asked, window = deque(urls), deque[URL](), 1
-        most = PIPELINE if waiting and not self.origin(waiting[0]).proxy else 1
+        asked, window = 0, 1  # how many URLs were asked for, and how many at a time
+        most = PIPELINE if urls and not self.origin(urls[0]).proxy else 1
         connection: Connection | None = None
         try:
-            while waiting or asked:
-                url = (asked or waiting)[0]
+            for done, url in enumerate(urls):
                 if not connection:
-                    waiting.extendleft(reversed(asked))
-                    asked.clear()
-                    opened = functools.partial(self.connection, url)
-                    connection, window = self.retry(url, opened), 1
+                    connection = self.retry(url, functools.partial(self.connection, url))
+                    asked, window = done, 1
+                # not one by one: several share a segment
+                batch = urls[asked : done + window] if asked - done <= window // 2 else []
+                asked += len(batch)
                 try:
-                    self.send_requests(connection, waiting, make, asked, window)
+                    self.send_requests(connection, map(make, batch))
                     reply = Reply(connection, connection.read_head(), method, url)
                 except Failure:
                     connection.close()
                     connection = None
-                    (asked or waiting).popleft()
                     continue
-                asked.popleft()
                 with reply:
                     yield url, reply
                 window = min(2 * window, most)
@@ -569,22 +569,10 @@ class Client:
         before, _, after = request.partition(to_bytes(f"{base.target} HTTP/"))
         return lambda url: b"%b%b HTTP/%b" % (before, to_bytes(url.target), after)
 
-    def send_requests(
-        self,
-        connection: "Connection",
-        waiting: deque[URL],
-        make: Callable[[URL], bytes],
-        asked: deque[URL],
-        count: int,
-    ) -> None:
-        """Send requests until so many are asked, unless half are: so several share a segment."""
-        if len(asked) > count // 2:
-            return
+    def send_requests(self, connection: "Connection", requests: Iterable[bytes]) -> None:
         data = b""
-        while waiting and len(asked) < count:
-            request = make(waiting[0])
+        for request in requests:
             narrate(self.args, ">", request)
-            asked.append(waiting.popleft())
             data += request
             if len(data) > TLS_SLICE:
                 connection.send(data)
@@ -619,14 +607,14 @@ def request_head(method: str, target: str, fields: Fields) -> bytes:
     return to_bytes("\r\n".join([*lines, "", ""]))
 
 
-def check(reply: "Reply") -> "Reply":
-    """Return the reply if it is a success. Else raise a Failure with the first lines of its body.
+def check(reply: "Reply") -> None:
+    """Raise a Failure with the first lines of the body, if the reply is no success.
 
     A redirect without a Location is no success: a store sends one for a bucket in another
     region."""
     head = reply.head
     if head.success:
-        return reply
+        return
     lines = ""
     with reply, contextlib.suppress(Failure):
         lines = error_lines(head, reply.read(MAX_ANSWER))
@@ -659,9 +647,8 @@ class Connection:
         self.sock = sock
         self.peer = peer
         self.args = args
-        self.slice = TLS_SLICE if hasattr(sock, "unwrap") else BUFFER
-        if args.pace:
-            self.slice = min(self.slice, args.pace.piece)
+        self.piece = args.pace.piece if args.pace else BUFFER  # bytes of one recv() at most
+        self.slice = min(self.piece, TLS_SLICE if hasattr(sock, "unwrap") else BUFFER)
         self.buffer = memoryview(bytearray(BUFFER))
         self.start = self.end = 0
         self.why_closed = CLOSED  # why nothing more comes, once receive() returns 0
@@ -675,11 +662,8 @@ class Connection:
         self.buffer[:waiting] = self.buffer[self.start : self.end]
         self.start, self.end = 0, waiting
         try:
-            room = self.buffer[waiting:]
-            if self.args.pace:
-                room = room[: self.args.pace.piece]
             await_data(self.sock)
-            count = self.sock.recv_into(room)
+            count = self.sock.recv_into(self.buffer[waiting : waiting + self.piece])
         except socket.timeout:
             raise Transient(
                 28,
@@ -849,12 +833,12 @@ class Reply:
         """The body as it arrives. Raises Transient if the connection is lost before its end."""
         if self.ended:
             return
-        length = self.head.length
         if "transfer-encoding" in self.head.fields:
             body = self.decode_chunked()
+        elif self.head.length is None:
+            body = self.read_to_close()
         else:
-            rest = 0 if length is None else length - self.received
-            body = self.read_to_close() if length is None else self.read_sized(rest)
+            body = self.read_sized(self.head.length - self.received)
         for chunk in body:
             self.received += len(chunk)
             yield chunk
@@ -1152,10 +1136,8 @@ def get(client: Client) -> None:
         make_folder(args, folder or ".")
     folder = os.path.join(folder, "")
 
-    def fetch(url: URL) -> None:
-        Download(client, url, folder, name, replace=False).run()
-
-    for_each(args, [target(text, args) for text in urls], fetch)
+    found = [target(text, args) for text in urls]
+    for_each(args, found, lambda url: Download(client, url, folder, name, replace=False).run())
 
 
 def read_lines(path: str) -> list[str]:
@@ -1236,6 +1218,8 @@ class Download:
             write_whole(part, self.path, data, self.replace, set_facts)
         except FileExistsError:
             raise exists(self.path) from None
+        except FileNotFoundError:
+            return  # another run took it for an old part: save() fetches it again
         except OSError as error:
             raise unwritable(self.path, error, 0) from None
         self.received, self.verdict = len(data), "saved"
@@ -1249,7 +1233,11 @@ class Download:
                 self.side_by_side(output, self.head)
             while not self.verdict and output.left():
                 output.remember()
-                self.client.retry(self.url, lambda: self.receive_next(output), output.count)
+                self.client.retry(
+                    self.url,
+                    lambda: self.receive(self.client, output, output.left()[0]),
+                    output.count,
+                )
             if not self.verdict:
                 self.finish(output)
         except Changed:
@@ -1258,9 +1246,6 @@ class Download:
             raise
         finally:
             output.close()
-
-    def receive_next(self, output: Output) -> None:
-        self.receive(self.client, output, output.left()[0])
 
     def open_output(self) -> Output:
         found = stat_or_none(self.path) if self.chosen else None
@@ -1281,7 +1266,7 @@ class Download:
         if found:
             self.check_here(head)
         ranges = "bytes" in head.get("accept-ranges") and source_of(head).validator
-        if not found or head.codings or not ranges:
+        if not found or head.codings or not head.length or not ranges:
             self.connections = 1
 
     def check_here(self, head: Head) -> None:
@@ -1594,9 +1579,6 @@ class Spans:
     def remember(self) -> None:
         """Note what is here, where that can be continued."""
 
-    def discard(self) -> None:
-        """Give up what is here, where that is possible."""
-
 
 class Part(Spans):
     """The hidden file of a download that is not finished, and a note of the source that it belongs
@@ -1696,11 +1678,13 @@ class Part(Spans):
             for span in left
             for first in range(span.offset, span.end or size, step)
         ]
+        if len(pieces) < 2:
+            return False
         # the file's length tells of the last span: of one without content, it tells nothing
         self.spans = [*pieces, Span(size, size)]
         # now, because what is written behind a gap must not look as if all before it were here
         self.remember()
-        return len(pieces) > 1
+        return True
 
     def remember(self) -> None:
         """Write the note. The bytes that it counts must be on the disk before it.
@@ -1716,8 +1700,7 @@ class Part(Spans):
             except OSError as error:
                 if error.errno != errno.EINVAL:  # some file systems cannot
                     raise unwritable(self.path, error, 0) from None
-        note = {"url": str(self.url), **self.source._asdict(), "spans": spans}
-        write_note(self.note, note)
+        write_note(self.note, {"url": str(self.url), **self.source._asdict(), "spans": spans})
         self.noted = True
 
     def write(self, offset: int, data: Data) -> None:
@@ -2152,14 +2135,15 @@ class Upload:
 
     def attempt(self) -> None:
         # only once: when a reply was lost, the file there may be ours
-        condition, self.condition = self.condition, {}
+        if self.fields.pop("If-None-Match", None):
+            self.condition = {}
         if self.body.changed():  # the server has the beginning of another file
             self.body, self.resource, self.fields = BodySource(self.path), None, {}
             self.kept = 0
         if not (self.resource and self.is_known(self.resource)):
-            self.resource = self.create(condition)
+            self.resource = self.create()
         if not self.resource:
-            self.send_whole(condition)
+            self.send_whole()
         elif not self.complete:
             self.append(self.resource)
         with contextlib.suppress(OSError):
@@ -2172,13 +2156,14 @@ class Upload:
                 "repeat the command when nothing writes to it",
             )
 
-    def create(self, condition: Fields) -> Optional[URL]:
+    def create(self) -> Optional[URL]:
         """Begin with an empty upload, if the server speaks the draft. Its reply says where to
         continue.
 
         A 104 reply would say so during the upload, but nginx and other proxies drop it. The
         place must be on the server that the user named, because it is sent the login."""
-        self.fields, self.offset = self.fields or self.prepare(), 0
+        self.fields = self.fields or {**self.prepare(), **self.condition}
+        self.offset = 0
         if not self.announced:
             return None
         fields = {
@@ -2186,7 +2171,6 @@ class Upload:
             "Upload-Complete": "?0",
             "Upload-Length": str(self.body.length),
             **DRAFT,
-            **condition,
         }
         with self.client.ask("PUT", self.url, fields, BodySource(b"")) as reply:
             self.check(reply, stored=False)
@@ -2218,10 +2202,9 @@ class Upload:
         report(self.args, self.url, "sent", self.path, self.sent)
         return True
 
-    def send_whole(self, condition: Fields) -> None:
+    def send_whole(self) -> None:
         self.args.progress.begin(self.path, 0, self.body.length)
-        fields = {**self.fields, **condition}
-        with self.client.ask("PUT", self.url, fields, self.body) as reply:
+        with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
             self.check(reply)
             doubtful = self.is_doubtful(reply)
         if doubtful:
@@ -2442,12 +2425,6 @@ def show_folder(tree: "Tree", url: URL, path: str) -> None:
             attempt(args, functools.partial(show_folder, tree, inner, f"{name}/"))
 
 
-def ask_index(client: Client, url: URL) -> Reply:
-    """Ask for a folder's entries. JSON is preferred; a page of links will do."""
-    accept = "application/json, text/html;q=0.9, */*;q=0.1"
-    return client.ask("GET", url, {"Accept": accept, "Accept-Encoding": "gzip"})
-
-
 def read_index(reply: Reply) -> list[Entry]:
     url, data = reply.url, reply.read(MAX_LISTING + 1)
     if len(data) > MAX_LISTING:
@@ -2480,21 +2457,18 @@ class Tree:
 
     def listing(self, url: URL, path: str) -> tuple[URL, list[Entry]]:
         """The URL of a folder after redirects, and its entries."""
-        self.check_depth(url, path)
-
-        def ask() -> tuple[URL, list[Entry]]:
-            with check(ask_index(self.client, url)) as reply:
-                return reply.url, read_index(reply)
-
-        base, entries = self.client.retry(url, ask)
-        root = self.root
+        reply, entries = self.ask(url, path)
+        base, root = reply.url, self.root
         if base.origin != root.origin or not base.path.startswith(root.path):
             raise Failure(
                 56, f"{url} leads out of {root}", "it was not followed", "name that URL by itself"
             )
         return base, entries
 
-    def check_depth(self, url: URL, path: str) -> None:
+    def ask(self, url: URL, path: str, missing: bool = False) -> tuple[Reply, list[Entry]]:
+        """Ask for a folder's entries. JSON is preferred; a page of links will do.
+
+        missing: without an index, there are none."""
         if path.count("/") > MAX_DEPTH:
             raise Failure(
                 26 if self.sending else 56,
@@ -2502,6 +2476,16 @@ class Tree:
                 "it was left out",
                 f"{self.args.verb} that folder by itself",
             )
+        accept = "application/json, text/html;q=0.9, */*;q=0.1"
+        fields = {"Accept": accept, "Accept-Encoding": "gzip"}
+
+        def act() -> tuple[Reply, list[Entry]]:
+            with self.client.ask("GET", url, fields) as reply:
+                if not missing or reply.head.status in PASSING:
+                    check(reply)
+                return reply, read_index(reply) if reply.head.success else []
+
+        return self.client.retry(url, act)
 
     def leaves_out(self, path: str, entry: Entry) -> bool:
         """Whether an entry of the source is not copied. Say why, if nobody asked for that."""
@@ -2534,7 +2518,11 @@ class Tree:
         """Note what a folder of the destination has besides these names. Returns whether all of it
         may go."""
         whole = True
-        for entry in self.entries(place, path):
+        if isinstance(place, str):
+            entries = local_entries(place)
+        else:
+            entries = self.listing(folder_url(place), path)[1]
+        for entry in entries:
             name, inner = entry.name, path + entry.name + "/" * entry.folder
             allowed = not entry.special and check_name(name, self.args.hidden)
             if not allowed or is_excluded(self.args.exclude, inner):
@@ -2549,11 +2537,6 @@ class Tree:
             else:
                 whole = False
         return whole
-
-    def entries(self, place: Union[str, URL], path: str) -> list[Entry]:
-        if isinstance(place, str):
-            return local_entries(place)
-        return self.listing(folder_url(place), path)[1]
 
     def finish(self, place: str, code: int) -> None:
         """Delete what the source does not have, if all else came through. Tell the counts."""
@@ -2740,38 +2723,29 @@ def fetch_files(
 def send_files(tree: Tree, folder: str, jobs: dict[URL, Entry]) -> None:
     """Send short files in a pipeline, the rest one by one."""
     client, uploads = tree.client, dict[URL, Upload]()
-    paths = {url: folder + file.name for url, file in jobs.items()}
 
     def make(url: URL) -> bytes:
-        uploads[url] = Upload(client, url, BodySource(paths[url]), paths[url])
+        path = folder + jobs[url].name
+        uploads[url] = Upload(client, url, BodySource(path), path)
         return uploads[url].as_request()
 
     short = [url for url, file in jobs.items() if (file.size or 0) <= NOTED_FROM]
     for url, reply in client.pipeline("PUT", short, make):
         if uploads.pop(url).is_done(reply):
-            del paths[url]
+            del jobs[url]
         elif reply.head.success or reply.head.status in {*REDIRECTS, 401, 405, 501}:
             break  # all others would get the same reply
-    for_each(tree.args, list(paths), lambda url: send_file(client, paths[url], url))
+    for_each(tree.args, list(jobs), lambda url: send_file(client, folder + jobs[url].name, url))
 
 
 def remote(tree: Tree, url: URL, path: str) -> Optional[dict[str, Entry]]:
     """What a server has in a folder, which is made if it is missing. None if the server does not
     tell."""
-    client = tree.client
-    tree.check_depth(url, path)
-
-    def ask() -> tuple[int, list[Entry]]:
-        with ask_index(client, url) as reply:
-            head = reply.head
-            if head.status in PASSING:
-                check(reply)
-            return head.status, read_index(reply) if head.success else []
-
-    status, entries = client.retry(url, ask)
+    reply, entries = tree.ask(url, path, missing=True)
+    status = reply.head.status
     if status == 404 and not tree.args.dry_run:
         # many servers know no MKCOL, and make folders when a file comes
-        with client.ask("MKCOL", url):
+        with tree.client.ask("MKCOL", url):
             pass
     return {entry.name: entry for entry in entries} if status in (200, 404) else None
 
@@ -3081,9 +3055,8 @@ def safe_name(name: str) -> str:
     if os.name == "nt":
         name = re.sub(WINDOWS_ILLEGAL, "_", name)
     if len(os.fsencode(name)) > 255:  # the limit of most file systems
-        stem, dot, ending = name.rpartition(".")
-        short = os.fsdecode(os.fsencode(stem or name)[:200])
-        name = short + dot + ending if len(os.fsencode(ending)) < 50 else short
+        stem, ending = map(os.fsencode, os.path.splitext(name))
+        name = os.fsdecode(stem[:200] + ending[:50])
     return name or "index.html"
 
 

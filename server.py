@@ -2029,7 +2029,10 @@ class Session(Wire):
         due = None if patience is None else time.monotonic() + patience
         while due is None or time.monotonic() < due:
             self.serve_others()
-            if self.bell.select(READ | WRITE if self.sending else READ, self.pause(due)) & READ:
+            left = None if due is None else max(0.0, due - time.monotonic())
+            # who is told how far others are, or sees that one gets on, wakes by itself
+            left = min(LIFE, self.timeout) if self.owed or self.relays else left
+            if self.bell.select(READ | WRITE if self.sending else READ, left) & READ:
                 return
         raise Silent(f"silent for {self.timeout:g} s")
 
@@ -2111,12 +2114,6 @@ class Session(Wire):
         self.write_log()
         self.send_queued()
         self.check_owed()
-
-    def pause(self, due: Optional[float]) -> Optional[float]:
-        """How long to wait for the client or the bell."""
-        signs = [min(LIFE, self.timeout)] if self.owed or self.relays else []
-        signs += [] if due is None else [max(0.0, due - time.monotonic())]
-        return min(signs, default=None)
 
     def send_queued(self) -> None:
         """As much as the connection takes now: our own answers, then what others left."""

@@ -952,8 +952,11 @@ def test_four_connections_fill_one_file_with_each_byte_fetched_once(run, files, 
     assert os.stat(tmp_path / "file.bin").st_mtime == MTIME
 
 
-def test_several_connections_are_one_where_the_server_promises_no_ranges(run, files, tmp_path):
-    server = files(random.Random(3).randbytes(3_000_000), ranges=False)
+@pytest.mark.parametrize("size, ranges", [(3_000_000, False), (700_000, True), (0, True)])
+def test_several_connections_are_one_for_a_short_file_and_where_no_ranges_are_promised(
+    run, files, tmp_path, size, ranges
+):
+    server = files(random.Random(3).randbytes(size), ranges=ranges)
     assert get(run, tmp_path, server.url, "--connections", 4).code == 0
     assert (tmp_path / "file.bin").read_bytes() == server.body
     methods = [head.split()[0] for head in server.heads if head]
@@ -2610,6 +2613,20 @@ def test_mirror_killed_at_a_short_file_leaves_a_part_that_the_next_run_removes(
     assert [name.endswith(".part") for name in os.listdir(tmp_path / "m")] == [True]
     assert run("httpclient.py", *words).code == 0
     assert tree(tmp_path / "m") == {"a": b"whole", "b": b"whole"}
+
+
+def test_mirror_fetches_a_short_file_again_whose_part_another_run_removed(run, files, tmp_path):
+    index = answer(b'<a href="a">', headers="Content-Type: text/html\r\n")
+    server = files(b"", hook=lambda head: index if head.split()[1] == "/" else answer(b"whole"))
+    swept = (
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h\n"
+        "rename = h.rename\n"
+        "def sweep(part, *more): h.rename = rename; os.unlink(part); rename(part, *more)\n"
+        "h.rename = sweep; sys.exit(h.main())"
+    )
+    words = "mirror", f"http://127.0.0.1:{server.port}/", "-o", tmp_path / "m"
+    done = run("-c", swept, *words)
+    assert done.code == 0 and tree(tmp_path / "m") == {"a": b"whole"}, done
 
 
 def test_mirror_goes_on_past_a_bad_file_that_comes_with_a_malformed_head(run, files, tmp_path):
