@@ -2200,14 +2200,15 @@ class Server:
 
         One at a time: many would leave the loop no time, and who waits for the same file finds it
         in the cache. None if that takes too long: the client only prefers it (RFC 9530 §4)."""
-        key = facts_of(found.info)
-        if key in self.digests:
-            return self.digests[key]
+        key, settled = facts_of(found.info), is_settled(found.info)
+        # (another request may remove it at any moment)
+        if known := self.digests.get(key):
+            return known
         if not self.hashing.acquire(timeout=DIGEST_WAIT):
             return None
         try:
             digest = self.digests.get(key) or sha256_of(found.descriptor, conn)
-            if is_settled(found.info):
+            if settled:
                 self.digests[key] = digest
             if len(self.digests) > MAX_DIGESTS:
                 del self.digests[next(iter(self.digests))]
