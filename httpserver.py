@@ -1287,12 +1287,11 @@ def remove_old_parts(place: Place) -> None:
 
     A part with an old time may be on its way to its place: its lock shows that."""
     with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
-        for item in scan:
-            if PART.fullmatch(item.name):
-                part = Part(place, item.name[5:-5])
-                # a part of another user must not stop the search
-                with contextlib.suppress(OSError), contextlib.closing(part):
-                    part.kept = not part.lock() or not is_old(part)
+        for name in [item.name for item in scan if PART.fullmatch(item.name)]:
+            part = Part(place, name[5:-5])
+            # a part of another user must not stop the search
+            with contextlib.suppress(OSError), contextlib.closing(part):
+                part.kept = not part.lock() or not is_old(part)
 
 
 def is_old(part: Part) -> bool:
