@@ -199,6 +199,8 @@ LINGER = 2.0  # seconds that a refused client has to read why
 GRACE = 2.0  # seconds that answers under way have after Ctrl-C
 MIN_RATE = 64  # bytes that make up for a second of waiting: a slower client is stuck
 NOTE_EVERY = 1.0  # seconds between two 104 responses with the offset of an upload
+# seconds that a worker waits for the next request before it gives its connection back
+NEXT_WAIT = 0.002
 LOG_DELAY = 0.1  # seconds for which log lines are gathered
 # This finds a client that vanished within two minutes, even while it is idle. The first two options
 # are the same one: Linux and macOS name it differently.
@@ -1760,24 +1762,46 @@ class Connection:
         self.server.enter(self, State.IDLE)
 
     # In a worker: one thread, this one connection, and it may block.
-    def handle(self, request: Request, answer: Optional[Answer]) -> Call:
-        """Answer, whatever it takes. Return what the loop does next."""
-        self.patience = self.args.timeout
-        self.body = BodyReader(self, request)
+    def handle(self, request: Optional[Request], answer: Optional[Answer]) -> Call:
+        """Answer, and then what follows at once. Return what the loop does next."""
         try:
-            answer = answer or self.answer_to(request)
-            answer.close = answer.close or not self.body.drain()
-            self.begin_answer(request, answer)
-            self.when_ready(True, self.send_all)
-            return self.advance if self.answered() else self.end
-        except (Gone, OSError) as problem:
-            why = reason_of(problem)
-            return functools.partial(self.give_up, why) if self.is_sending() else self.close
+            while request:
+                if not self.exchange(request, answer):
+                    return self.end
+                request, answer = self.next_request_soon(), None
+        except (Gone, OSError, Refusal) as problem:
+            if self.is_sending():
+                return functools.partial(self.give_up, reason_of(problem))
+            if isinstance(problem, Refusal):  # of the next head
+                return functools.partial(self.refuse_head, problem)
+            return self.close
         except Exception as bug:  # noqa: BLE001  a bug ends one connection, not the server
             self.server.log(f"mistake: {bug!r}")
             return self.close
         finally:
             del self.body
+        return self.advance
+
+    def exchange(self, request: Request, answer: Optional[Answer]) -> bool:
+        """One request, whatever it takes. Whether the connection goes on."""
+        self.patience = self.args.timeout
+        self.body = BodyReader(self, request)
+        answer = answer or self.answer_to(request)
+        answer.close = answer.close or not self.body.drain()
+        self.begin_answer(request, answer)
+        self.when_ready(True, self.send_all)
+        return self.answered()
+
+    def next_request_soon(self) -> Optional[Request]:
+        """The next request, if it follows at once, as when a folder is uploaded.
+
+        To give the connection back takes longer than most uploads. Several busy workers do not wait
+        here: they would compete for the interpreter's lock."""
+        alone = len(self.server.queues[State.HANDED_OVER]) == 1
+        if not self.buffer and alone and poll(self.sock, False, NEXT_WAIT):
+            with contextlib.suppress(*self.server.waits):
+                self.buffer = self.sock.recv(SMALL)
+        return self.next_request()
 
     def cork(self, answer: Answer, on: int) -> None:
         """Send full segments alone until the end, or each page of a file would be one segment.
