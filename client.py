@@ -243,7 +243,7 @@ class Listing:
         yield from self.lines
         if self.rest is not None:
             self.rest.seek(0)
-            yield from (parse(raw[:-1]) for raw in self.rest)
+            yield from (parse(os.fsdecode(raw[:-1])) for raw in self.rest)
 
 
 def hear_lines(link: "Link", answer: "Line", *words: str) -> Listing:
@@ -473,16 +473,19 @@ class Batch:
     def leaves_out(self, path: str, below: str) -> bool:
         """Whether a path is left out, below the folder that was named. A folder's ends in "/"."""
         kind = self.kept_out(below)
+        if not kind:
+            return False
         above = below.rstrip("/").rpartition("/")[0]
-        if kind and not (above and self.kept_out(f"{above}/")):
+        if not (above and self.kept_out(f"{above}/")):
             self.skip(kind, path)
-        return bool(kind)
+        return True
 
     def kept_out(self, below: str) -> str:
         """What --exclude or a dot at its beginning leaves out, and --delete leaves alone."""
         if not self.args.hidden and "/." in f"/{below}":
             return "hidden"
-        return "excluded" if is_excluded(self.args.exclude, below) else ""
+        excluded = self.args.exclude and is_excluded(self.args.exclude, below)
+        return "excluded" if excluded else ""
 
     def change(self, file: File, verb: str, *more: str, **keys: object) -> Conversation:
         """One request that changes something there."""
@@ -811,7 +814,7 @@ class Puts(Batch):
             sha = hashlib.sha256()
             os.lseek(fd, 0, os.SEEK_SET)
         self.progress.resumed += offset
-        given_up = send_body(self.link, fd, status, sha, self.may_go_on)
+        given_up = send_body(self.link, fd, size - offset, status, sha, self.may_go_on)
         return offset, sha.hexdigest(), given_up
 
     def may_go_on(self, count: int) -> bool:
@@ -965,7 +968,7 @@ class Puts(Batch):
                 if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                     self.skip("link or special", here + name)
                 else:
-                    yield File(f"{above.name}/{name}", here + name, top, status, fresh=fresh)
+                    yield File(f"{above.name}/{name}", here + name, top, status, None, fresh)
         except OSError as error:
             self.fail(above, self.as_failure(above, error))
 
@@ -979,12 +982,12 @@ class Puts(Batch):
         """A regular file, open for reading; a FIFO would block for ever.
 
         Only a link that was named itself is followed."""
-        above, leaf = os.path.split(file.path)
-        fd = (
-            self.folder(file.top, above).open(leaf, os.O_RDONLY)
-            if file.top
-            else os.open(file.path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
-        )
+        if file.top:
+            leaf = file.name.rpartition("/")[2]
+            above = file.path[: -len(leaf) - 1]
+            fd = self.folder(file.top, above).open(leaf, os.O_RDONLY)
+        else:
+            fd = os.open(file.path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             os.close(fd)
@@ -1123,6 +1126,7 @@ class Gets(Batch):
         # for --delete: a folder's path here -> the names that the server has in it
         self.known: dict[str, set[str]] = {}
         self.folder = functools.lru_cache(OPEN_FOLDERS)(self.open_folder)
+        self.empty: set[str] = set()  # paths of folders here that were empty before
 
     def choose(self, output: Optional[str]) -> Optional["Folder"]:
         """DEST: a folder, a name, - for standard output, or a device or FIFO."""
@@ -1172,7 +1176,8 @@ class Gets(Batch):
                     return self.skip("excluded", file.name)
                 file = file._replace(path=self.leaf or own)
                 self.progress.expect(facts.number("size"))
-        yield from self.get_file(file._replace(listed=facts), facts)
+            file = file._replace(listed=facts)
+        yield from self.get_file(file, facts)
 
     def get_folder(self, file: File) -> Conversation:
         """The listing of a folder, whole: bodies can follow only after it."""
@@ -1180,7 +1185,7 @@ class Gets(Batch):
         entries = hear_lines(self.link, (yield file), "get", file.name)
         known = self.known[file.path] = set()
         for entry in entries:
-            if entry.verb == "file":
+            if entry.verb == "file" and self.progress.drawn:
                 self.progress.expect(entry.number("size"))
             if self.args.delete:
                 known.add(entry.words[0][len(file.name) + 1 :])
@@ -1190,7 +1195,7 @@ class Gets(Batch):
     def entries(self, above: File, found: Listing) -> Iterator[File]:
         for entry in found:
             name = entry.words[0]
-            file = File(name, above.path + name[len(above.name) :], above.path, listed=entry)
+            file = File(name, above.path + name[len(above.name) :], above.path, None, entry)
             if name.startswith(above.name + "/"):
                 yield file
             else:
@@ -1218,7 +1223,9 @@ class Gets(Batch):
     def make_folder(self, path: str) -> None:
         if self.stream is None and not self.args.dry_run:
             folder = self.folder(tuple(check_name(path)))
+            self.empty.add(path)
             for name in folder.entries():
+                self.empty.discard(path)
                 remove_if_old(folder, name)
 
     def local(self, path: str) -> tuple["Folder", str]:
@@ -1239,11 +1246,12 @@ class Gets(Batch):
             stream = file.stream or Stream(self.stream)
             return (yield from self.fetch(file._replace(stream=stream), stream))
         folder, leaf = self.local(file.path)
-        if self.is_same(file, facts, folder, leaf):
+        there = None if file.path[: -len(leaf) - 1] in self.empty else folder.stat(leaf)
+        if there and self.is_same(file, facts, folder, leaf, there):
             return self.skip_same(file, size)
         if self.args.dry_run:
             return self.plan("replace", file, size)
-        folder.protect(leaf)
+        folder.protect(leaf, there)
         part = Part(folder, leaf, size, facts.number("mtime_ns"), facts.is_set("exec"))
         if self.args.resume and part.length():
             self.check_earlier(file, part, size)
@@ -1284,14 +1292,20 @@ class Gets(Batch):
             return self.plan("delete", file)
         with contextlib.suppress(OSError, Refused):  # what is in it was left alone
             folder, leaf = self.local(file.name)
-            folder.protect(leaf, is_folder)
+            folder.protect(leaf, folder.stat(leaf), is_folder)
             folder.remove(leaf, is_folder)
             self.settle(file, "deleted")
 
-    def is_same(self, file: File, facts: "Line", folder: "Folder", leaf: str) -> bool:
-        there, size = folder.stat(leaf), facts.number("size")
-        if there is None:
-            return False
+    def is_same(
+        self,
+        file: File,
+        facts: "Line",
+        folder: "Folder",
+        leaf: str,
+        there: os.stat_result,
+    ) -> bool:
+        """Whether what is here is what the server has. Another file is replaced with --force."""
+        size = facts.number("size")
         if not stat.S_ISREG(there.st_mode):
             raise Failure(
                 23,
@@ -1333,11 +1347,11 @@ class Gets(Batch):
 
     def receive(self, file: File, part: "Part", answer: "Line") -> None:
         """The body that follows the answer."""
-        size = answer.number("size")
+        size = part.size = answer.number("size")
         # it may have changed since its part was checked
         part.mtime_ns, part.executable = answer.number("mtime_ns"), answer.is_set("exec")
         try:
-            offset = self.write_body(file, part, answer)
+            offset = self.write_body(file, part, answer, size)
         except (Lost, KeyboardInterrupt):
             self.progress.current = part.received
             part.keep()
@@ -1350,20 +1364,17 @@ class Gets(Batch):
             if isinstance(error, OSError):
                 raise self.cut_short(file, part, size, error, kept) from None
             raise
-        self.done(file, size, part.sha.hexdigest(), offset)
+        self.done(file, size, part.sha256, offset)
 
-    def write_body(self, file: File, part: "Part", answer: "Line") -> int:
+    def write_body(self, file: File, part: "Part", answer: "Line", size: int) -> int:
         """Receive it into the part, which then gets its name. Returns where it began."""
-        size, offset = answer.number("size"), answer.number("offset")
+        offset = answer.number("offset")
         if part.fd < 0:
             self.claim(file, part)
         part.begin(offset)
         self.progress.resumed += offset
         try:
-            if (
-                receive_body(self.link, part, size, lambda announced: None, self.progress.update)
-                == "no"
-            ):
+            if receive_body(self.link, part, lambda announced: None, self.progress.update) == "no":
                 raise Refused("wrong-digest")
         except Refused as refused:
             code, what, why, hint = UNFIT[refused.reason]
@@ -1376,7 +1387,8 @@ class Gets(Batch):
         try:
             part.finish(self.args.force)
         except FileExistsError:  # another command was quicker
-            self.is_same(file, answer, part.folder, part.leaf)  # or a Failure
+            if there := part.folder.stat(part.leaf):
+                self.is_same(file, answer, part.folder, part.leaf, there)  # or a Failure
             part.drop()
         return offset
 
@@ -1597,7 +1609,7 @@ class Inbox:
         try:
             parts = self.admit(name, request)
             folder = self.folder(tuple(parts[:-1]))
-            folder.protect(parts[-1])
+            folder.protect(parts[-1], folder.stat(parts[-1]))
             (self.store if request.verb == "put" else self.make)(folder, parts, request)
         except (Refused, OSError) as error:
             reason, why = reason_of(error), getattr(error, "keys", {}).get("why")
@@ -1654,7 +1666,7 @@ class Inbox:
         name, size = request.words[0], request.number_or_none("size")
         mtime_ns, executable = request.number_or_none("mtime_ns"), request.is_set("exec")
         part, progress = Part(folder, parts[-1], None, mtime_ns, executable), Progress(self.args)
-        progress.total = size or 0
+        part.size, progress.total = size, size or 0
 
         def tell_both(received: int) -> None:
             progress.update(received)
@@ -1666,7 +1678,7 @@ class Inbox:
         try:
             part.claim()
             part.begin(0)
-            verified = receive_body(self.link, part, size, lambda announced: None, tell_both)
+            verified = receive_body(self.link, part, lambda announced: None, tell_both)
             for leaf in numbered_names(part.leaf):
                 part.leaf = leaf
                 with contextlib.suppress(FileExistsError):
@@ -1751,7 +1763,7 @@ class Chat:
         self.link.keep_alive()
         if not self.args.quiet:
             known = printable(found.keys.get("nick") or found.keys.get("you", "?"))
-            count = plural(found.number("count", 1), "client")
+            count = plural(found.number_or_none("count") or 1, "client")
             say(f"{count} here; you are {known}; {', '.join(CHAT_COMMANDS)}")
         self.ring()  # somebody may have said something already, and it came with the answer
         self.thread.start()
@@ -1962,7 +1974,7 @@ BUFFER = (1 << 20) + SMALL_BUFFER
 RECORD = 1 << 14  # bytes of a TLS record at most
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
-CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
+CONTROL = re.compile(r"[\0-\x1f\x7f]")  # what no line may hold
 BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 TEXT_VERBS = {
     "help",
@@ -1975,13 +1987,13 @@ ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 NUMBER = re.compile("[0-8]?[0-9]{1,18}")
+MTIME = re.compile("-?" + NUMBER.pattern)
 BEYOND = 9 * 10**18  # the first number that NUMBER does not match; 64 bits hold all below
-HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
+HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
+END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
 NONCE = re.compile("(?:[0-9a-f]{2}){16,64}")
-# how a body is announced; a key that nobody knows may follow
-DATA = re.compile(rb"data ([0-9]{1,18})(?: [^ =]+=[^ ]*)*", re.IGNORECASE)
 # select() knows no descriptor above 1023, and epoll needs one of its own
 SELECTOR = getattr(selectors, "PollSelector", selectors.SelectSelector)
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
@@ -2015,17 +2027,17 @@ class Line(NamedTuple):
     words: list[str]
     keys: dict[str, str]
 
-    def number(self, key: str, default: int = 0) -> int:
+    def number(self, key: str) -> int:
+        return self.number_or_none(key) or 0
+
+    def number_or_none(self, key: str) -> Optional[int]:
         """Decimal digits, few enough for 64 bits; only mtime_ns may be negative."""
         text = self.keys.get(key)
         if text is None:
-            return default
-        if not NUMBER.fullmatch(text.removeprefix("-") if key == "mtime_ns" else text):
+            return None
+        if not (MTIME if key == "mtime_ns" else NUMBER).fullmatch(text):
             raise BadNumber("bad-number")
         return int(text)
-
-    def number_or_none(self, key: str) -> Optional[int]:
-        return self.number(key) if key in self.keys else None
 
     def is_set(self, key: str) -> bool:
         return self.keys.get(key) == "yes"
@@ -2044,8 +2056,6 @@ def quote(text: str) -> str:
 
 
 def unquote(word: str) -> str:
-    if "%" not in word:
-        return word
     if BROKEN_ESCAPE.search(word):
         raise Broken("bad-line")
     return os.fsdecode(
@@ -2055,36 +2065,41 @@ def unquote(word: str) -> str:
 
 def within_range(number: int) -> int:
     """The nearest number that the other side reads: a file's time can lie beyond."""
-    return max(-BEYOND + 1, min(number, BEYOND - 1))
+    if -BEYOND < number < BEYOND:
+        return number
+    return BEYOND - 1 if number > 0 else 1 - BEYOND
 
 
 def line(*words: str, **keys: object) -> bytes:
     """A line as it is sent; a key whose value is None is left out."""
-    pairs = [
-        f"{key}={within_range(value) if type(value) is int else quote(str(value))}"
-        for key, value in keys.items()
-        if value is not None
-    ]
-    return f"{' '.join([*map(quote, words), *pairs])}\n".encode()
+    text = " ".join(words if PLAIN.fullmatch("".join(words)) else map(quote, words))
+    for key, value in keys.items():
+        if type(value) is int:
+            text += f" {key}={within_range(value)}"
+        elif value is not None:
+            text += f" {key}={quote(str(value))}"
+    return f"{text}\n".encode()
 
 
-def parse(raw: bytes) -> Line:
+def parse(text: str) -> Line:
     """A line as it was received: the verb, the positional words, the key=value words."""
-    text = raw.decode(*NAMES)
-    if not text.isprintable() and CONTROL.search(raw):
+    if not text.isprintable() and CONTROL.search(text):
+        raise Broken("this-is-tls" if text.startswith(TLS.decode()) else "bad-line")
+    if "HTTP/" in text and HTTP.match(text):
+        raise Broken("this-is-http")
+    verb, space, rest = text.partition(" ")
+    if not verb:  # a space at the beginning: an answer would repeat no verb, and be no line itself
         raise Broken("bad-line")
-    start, *rest = text.split(" ")
-    if not start:  # a space at the beginning: an answer would repeat no verb, and be no line itself
-        raise Broken("bad-line")
-    found = Line(start.lower(), [], {})
-    if found.verb in TEXT_VERBS:
-        return found._replace(words=[" ".join(rest)] if rest else [])
-    for word in rest:
+    verb = verb.lower()
+    if verb in TEXT_VERBS:
+        return Line(verb, [rest] if space else [], {})
+    found, plain = Line(verb, [], {}), "%" not in rest
+    for word in rest.split(" ") if space else ():
         key, equals, value = word.partition("=")
         if equals:
-            found.keys[key.lower()] = unquote(value)
-        elif word:
-            found.words.append(unquote(word))
+            found.keys[key.lower()] = value if plain else unquote(value)
+        elif key:
+            found.words.append(key if plain else unquote(key))
         else:  # two spaces, or one at the end
             raise Broken("bad-line")
     return found
@@ -2186,12 +2201,11 @@ class Wire:
     # sending
     def put(self, data: bytes) -> None:
         """Queue bytes. Small ones are sent together, before this side waits; large ones at once."""
-        if len(data) >= BATCH:
-            self.flush()
-            return self.push(memoryview(data))
-        self.out += data
+        self.out += data[:BATCH]
         if len(self.out) >= BATCH:
             self.flush()
+        if len(data) > BATCH:
+            self.push(memoryview(data)[BATCH:])
 
     def send_line(self, *words: str, **keys: object) -> None:
         self.put(line(*words, **keys))
@@ -2251,10 +2265,16 @@ class Wire:
                     deadline = time.monotonic() + self.timeout
                 self.receive_more_of_a_line(deadline)
                 continue
-            raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
+            text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
             self.start = stop + 1
-            if raw:  # an empty line means nothing
-                return self.understand(raw)
+            if not text:  # an empty line means nothing
+                continue
+            found = parse(text)
+            if found.verb == "data":
+                if not NUMBER.fullmatch(" ".join(found.words)):
+                    raise Broken("bad-number")
+                self.remaining = int(found.words[0])
+            return found
         return self.early.popleft()
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
@@ -2267,32 +2287,33 @@ class Wire:
 
     def line_end(self) -> int:
         """Where the next line ends in the buffer, or -1."""
-        if self.buffer.startswith(TLS, self.start, self.end):
-            raise Broken("this-is-tls")
         stop = self.buffer.find(b"\n", self.start, self.end)
-        if (stop if stop >= 0 else self.end) - self.start >= MAX_LINE:
+        if stop < 0 and self.buffer.startswith(TLS, self.start, self.end):
+            raise Broken("this-is-tls")
+        if (self.end if stop < 0 else stop) - self.start >= MAX_LINE:
             raise Broken("line-too-long")
         return stop
 
-    def understand(self, raw: bytes) -> Line:
-        if body := DATA.fullmatch(raw):
-            self.remaining = int(body[1])
-            return Line("data", [], {})
-        if b"HTTP/" in raw and HTTP.match(raw):
-            raise Broken("this-is-http")
-        found = parse(raw)
-        if found.verb == "data":
-            raise Broken("bad-number")
-        return found
+    def whole_body(self, size: int) -> Optional[tuple[memoryview, Line]]:
+        """A body of that size in one piece, and its end, if all has come already.
+
+        Most small files are received so."""
+        begun = b"data %d\n" % size
+        start = self.start + len(begun)
+        ended = END.match(self.buffer, start + size, self.end)
+        if self.early or not ended or not self.buffer.startswith(begun, self.start):
+            return None
+        self.start = ended.end()
+        return self.view[start : ended.start()], Line("end", [], {"sha256": ended[1].decode()})
 
     def take_body(self) -> memoryview:
         """The next bytes of the announced body, valid until the next call."""
-        if not self.has_unread():
+        if self.start == self.end:
             self.receive(self.timeout)
-        view = self.view[self.start : min(self.end, self.start + self.remaining)]
-        self.start += len(view)
-        self.remaining -= len(view)
-        return view
+        begin, count = self.start, min(self.end - self.start, self.remaining)
+        self.start += count
+        self.remaining -= count
+        return self.view[begin : self.start]
 
 
 # --- end wire ---
@@ -2929,6 +2950,13 @@ def check_name(name: str, hidden: bool = True, windows: bool = os.name == "nt") 
     return parts
 
 
+def unfit(status: os.stat_result) -> str:
+    """Why it is not a regular file, or ""."""
+    if stat.S_ISREG(status.st_mode):
+        return ""
+    return "is-a-folder" if stat.S_ISDIR(status.st_mode) else "not-a-file"
+
+
 class Folder:
     """An open folder; its last user closes it.
 
@@ -2973,16 +3001,18 @@ class Folder:
     def descend(self, names: Sequence[str], make: bool = False) -> "Folder":
         return functools.reduce(lambda found, name: found.below(name, make), names, self)
 
-    def protect(self, name: str, is_folder: bool = False) -> None:
-        """What arrives is never run: refuse to change a part of a program, or to make one."""
+    def protect(self, name: str, there: Optional[os.stat_result], is_folder: bool = False) -> None:
+        """What arrives is never run: refuse to change a part of a program, or to make one.
+
+        What is there already may be this script under another name."""
         check = holds_program if is_folder else is_program
-        if check(os.path.join(self.path, name)):
+        if (there or nears_program(self.path)) and check(os.path.join(self.path, name)):
             raise Refused("not-permitted", why="it would be part of a program at its next start")
 
     def make(self, name: str) -> None:
         """Make a folder in it. If there is one, it may be new and not on the disk yet: sync too."""
         if not self.stat(name):
-            self.protect(name)
+            self.protect(name, None)
         try:
             os.mkdir(self.at(name), dir_fd=self.fd)
         finally:
@@ -3017,9 +3047,9 @@ class Folder:
         """A regular file, open for reading, and its status."""
         fd = self.open(name, os.O_RDONLY)
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
+        if reason := unfit(status):
             os.close(fd)
-            raise Refused("is-a-folder" if stat.S_ISDIR(status.st_mode) else "not-a-file")
+            raise Refused(reason)
         return fd, status
 
     def remove(self, name: str, is_folder: bool = False) -> None:
@@ -3038,21 +3068,26 @@ class Folder:
 
     def rename(self, old: str, other: "Folder", new: str, replace: bool) -> None:
         """Move a file or folder to that name. Without replace, fail if the name is taken."""
+        if not replace and self.link(old, other, new):
+            return self.remove(old)
+        if not replace and other.stat(new):
+            raise os_error(errno.EEXIST)
+        # Windows' rename() replaces nothing
+        move = os.replace if replace else os.rename
+        move(self.at(old), other.at(new), src_dir_fd=self.fd, dst_dir_fd=other.fd)
+
+    def link(self, old: str, other: "Folder", new: str) -> bool:
+        """Give a file that name too. A hard link fails if it is taken: to check and to change are
+        one step. False for a folder, and where the file system has no hard links (FAT)."""
         source, target = self.at(old), other.at(new)
-        folders = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
-        if replace:
-            return os.replace(source, target, **folders)
+        fds = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
         try:
-            # a hard link fails if the name is taken: the check and the change are one step
-            os.link(source, target, **folders, follow_symlinks=False)
+            os.link(source, target, **fds, follow_symlinks=False)
         except FileExistsError:
             raise
         except OSError:
-            # a folder, or a file system without hard links (FAT): look first, then rename
-            if other.stat(new):
-                raise os_error(errno.EEXIST) from None
-            return os.rename(source, target, **folders)
-        self.remove(old)
+            return False
+        return True
 
     @contextlib.contextmanager
     def locked(self, other: "Optional[Folder]" = None) -> Iterator[None]:
@@ -3157,8 +3192,10 @@ class Part:
         mtime_ns: Optional[int] = None,
         executable: bool = False,
     ) -> None:
-        self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
+        self.folder, self.leaf, self.executable = folder, leaf, executable
+        self.size, self.mtime_ns = size, mtime_ns  # None: not known
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
+        self.sha256 = ""  # of the whole body
         self.resumable = mtime_ns is not None and (size or 0) >= RESUMABLE
         self.name = f"{RANDOM}{next(UNIQUE):024x}.part"
         if self.resumable:
@@ -3172,7 +3209,8 @@ class Part:
         mode = 0o777 if self.executable else 0o666  # less the umask
         if not self.resumable:  # nobody else has that name
             self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
-            return lock_file(self.fd)
+            # a small one is whole long before remove_if_old() takes it
+            return (self.size is not None and self.size < RESUMABLE) or lock_file(self.fd)
         while True:
             fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT, mode)
             if not lock_file(fd):
@@ -3204,13 +3242,15 @@ class Part:
     def write(self, chunk: memoryview) -> None:
         self.sha.update(chunk)
         self.received += len(chunk)
-        while chunk and not self.leave_hole(chunk):
+        if len(chunk) >= HOLE and self.leave_hole(chunk):
+            return
+        while chunk:
             chunk = chunk[os.write(self.fd, chunk) :]
 
     def leave_hole(self, chunk: memoryview) -> bool:
         """Make the file longer instead of writing zeros: most disks need not store them."""
         # without a name it is standard output, which cannot be made longer
-        if not self.name or len(chunk) < HOLE or chunk[0] or bytes(chunk) != bytes(len(chunk)):
+        if not self.name or chunk[0] or bytes(chunk) != bytes(len(chunk)):
             return False
         with contextlib.suppress(OSError):  # a file system that makes no file longer
             os.ftruncate(self.fd, self.received)
@@ -3219,25 +3259,30 @@ class Part:
         return False
 
     def finish(self, over: bool) -> None:
-        """Give it its time and mode, then its name, while nobody renames in the folder."""
+        """Give it its time and mode, then its name: one that is taken while nobody renames."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
             runs = 0o111 & there.st_mode >> 2 if self.executable else 0
             self.set_mode(there.st_mode & 0o777 | runs)
         if self.mtime_ns is not None:
-            with contextlib.suppress(OSError):  # a disk that keeps times of its own
-                os.utime(
-                    self.fd if TIMED else self.folder.at(self.name),
-                    ns=(self.mtime_ns, self.mtime_ns),
-                )
+            self.set_time(self.mtime_ns)
         if self.folder.durable:
             sync_to_disk(self.fd)
         if os.name == "nt":
             self.close()  # Windows renames no open file
-        with self.folder.locked():
-            self.folder.rename(self.name, self.folder, self.leaf, replace=over)
+        if not over and self.folder.link(self.name, self.folder, self.leaf):
+            self.folder.remove(self.name)
+        else:
+            with self.folder.locked():
+                self.folder.rename(self.name, self.folder, self.leaf, replace=over)
         self.folder.sync()
         self.close()
+
+    def set_time(self, ns: int) -> None:
+        try:
+            os.utime(self.fd if TIMED else self.folder.at(self.name), ns=(ns, ns))
+        except OSError:
+            return  # a disk that keeps times of its own
 
     def set_mode(self, mode: int) -> None:
         """A disk without modes may refuse; but nobody may read what was hidden from them before."""
@@ -3271,12 +3316,17 @@ class Part:
 
 
 def send_body(
-    wire: Wire, fd: int, status: os.stat_result, sha: "hashlib._Hash", go_on: Callable[[int], bool]
+    wire: Wire,
+    fd: int,
+    remaining: int,
+    status: os.stat_result,
+    sha: "hashlib._Hash",
+    go_on: Callable[[int], bool],
 ) -> str:
-    """Send a file from where fd stands to its announced size, then its digest.
+    """Send so many bytes of a file, to its announced end, then its digest.
 
     Returns "", or the reason why it was given up, as the peer is told."""
-    remaining, reason = status.st_size - os.lseek(fd, 0, os.SEEK_CUR), ""
+    reason = ""
     while remaining and not reason:
         try:
             chunk = os.read(fd, min(remaining, CHUNK))
@@ -3312,18 +3362,22 @@ def digest(fd: int, upto: int, sha: "hashlib._Hash", tell: Callable[[int], None]
 def receive_body(
     wire: Wire,
     part: Part,
-    size: Optional[int],
     check: Callable[[int], None],
     tell: Callable[[int], None],
 ) -> str:
     """Write a body into the part until `end`: "yes" if its digest agrees, "no" if it had none.
 
-    Refused if the body is not what was announced. check() may refuse so many bytes. A verb that
-    does not belong inside a body ends it like `abort`, and is carried out afterwards."""
-    while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
-        if size is not None and part.received + wire.remaining > size:
-            raise Refused("too-long", size=size)
-        check(part.received + wire.remaining)
+    Refused if the body is not what was announced. Of an unknown size, check() may refuse so many
+    bytes. A verb that belongs to no body ends it like `abort`, and is carried out afterwards."""
+    whole = None if part.size is None else wire.whole_body(part.size - part.received)
+    if whole:
+        chunk, found = whole
+        part.write(chunk)
+    while not whole and (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
+        if part.size is None:
+            check(part.received + wire.remaining)
+        elif part.received + wire.remaining > part.size:
+            raise Refused("too-long", size=part.size)
         while wire.remaining:
             part.write(wire.take_body())
             tell(part.received)
@@ -3331,11 +3385,11 @@ def receive_body(
         wire.early.append(found)
     if found.verb != "end":
         raise Refused("aborted")
-    if size is not None and part.received != size:
-        raise Refused("incomplete", received=part.received, size=size)
-    theirs, ours = found.keys.get("sha256"), part.sha.hexdigest()
-    if theirs is not None and theirs.lower() != ours:
-        raise Refused("wrong-digest", sha256=ours)
+    if part.size not in (None, part.received):
+        raise Refused("incomplete", received=part.received, size=part.size)
+    theirs, part.sha256 = found.keys.get("sha256"), part.sha.hexdigest()
+    if theirs is not None and theirs.lower() != part.sha256:
+        raise Refused("wrong-digest", sha256=part.sha256)
     return "no" if theirs is None else "yes"
 
 
@@ -4070,6 +4124,10 @@ def holds_program(path: str) -> bool:
 
 
 # --- end programs ---
+
+
+# whether any name in a folder could be that of a program: one answer for its thousands of files
+nears_program = functools.lru_cache(maxsize=64)(holds_program)
 
 
 # --- locks: the same in the four file scripts (tests/test_twins.py) ---

@@ -470,7 +470,7 @@ def answer(session: "Session", request: "Line") -> None:
     session.started = session.last_note = time.monotonic()
     session.moved, result = 0, "ok"
     try:
-        if verb != "send":  # answers come in the order of the requests
+        if session.relays and verb != "send":  # answers come in the order of the requests
             session.finish_sends()
         command = find_command(session, verb, words)
         session.prepare(request)
@@ -483,7 +483,7 @@ def answer(session: "Session", request: "Line") -> None:
         session.send_line("err", *named, reason=result, **getattr(error, "keys", {}))
     if verb not in UNLOGGED or result not in UNLOGGED_RESULTS:
         # somebody may have typed the password after `auth`
-        what = " ".join([verb, *words] if verb not in ("auth", "tell") else [verb])
+        what = " ".join([verb, *words]) if verb not in ("auth", "tell") else verb
         elapsed = time.monotonic() - session.started
         session.log(f"{what[:300]}: {session.moved} bytes, {elapsed:.3f} s, {result}")
 
@@ -582,7 +582,7 @@ def do_get(session: "Session", request: "Line", name: str) -> None:
             os.lseek(fd, 0, os.SEEK_SET)
         session.send_line("ok", "get", name, **facts(status), offset=offset or None)
         try:
-            reason = send_body(session, fd, status, sha, session.count)
+            reason = send_body(session, fd, status.st_size - offset, status, sha, session.count)
         except Lost as lost:
             size = status.st_size - offset
             session.log(f"get {name}: cut at {session.moved} of {size} bytes ({lost})")
@@ -602,33 +602,36 @@ def begins_alike(
 
 
 def do_put(session: "Session", request: "Line", name: str) -> None:
-    size, offset = request.number_or_none("size"), request.number("offset")
     over, drop_box = request.is_set("over"), session.args.drop_box
     if drop_box and over:
         raise Refused("drop-box")
     part = session.part(request, name, make=drop_box)
-    session.check_room(size or 0, min(offset, part.length()))
-    session.check_vacant(part.folder, part.leaf, over or drop_box)
+    session.check_room(part.size or 0, min(request.number("offset"), part.length()))
+    at_once = part.size is not None and part.size < session.end - session.start
+    if over or drop_box or not at_once:
+        session.check_vacant(part.folder, part.leaf, over or drop_box)
+    else:  # store() finds out by itself whether there is such a file
+        part.folder.protect(part.leaf, None)
     session.claim(part)
     try:
         verified = store(session, request, name, part)
     except (Lost, Broken) as lost:
         kept = "kept for seven days" if session.keep(part) else "nothing is kept"
-        whole = "?" if size is None else size
+        whole = "?" if part.size is None else part.size
         session.log(f"put {name}: cut at {part.received} of {whole} bytes ({lost}); {kept}")
         raise
     except (OSError, Refused) as error:
         reason, keys = reason_of(error), getattr(error, "keys", {})
         if reason == "busy":  # another program has locked the folder: the client may come back
             session.keep(part)
-        there = part.folder.stat(part.leaf) if reason == "exists" else None
-        keys = {**keys, **(facts(there) if there else {}), "received": part.received}
-        raise Refused(reason, **keys) from None
+        if reason == "exists" and (there := part.folder.stat(part.leaf)):
+            reason, keys = unfit(there) or reason, {} if unfit(there) else facts(there)
+        raise Refused(reason, **{**keys, "received": part.received}) from None
     finally:
         session.moved = part.received
         part.drop()
         session.disclaim(part)
-    told = {"size": part.received, "sha256": part.sha.hexdigest(), "verified": verified}
+    told = {"size": part.received, "sha256": part.sha256, "verified": verified}
     if drop_box:
         told["as"] = "/".join([*name.split("/")[:-1], part.leaf])
         session.log_handed_in(name, told)
@@ -644,7 +647,6 @@ def store(session: "Session", request: "Line", name: str, part: "Part") -> str:
     verified = receive_body(
         session,
         part,
-        request.number_or_none("size"),
         lambda announced: session.check_room(announced, part.received),
         session.progress(name, "received"),
     )
@@ -676,7 +678,7 @@ def agree_on_offset(session: "Session", request: "Line", name: str, part: "Part"
 
 def do_delete(session: "Session", request: "Line", name: str) -> None:
     folder, leaf, status = session.existing(name)
-    folder.protect(leaf)
+    folder.protect(leaf, status)
     with folder.locked():
         folder.remove(leaf, stat.S_ISDIR(status.st_mode))
     session.last_folder = "", session.root
@@ -693,7 +695,7 @@ def do_rename(session: "Session", request: "Line", old: str, new: str) -> None:
         name in place.entries() for place, name in (here, there)
     )
     over = respelt or request.is_set("over") and not is_folder
-    folder.protect(leaf, is_folder)
+    folder.protect(leaf, status, is_folder)
     if not respelt:
         session.check_vacant(other, other_leaf, over, is_folder)
     if is_folder and new.count("/") > old.count("/"):
@@ -957,7 +959,7 @@ BUFFER = (1 << 20) + SMALL_BUFFER
 RECORD = 1 << 14  # bytes of a TLS record at most
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
-CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
+CONTROL = re.compile(r"[\0-\x1f\x7f]")  # what no line may hold
 BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 TEXT_VERBS = {
     "help",
@@ -970,13 +972,13 @@ ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 NUMBER = re.compile("[0-8]?[0-9]{1,18}")
+MTIME = re.compile("-?" + NUMBER.pattern)
 BEYOND = 9 * 10**18  # the first number that NUMBER does not match; 64 bits hold all below
-HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
+HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
+END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
 NONCE = re.compile("(?:[0-9a-f]{2}){16,64}")
-# how a body is announced; a key that nobody knows may follow
-DATA = re.compile(rb"data ([0-9]{1,18})(?: [^ =]+=[^ ]*)*", re.IGNORECASE)
 # select() knows no descriptor above 1023, and epoll needs one of its own
 SELECTOR = getattr(selectors, "PollSelector", selectors.SelectSelector)
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
@@ -1010,17 +1012,17 @@ class Line(NamedTuple):
     words: list[str]
     keys: dict[str, str]
 
-    def number(self, key: str, default: int = 0) -> int:
+    def number(self, key: str) -> int:
+        return self.number_or_none(key) or 0
+
+    def number_or_none(self, key: str) -> Optional[int]:
         """Decimal digits, few enough for 64 bits; only mtime_ns may be negative."""
         text = self.keys.get(key)
         if text is None:
-            return default
-        if not NUMBER.fullmatch(text.removeprefix("-") if key == "mtime_ns" else text):
+            return None
+        if not (MTIME if key == "mtime_ns" else NUMBER).fullmatch(text):
             raise BadNumber("bad-number")
         return int(text)
-
-    def number_or_none(self, key: str) -> Optional[int]:
-        return self.number(key) if key in self.keys else None
 
     def is_set(self, key: str) -> bool:
         return self.keys.get(key) == "yes"
@@ -1039,8 +1041,6 @@ def quote(text: str) -> str:
 
 
 def unquote(word: str) -> str:
-    if "%" not in word:
-        return word
     if BROKEN_ESCAPE.search(word):
         raise Broken("bad-line")
     return os.fsdecode(
@@ -1050,36 +1050,41 @@ def unquote(word: str) -> str:
 
 def within_range(number: int) -> int:
     """The nearest number that the other side reads: a file's time can lie beyond."""
-    return max(-BEYOND + 1, min(number, BEYOND - 1))
+    if -BEYOND < number < BEYOND:
+        return number
+    return BEYOND - 1 if number > 0 else 1 - BEYOND
 
 
 def line(*words: str, **keys: object) -> bytes:
     """A line as it is sent; a key whose value is None is left out."""
-    pairs = [
-        f"{key}={within_range(value) if type(value) is int else quote(str(value))}"
-        for key, value in keys.items()
-        if value is not None
-    ]
-    return f"{' '.join([*map(quote, words), *pairs])}\n".encode()
+    text = " ".join(words if PLAIN.fullmatch("".join(words)) else map(quote, words))
+    for key, value in keys.items():
+        if type(value) is int:
+            text += f" {key}={within_range(value)}"
+        elif value is not None:
+            text += f" {key}={quote(str(value))}"
+    return f"{text}\n".encode()
 
 
-def parse(raw: bytes) -> Line:
+def parse(text: str) -> Line:
     """A line as it was received: the verb, the positional words, the key=value words."""
-    text = raw.decode(*NAMES)
-    if not text.isprintable() and CONTROL.search(raw):
+    if not text.isprintable() and CONTROL.search(text):
+        raise Broken("this-is-tls" if text.startswith(TLS.decode()) else "bad-line")
+    if "HTTP/" in text and HTTP.match(text):
+        raise Broken("this-is-http")
+    verb, space, rest = text.partition(" ")
+    if not verb:  # a space at the beginning: an answer would repeat no verb, and be no line itself
         raise Broken("bad-line")
-    start, *rest = text.split(" ")
-    if not start:  # a space at the beginning: an answer would repeat no verb, and be no line itself
-        raise Broken("bad-line")
-    found = Line(start.lower(), [], {})
-    if found.verb in TEXT_VERBS:
-        return found._replace(words=[" ".join(rest)] if rest else [])
-    for word in rest:
+    verb = verb.lower()
+    if verb in TEXT_VERBS:
+        return Line(verb, [rest] if space else [], {})
+    found, plain = Line(verb, [], {}), "%" not in rest
+    for word in rest.split(" ") if space else ():
         key, equals, value = word.partition("=")
         if equals:
-            found.keys[key.lower()] = unquote(value)
-        elif word:
-            found.words.append(unquote(word))
+            found.keys[key.lower()] = value if plain else unquote(value)
+        elif key:
+            found.words.append(key if plain else unquote(key))
         else:  # two spaces, or one at the end
             raise Broken("bad-line")
     return found
@@ -1181,12 +1186,11 @@ class Wire:
     # sending
     def put(self, data: bytes) -> None:
         """Queue bytes. Small ones are sent together, before this side waits; large ones at once."""
-        if len(data) >= BATCH:
-            self.flush()
-            return self.push(memoryview(data))
-        self.out += data
+        self.out += data[:BATCH]
         if len(self.out) >= BATCH:
             self.flush()
+        if len(data) > BATCH:
+            self.push(memoryview(data)[BATCH:])
 
     def send_line(self, *words: str, **keys: object) -> None:
         self.put(line(*words, **keys))
@@ -1246,10 +1250,16 @@ class Wire:
                     deadline = time.monotonic() + self.timeout
                 self.receive_more_of_a_line(deadline)
                 continue
-            raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
+            text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
             self.start = stop + 1
-            if raw:  # an empty line means nothing
-                return self.understand(raw)
+            if not text:  # an empty line means nothing
+                continue
+            found = parse(text)
+            if found.verb == "data":
+                if not NUMBER.fullmatch(" ".join(found.words)):
+                    raise Broken("bad-number")
+                self.remaining = int(found.words[0])
+            return found
         return self.early.popleft()
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
@@ -1262,32 +1272,33 @@ class Wire:
 
     def line_end(self) -> int:
         """Where the next line ends in the buffer, or -1."""
-        if self.buffer.startswith(TLS, self.start, self.end):
-            raise Broken("this-is-tls")
         stop = self.buffer.find(b"\n", self.start, self.end)
-        if (stop if stop >= 0 else self.end) - self.start >= MAX_LINE:
+        if stop < 0 and self.buffer.startswith(TLS, self.start, self.end):
+            raise Broken("this-is-tls")
+        if (self.end if stop < 0 else stop) - self.start >= MAX_LINE:
             raise Broken("line-too-long")
         return stop
 
-    def understand(self, raw: bytes) -> Line:
-        if body := DATA.fullmatch(raw):
-            self.remaining = int(body[1])
-            return Line("data", [], {})
-        if b"HTTP/" in raw and HTTP.match(raw):
-            raise Broken("this-is-http")
-        found = parse(raw)
-        if found.verb == "data":
-            raise Broken("bad-number")
-        return found
+    def whole_body(self, size: int) -> Optional[tuple[memoryview, Line]]:
+        """A body of that size in one piece, and its end, if all has come already.
+
+        Most small files are received so."""
+        begun = b"data %d\n" % size
+        start = self.start + len(begun)
+        ended = END.match(self.buffer, start + size, self.end)
+        if self.early or not ended or not self.buffer.startswith(begun, self.start):
+            return None
+        self.start = ended.end()
+        return self.view[start : ended.start()], Line("end", [], {"sha256": ended[1].decode()})
 
     def take_body(self) -> memoryview:
         """The next bytes of the announced body, valid until the next call."""
-        if not self.has_unread():
+        if self.start == self.end:
             self.receive(self.timeout)
-        view = self.view[self.start : min(self.end, self.start + self.remaining)]
-        self.start += len(view)
-        self.remaining -= len(view)
-        return view
+        begin, count = self.start, min(self.end - self.start, self.remaining)
+        self.start += count
+        self.remaining -= count
+        return self.view[begin : self.start]
 
 
 # --- end wire ---
@@ -1389,6 +1400,13 @@ def check_name(name: str, hidden: bool = True, windows: bool = os.name == "nt") 
     return parts
 
 
+def unfit(status: os.stat_result) -> str:
+    """Why it is not a regular file, or ""."""
+    if stat.S_ISREG(status.st_mode):
+        return ""
+    return "is-a-folder" if stat.S_ISDIR(status.st_mode) else "not-a-file"
+
+
 class Folder:
     """An open folder; its last user closes it.
 
@@ -1433,16 +1451,18 @@ class Folder:
     def descend(self, names: Sequence[str], make: bool = False) -> "Folder":
         return functools.reduce(lambda found, name: found.below(name, make), names, self)
 
-    def protect(self, name: str, is_folder: bool = False) -> None:
-        """What arrives is never run: refuse to change a part of a program, or to make one."""
+    def protect(self, name: str, there: Optional[os.stat_result], is_folder: bool = False) -> None:
+        """What arrives is never run: refuse to change a part of a program, or to make one.
+
+        What is there already may be this script under another name."""
         check = holds_program if is_folder else is_program
-        if check(os.path.join(self.path, name)):
+        if (there or nears_program(self.path)) and check(os.path.join(self.path, name)):
             raise Refused("not-permitted", why="it would be part of a program at its next start")
 
     def make(self, name: str) -> None:
         """Make a folder in it. If there is one, it may be new and not on the disk yet: sync too."""
         if not self.stat(name):
-            self.protect(name)
+            self.protect(name, None)
         try:
             os.mkdir(self.at(name), dir_fd=self.fd)
         finally:
@@ -1477,9 +1497,9 @@ class Folder:
         """A regular file, open for reading, and its status."""
         fd = self.open(name, os.O_RDONLY)
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
+        if reason := unfit(status):
             os.close(fd)
-            raise Refused("is-a-folder" if stat.S_ISDIR(status.st_mode) else "not-a-file")
+            raise Refused(reason)
         return fd, status
 
     def remove(self, name: str, is_folder: bool = False) -> None:
@@ -1498,21 +1518,26 @@ class Folder:
 
     def rename(self, old: str, other: "Folder", new: str, replace: bool) -> None:
         """Move a file or folder to that name. Without replace, fail if the name is taken."""
+        if not replace and self.link(old, other, new):
+            return self.remove(old)
+        if not replace and other.stat(new):
+            raise os_error(errno.EEXIST)
+        # Windows' rename() replaces nothing
+        move = os.replace if replace else os.rename
+        move(self.at(old), other.at(new), src_dir_fd=self.fd, dst_dir_fd=other.fd)
+
+    def link(self, old: str, other: "Folder", new: str) -> bool:
+        """Give a file that name too. A hard link fails if it is taken: to check and to change are
+        one step. False for a folder, and where the file system has no hard links (FAT)."""
         source, target = self.at(old), other.at(new)
-        folders = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
-        if replace:
-            return os.replace(source, target, **folders)
+        fds = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
         try:
-            # a hard link fails if the name is taken: the check and the change are one step
-            os.link(source, target, **folders, follow_symlinks=False)
+            os.link(source, target, **fds, follow_symlinks=False)
         except FileExistsError:
             raise
         except OSError:
-            # a folder, or a file system without hard links (FAT): look first, then rename
-            if other.stat(new):
-                raise os_error(errno.EEXIST) from None
-            return os.rename(source, target, **folders)
-        self.remove(old)
+            return False
+        return True
 
     @contextlib.contextmanager
     def locked(self, other: "Optional[Folder]" = None) -> Iterator[None]:
@@ -1617,8 +1642,10 @@ class Part:
         mtime_ns: Optional[int] = None,
         executable: bool = False,
     ) -> None:
-        self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
+        self.folder, self.leaf, self.executable = folder, leaf, executable
+        self.size, self.mtime_ns = size, mtime_ns  # None: not known
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
+        self.sha256 = ""  # of the whole body
         self.resumable = mtime_ns is not None and (size or 0) >= RESUMABLE
         self.name = f"{RANDOM}{next(UNIQUE):024x}.part"
         if self.resumable:
@@ -1632,7 +1659,8 @@ class Part:
         mode = 0o777 if self.executable else 0o666  # less the umask
         if not self.resumable:  # nobody else has that name
             self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
-            return lock_file(self.fd)
+            # a small one is whole long before remove_if_old() takes it
+            return (self.size is not None and self.size < RESUMABLE) or lock_file(self.fd)
         while True:
             fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT, mode)
             if not lock_file(fd):
@@ -1664,13 +1692,15 @@ class Part:
     def write(self, chunk: memoryview) -> None:
         self.sha.update(chunk)
         self.received += len(chunk)
-        while chunk and not self.leave_hole(chunk):
+        if len(chunk) >= HOLE and self.leave_hole(chunk):
+            return
+        while chunk:
             chunk = chunk[os.write(self.fd, chunk) :]
 
     def leave_hole(self, chunk: memoryview) -> bool:
         """Make the file longer instead of writing zeros: most disks need not store them."""
         # without a name it is standard output, which cannot be made longer
-        if not self.name or len(chunk) < HOLE or chunk[0] or bytes(chunk) != bytes(len(chunk)):
+        if not self.name or chunk[0] or bytes(chunk) != bytes(len(chunk)):
             return False
         with contextlib.suppress(OSError):  # a file system that makes no file longer
             os.ftruncate(self.fd, self.received)
@@ -1679,25 +1709,30 @@ class Part:
         return False
 
     def finish(self, over: bool) -> None:
-        """Give it its time and mode, then its name, while nobody renames in the folder."""
+        """Give it its time and mode, then its name: one that is taken while nobody renames."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
             runs = 0o111 & there.st_mode >> 2 if self.executable else 0
             self.set_mode(there.st_mode & 0o777 | runs)
         if self.mtime_ns is not None:
-            with contextlib.suppress(OSError):  # a disk that keeps times of its own
-                os.utime(
-                    self.fd if TIMED else self.folder.at(self.name),
-                    ns=(self.mtime_ns, self.mtime_ns),
-                )
+            self.set_time(self.mtime_ns)
         if self.folder.durable:
             sync_to_disk(self.fd)
         if os.name == "nt":
             self.close()  # Windows renames no open file
-        with self.folder.locked():
-            self.folder.rename(self.name, self.folder, self.leaf, replace=over)
+        if not over and self.folder.link(self.name, self.folder, self.leaf):
+            self.folder.remove(self.name)
+        else:
+            with self.folder.locked():
+                self.folder.rename(self.name, self.folder, self.leaf, replace=over)
         self.folder.sync()
         self.close()
+
+    def set_time(self, ns: int) -> None:
+        try:
+            os.utime(self.fd if TIMED else self.folder.at(self.name), ns=(ns, ns))
+        except OSError:
+            return  # a disk that keeps times of its own
 
     def set_mode(self, mode: int) -> None:
         """A disk without modes may refuse; but nobody may read what was hidden from them before."""
@@ -1731,12 +1766,17 @@ class Part:
 
 
 def send_body(
-    wire: Wire, fd: int, status: os.stat_result, sha: "hashlib._Hash", go_on: Callable[[int], bool]
+    wire: Wire,
+    fd: int,
+    remaining: int,
+    status: os.stat_result,
+    sha: "hashlib._Hash",
+    go_on: Callable[[int], bool],
 ) -> str:
-    """Send a file from where fd stands to its announced size, then its digest.
+    """Send so many bytes of a file, to its announced end, then its digest.
 
     Returns "", or the reason why it was given up, as the peer is told."""
-    remaining, reason = status.st_size - os.lseek(fd, 0, os.SEEK_CUR), ""
+    reason = ""
     while remaining and not reason:
         try:
             chunk = os.read(fd, min(remaining, CHUNK))
@@ -1772,18 +1812,22 @@ def digest(fd: int, upto: int, sha: "hashlib._Hash", tell: Callable[[int], None]
 def receive_body(
     wire: Wire,
     part: Part,
-    size: Optional[int],
     check: Callable[[int], None],
     tell: Callable[[int], None],
 ) -> str:
     """Write a body into the part until `end`: "yes" if its digest agrees, "no" if it had none.
 
-    Refused if the body is not what was announced. check() may refuse so many bytes. A verb that
-    does not belong inside a body ends it like `abort`, and is carried out afterwards."""
-    while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
-        if size is not None and part.received + wire.remaining > size:
-            raise Refused("too-long", size=size)
-        check(part.received + wire.remaining)
+    Refused if the body is not what was announced. Of an unknown size, check() may refuse so many
+    bytes. A verb that belongs to no body ends it like `abort`, and is carried out afterwards."""
+    whole = None if part.size is None else wire.whole_body(part.size - part.received)
+    if whole:
+        chunk, found = whole
+        part.write(chunk)
+    while not whole and (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
+        if part.size is None:
+            check(part.received + wire.remaining)
+        elif part.received + wire.remaining > part.size:
+            raise Refused("too-long", size=part.size)
         while wire.remaining:
             part.write(wire.take_body())
             tell(part.received)
@@ -1791,11 +1835,11 @@ def receive_body(
         wire.early.append(found)
     if found.verb != "end":
         raise Refused("aborted")
-    if size is not None and part.received != size:
-        raise Refused("incomplete", received=part.received, size=size)
-    theirs, ours = found.keys.get("sha256"), part.sha.hexdigest()
-    if theirs is not None and theirs.lower() != ours:
-        raise Refused("wrong-digest", sha256=ours)
+    if part.size not in (None, part.received):
+        raise Refused("incomplete", received=part.received, size=part.size)
+    theirs, part.sha256 = found.keys.get("sha256"), part.sha.hexdigest()
+    if theirs is not None and theirs.lower() != part.sha256:
+        raise Refused("wrong-digest", sha256=part.sha256)
     return "no" if theirs is None else "yes"
 
 
@@ -1980,7 +2024,7 @@ class Session(Wire):
         return self.nick or self.peer
 
     def ok(self, request: Line, **keys: object) -> None:
-        self.send_line("ok", request.verb, *request.words, **keys)
+        self.put(line("ok", request.verb, *request.words, **keys))
 
     def progress(self, name: str, key: str) -> Callable[[int], None]:
         """A function for a long operation to call: now and then it tells the client a count."""
@@ -2279,7 +2323,7 @@ class Session(Wire):
         status = folder.stat(leaf)
         if status is None:
             raise Refused("no-such-file")
-        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        if unfit(status) == "not-a-file":
             raise Refused("not-a-file")
         return folder, leaf, status
 
@@ -2298,12 +2342,10 @@ class Session(Wire):
             os.close(fd)
 
     def check_vacant(self, folder: Folder, leaf: str, over: bool, is_folder: bool = False) -> None:
-        folder.protect(leaf, is_folder)
         there = folder.stat(leaf)
-        if there and stat.S_ISDIR(there.st_mode):
-            raise Refused("is-a-folder")
-        if there and not stat.S_ISREG(there.st_mode):
-            raise Refused("not-a-file")
+        folder.protect(leaf, there, is_folder)
+        if there and unfit(there):
+            raise Refused(unfit(there))
         if there and not over:
             raise Refused("exists", size=there.st_size, mtime_ns=there.st_mtime_ns)
 
@@ -3166,6 +3208,10 @@ def holds_program(path: str) -> bool:
 
 
 # --- end programs ---
+
+
+# whether any name in a folder could be that of a program: one answer for its thousands of files
+nears_program = functools.lru_cache(maxsize=64)(holds_program)
 
 
 # --- locks: the same in the four file scripts (tests/test_twins.py) ---

@@ -89,6 +89,13 @@ def names(folder):
     return sorted(os.listdir(folder))
 
 
+@contextlib.contextmanager
+def held_open(folder):
+    descriptor = os.open(folder, os.O_RDONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
 def parts(folder):
     return [name for name in os.listdir(folder) if name.startswith(".six-")]
 
@@ -898,6 +905,55 @@ def talk_or_full(server):
     # OSError: who was turned away and is slow then finds the connection reset
     with contextlib.suppress(AssertionError, OSError):
         return talk(server, b"ping\n")
+
+
+ONE_FILE = {
+    "new": ({}, b"5 bytes", "ok put x size=7"),
+    "empty": ({}, b"", "ok put x size=0"),
+    "another digest": ({"digest": "0" * 64}, b"y", "err put x reason=wrong-digest"),
+    "digest in capitals": ({"digest": sha(b"y").upper()}, b"y", "ok put x size=1"),
+    "longer": ({"size": 3}, b"four", "err put x reason=too-long"),
+    "shorter": ({"size": 5}, b"four", "err put x reason=incomplete"),
+    "a file there": ({"name": "file"}, b"y", "err put file reason=exists size=4 mtime_ns="),
+    "a folder there": ({"name": "folder"}, b"y", "err put folder reason=is-a-folder"),
+    "a link there": ({"name": "link"}, b"y", "err put link reason=not-a-file"),
+    "over a file": ({"name": "file", "over": "yes"}, b"y", "ok put file size=1"),
+}
+
+
+@pytest.mark.parametrize("case", ONE_FILE)
+def test_a_small_file_has_the_same_answer_whole_and_in_pieces(start, box, case):
+    keys, data, answer = ONE_FILE[case]
+    request = put(**{"name": "x", "data": data, "size": len(data), "mtime_ns": 10**18, **keys})
+    server, answers = start(), []
+    for pieces in [request], [bytes([byte]) for byte in request]:
+        shutil.rmtree(box)
+        (box / "folder").mkdir(parents=True)
+        (box / "file").write_bytes(b"mine")
+        (box / "link").symlink_to(box / "file")
+        with server.connect() as sock, sock.makefile("rb") as said:
+            said.readline()
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for piece in pieces:
+                sock.send(piece)
+            answers.append(re.sub(r" (received|mtime_ns)=\d+", "", said.readline().decode()))
+            sock.send(b"ping\n")
+            assert said.readline() == b"ok ping\n"  # and the next line is understood
+        name = keys.get("name", "x")
+        stored = (box / name).read_bytes() == data if answer.startswith("ok") else True
+        assert stored and not [left for left in names(box) if left.endswith(".part")]
+        if answer.startswith("err"):
+            assert names(box) == ["file", "folder", "link"]
+            assert (box / "file").read_bytes() == b"mine"
+    assert answers[0] == answers[1] and answers[0].startswith(answer.removesuffix(" mtime_ns="))
+
+
+def test_a_file_with_a_new_name_needs_no_lock_of_its_folder(start, box):
+    fcntl = pytest.importorskip("fcntl")
+    server = start()
+    with held_open(box) as folder:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        assert b"ok put a " in talk(server, put("a", b"new", size=3))
 
 
 def test_limits_on_uploads(start, box):
@@ -1927,7 +1983,7 @@ def test_a_quiet_server_says_what_is_needed_alone(start, spawn, box):
     ],
 )
 def test_parse(raw, verb, words, keys):
-    assert script.parse(raw) == (verb, words, keys)
+    assert script.parse(os.fsdecode(raw)) == (verb, words, keys)
 
 
 @pytest.mark.parametrize(
@@ -1948,7 +2004,9 @@ def test_parse(raw, verb, words, keys):
 )
 def test_quote_and_parse_agree(name):
     out = script.line("get", name, key=name)
-    assert out.isascii() == (script.quote(name).isascii()) and script.parse(out[:-1]) == (
+    assert out.isascii() == (script.quote(name).isascii()) and script.parse(
+        os.fsdecode(out[:-1])
+    ) == (
         "get",
         [name],
         {"key": name},
