@@ -108,6 +108,12 @@ def test_a_misspelt_word_is_answered_with_the_one_that_was_meant(run, words, mea
     assert f"did you mean {meant}? python3 {words[0]}" in lines_of(failed)[2]
 
 
+@pytest.mark.parametrize("words", [["--limit-rate", "1M", "put", "a"], ["--hidden", "put", "a"]])
+def test_a_word_that_is_like_no_other_gets_no_wrong_guess(run, words):
+    failed = run("client.py", *words)
+    assert lines_of(failed)[2] == "python3 client.py -h"
+
+
 @pytest.mark.parametrize("words", [["server", "--port"], ["server", ""], ["server", "--port", "x"]])
 @pytest.mark.parametrize("script", ["tcp_upper.py", "udp_upper.py"])
 def test_a_complaint_about_no_misspelt_word_has_no_guess(run, script, words):
