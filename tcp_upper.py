@@ -426,10 +426,7 @@ def write_out(data: bytes) -> None:
     try:
         with open(1, "wb", buffering=0, closefd=False) as output:
             while data:  # a console of Windows takes a part of long text
-                count = output.write(data)
-                if count is None:  # another program made the shared terminal non-blocking
-                    select.select([], [1], [])
-                data = data[count or 0 :]
+                data = data[output.write(data) :]
     except OSError as error:
         raise Failure(
             23,
@@ -440,18 +437,15 @@ def write_out(data: bytes) -> None:
 
 
 def read_input(size: int) -> bytes:
-    while True:
-        try:
-            return os.read(0, size)
-        except BlockingIOError:  # another program made the shared terminal non-blocking
-            select.select([0], [], [])
-        except OSError as error:
-            raise Failure(
-                26,
-                f"cannot read standard input ({error.strerror})",
-                "what was read before came back whole",
-                f"{CLIENT} < FILE",
-            ) from None
+    try:
+        return os.read(0, size)
+    except OSError as error:
+        raise Failure(
+            26,
+            f"cannot read standard input ({error.strerror})",
+            "what was read before came back whole",
+            f"{CLIENT} < FILE",
+        ) from None
 
 
 def converse(conversation: Conversation) -> None:
@@ -536,6 +530,9 @@ def connect(args: Namespace) -> Conversation:
 
 def client(args: Namespace) -> int:
     check_client(args)
+    if os.name == "posix":  # another program may have made the shared terminal non-blocking
+        os.set_blocking(0, True)
+        os.set_blocking(1, True)
     conversation = connect(args)
     with conversation.sock as sock:
         try:

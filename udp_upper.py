@@ -356,11 +356,10 @@ def wait_for_reply(conversation: Conversation, deadline: float) -> bool:
     return bool(select.select([conversation.sock], [], [], left)[0])
 
 
-def no_echo(conversation: Conversation) -> "Failure":
-    """No answer came. The kernel may have said why, each time."""
-    problem = conversation.problem
+def cannot_send(conversation: Conversation, problem: OSError) -> "Failure":
+    """What the kernel said, each time."""
     args = conversation.args
-    if problem and problem.errno == errno.EMSGSIZE:
+    if problem.errno == errno.EMSGSIZE:
         ipv6 = conversation.sock.family == socket.AF_INET6
         maximum = "IPv6 maximum is 65527" if ipv6 else "IPv4 maximum is 65507"
         return Failure(
@@ -376,13 +375,19 @@ def no_echo(conversation: Conversation) -> "Failure":
             "the host answered each datagram with: no program has that port open (ICMP)",
             server_command(args),
         )
-    if problem:
-        return Failure(
-            7,
-            f"cannot reach {place(args)} ({problem.strerror})",
-            "this machine has no way to that address",
-            "check the address that the server printed, and the network",
-        )
+    return Failure(
+        7,
+        f"cannot reach {place(args)} ({problem.strerror})",
+        "this machine has no way to that address",
+        "check the address that the server printed, and the network",
+    )
+
+
+def no_echo(conversation: Conversation) -> "Failure":
+    """No whole answer came."""
+    args = conversation.args
+    if conversation.problem:
+        return cannot_send(conversation, conversation.problem)
     if conversation.beginnings:
         return Failure(
             18,
@@ -432,10 +437,7 @@ def write_out(data: bytes) -> None:
     try:
         with open(1, "wb", buffering=0, closefd=False) as output:
             while data:  # a console of Windows takes a part of long text
-                count = output.write(data)
-                if count is None:  # another program made the shared terminal non-blocking
-                    select.select([], [1], [])
-                data = data[count or 0 :]
+                data = data[output.write(data) :]
     except OSError as error:
         raise Failure(
             23,
@@ -446,18 +448,15 @@ def write_out(data: bytes) -> None:
 
 
 def read_input(size: int) -> bytes:
-    while True:
-        try:
-            return os.read(0, size)
-        except BlockingIOError:  # another program made the shared terminal non-blocking
-            select.select([0], [], [])
-        except OSError as error:
-            raise Failure(
-                26,
-                f"cannot read standard input ({error.strerror})",
-                "what was read before came back whole",
-                f"{CLIENT} < FILE",
-            ) from None
+    try:
+        return os.read(0, size)
+    except OSError as error:
+        raise Failure(
+            26,
+            f"cannot read standard input ({error.strerror})",
+            "what was read before came back whole",
+            f"{CLIENT} < FILE",
+        ) from None
 
 
 def converse(conversation: Conversation) -> None:
@@ -557,6 +556,9 @@ def connect(args: Namespace) -> Conversation:
 
 def client(args: Namespace) -> int:
     check_client(args)
+    if os.name == "posix":  # another program may have made the shared terminal non-blocking
+        os.set_blocking(0, True)
+        os.set_blocking(1, True)
     conversation = connect(args)
     with conversation.sock:
         try:
