@@ -225,7 +225,7 @@ def provoke_stalled(start, box):
     bob, anna, carl = Peer(server), Peer(server), Peer(server)
     assert bob.ask("receive nick=bob").startswith("ok receive")
     anna.tell("send bob x")
-    until(lambda: b"mode=send" in said_to(server, b"who\n"), "the sender's turn")
+    assert bob.answer().startswith("put x "), "the sender's turn"
     carl.tell("send bob y")
     done = threading.Event()
 
