@@ -356,15 +356,14 @@ def wait_for_reply(conversation: Conversation, deadline: float) -> bool:
     return bool(select.select([conversation.sock], [], [], left)[0])
 
 
-def cannot_send(conversation: Conversation, problem: OSError) -> "Failure":
-    """What the kernel said, each time."""
-    args = conversation.args
-    if problem.errno == errno.EMSGSIZE:
-        ipv6 = conversation.sock.family == socket.AF_INET6
-        maximum = "IPv6 maximum is 65527" if ipv6 else "IPv4 maximum is 65507"
+def no_echo(conversation: Conversation) -> "Failure":
+    """No answer came. The kernel may have said why, each time."""
+    problem, args = conversation.problem, conversation.args
+    if problem and problem.errno == errno.EMSGSIZE:
+        version, most = (6, 65527) if conversation.sock.family == socket.AF_INET6 else (4, 65507)
         return Failure(
             2,
-            f"the datagram is {conversation.asked} bytes, the {maximum}",
+            f"the datagram is {conversation.asked} bytes, the IPv{version} maximum is {most}",
             "UDP sends a datagram whole or not at all; some systems take even less",
             "send shorter lines, or use TCP: tcp_upper.py takes any size",
         )
@@ -375,19 +374,13 @@ def cannot_send(conversation: Conversation, problem: OSError) -> "Failure":
             "the host answered each datagram with: no program has that port open (ICMP)",
             server_command(args),
         )
-    return Failure(
-        7,
-        f"cannot reach {place(args)} ({problem.strerror})",
-        "this machine has no way to that address",
-        "check the address that the server printed, and the network",
-    )
-
-
-def no_echo(conversation: Conversation) -> "Failure":
-    """No whole answer came."""
-    args = conversation.args
-    if conversation.problem:
-        return cannot_send(conversation, conversation.problem)
+    if problem:
+        return Failure(
+            7,
+            f"cannot reach {place(args)} ({problem.strerror})",
+            "this machine has no way to that address",
+            "check the address that the server printed, and the network",
+        )
     if conversation.beginnings:
         return Failure(
             18,
@@ -396,9 +389,8 @@ def no_echo(conversation: Conversation) -> "Failure":
             "a buffer on the way was smaller than the datagram, and UDP drops what does not fit",
             "start server and client with a larger --recv-size and no --truncate",
         )
-    asked = f"after {len(TRIES)} tries ({', '.join(map(str, TRIES))} s)"
-    if args.ping:
-        asked = f"to {args.ping} pings"
+    tries = f"after {len(TRIES)} tries ({', '.join(map(str, TRIES))} s)"
+    asked = f"to {args.ping} pings" if args.ping else tries
     return Failure(
         28,
         f"no reply from {place(args)} {asked}",
