@@ -831,17 +831,12 @@ def from_address(server, host):
     return socket.create_connection((server.host, server.port), DEADLINE, (host, 0))
 
 
-def thread_states(server):
-    """R for each thread that runs or could, S for one that sleeps."""
-    for path in Path(f"/proc/{server.pid}/task").glob("*/stat"):
-        yield path.read_text().rpartition(")")[2].split()[0]
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="has one loopback address")
 def test_one_address_cannot_keep_all_places_from_others(start, box):
     """The one that is silent longest goes: not a new one, not one that waits for files, and none for its own address."""
-    server = start("--max-clients", "4")
+    server = start("--max-clients", "5")
     with contextlib.ExitStack() as opened:
+        watcher = opened.enter_context(from_address(server, "127.0.0.8"))
         crowd = [opened.enter_context(from_address(server, "127.0.0.1")) for _ in range(4)]
         for sock, request in zip(
             crowd, (b"receive\n", b"ping\n", b"ping\n", b"put x\ndata 9\n12345")
@@ -851,8 +846,16 @@ def test_one_address_cannot_keep_all_places_from_others(start, box):
             if request != b"put x\ndata 9\n12345":
                 assert sock.recv(200).startswith(b"ok ")
         until(lambda: sizes(box) == [5], "the upload to be under way")
-        # an answer can be here before its thread has come to wait for the next request
-        until(lambda: set(thread_states(server)) == {"S"}, "all threads to sleep")
+        with watcher.makefile("rb") as answers:
+            assert answers.readline().startswith(b"sixsockets ")
+
+            def modes():
+                watcher.sendall(b"who\n")
+                told = b"".join(iter(answers.readline, b"ok who count=5\n"))
+                return sorted(re.findall(rb"mode=(\w+)", told))
+
+            # an answer can be here before its thread has come to wait for the next request
+            until(lambda: modes() == [b"idle", b"idle", b"put", b"receive", b"who"], "all to wait")
         assert everything(from_address(server, "127.0.0.1")) == b"err - reason=server-full\n"
         others = []
         for gone in (1, 2):
