@@ -105,7 +105,7 @@ import time
 import unicodedata
 import zlib
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
 from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
@@ -854,6 +854,15 @@ class Reply:
             remaining -= len(chunk)
             yield chunk
 
+    def whole(self) -> memoryview:
+        """All of a body that is no longer than the buffer, valid until the next call."""
+        connection, size = self.connection, self.head.length or 0
+        while connection.end - connection.start < size:
+            if not connection.receive():
+                raise self.cut()
+        self.received, self.ended = size, True
+        return connection.read(size)
+
     def read_to_close(self) -> Iterator[memoryview]:
         """A body without a length ends where the server closes the connection. An error is no such
         end."""
@@ -1163,7 +1172,9 @@ class Download:
 
     The main thread asks first. That reply tells the name, and whether ranges are served."""
 
-    def __init__(self, client: Client, url: URL, folder: str, name: str, replace: bool) -> None:
+    def __init__(
+        self, client: Client, url: URL, folder: str, name: str, replace: bool, new: bool = False
+    ) -> None:
         args = client.args
         self.client = client
         self.args = args
@@ -1171,6 +1182,7 @@ class Download:
         self.folder = folder  # "", or with a separator at its end
         self.name = name  # "" until the first reply, which may propose one
         self.path = folder + name
+        self.new = new  # whether nothing has that name, so that nobody need look
         # the user chose the name: then it may be a FIFO or device, too
         self.chosen = bool(name) and not replace
         self.stdout = self.chosen and self.path == "-"
@@ -1211,15 +1223,13 @@ class Download:
         if self.verdict:
             return
         self.args.progress.begin(self.name, 0, reply.head.length)
-        data = b"".join(map(bytes, reply.chunks()))
+        data = reply.whole()
         self.args.progress.add(len(data))
         self.verify(promised_digest(reply.head), lambda name: hasher(name, data).hexdigest())
         part = f"{self.folder}.six-{os.urandom(16).hex()}.part"
         set_facts = functools.partial(copy_facts, self.url, reply.head, self.old)
         try:
-            write_whole(part, self.path, data, self.replace, set_facts)
-        except FileExistsError:
-            raise exists(self.path) from None
+            write_whole(part, self.path, data, set_facts)
         except FileNotFoundError:
             return  # another run took it for an old part: save() fetches it again
         except OSError as error:
@@ -1309,7 +1319,7 @@ class Download:
             say(f"{self.url} comes encoded, which was not asked for: kept as {ending}")
             if not self.stdout:
                 self.name, self.path = self.name + ending, self.path + ending
-        self.old = stat_or_none(self.path, follow=False)
+        self.old = None if self.new else stat_or_none(self.path, follow=False)
         # few folders are near a program; a name that exists may be a link to one
         if nears_program(self.folder) or self.old:
             refuse_program(self.path)
@@ -1885,18 +1895,19 @@ def copy_facts(url: URL, head: Head, old: Optional[os.stat_result], fd: int, pat
 def write_whole(
     part: str,
     path: str,
-    data: bytes,
-    replace: bool = True,
-    finish: Optional[Callable[[int, str], None]] = None,
+    data: Data,
+    finish: Callable[[int, str], object] = lambda fd, path: None,
 ) -> None:
     """Write a short file whole or not at all: under a name that nobody else uses, then renamed."""
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | CAREFULLY, 0o666)
     try:
-        with open(part, "xb", buffering=0) as file:
-            if file.write(data) < len(data):
+        try:
+            if os.write(fd, data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if finish:
-                finish(file.fileno(), part)
-        rename(part, path, replace)
+            finish(fd, part)
+        finally:
+            os.close(fd)
+        rename(part, path, True)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(part)
@@ -1970,12 +1981,11 @@ def write_note(path: str, note: dict[str, Any]) -> None:
         raise unwritable(path, error, 0) from None
 
 
-@functools.lru_cache(maxsize=8)
 def part_name(url: URL) -> str:
     """The name of a URL's part: the same each time, even if the URL's signature is not."""
     import hashlib
 
-    unsigned = re.sub(SIGNATURE, "", url.full)
+    unsigned = re.sub(SIGNATURE, "", url.full) if "?" in url.target else url.full
     return f".six-{hashlib.sha256(to_bytes(unsigned)).hexdigest()[:32]}.part"
 
 
@@ -2706,13 +2716,14 @@ def find_same(tree: Tree, here: str, jobs: dict[URL, Entry], known: dict[URL, En
 
 
 def fetch_files(
-    tree: Tree, folder: str, base: URL, jobs: dict[URL, Entry], there: Iterable[str]
+    tree: Tree, folder: str, base: URL, jobs: dict[URL, Entry], there: Collection[str]
 ) -> None:
     """Fetch files in a pipeline, and what that leaves one by one."""
     client, args = tree.client, tree.args
 
     def download(url: URL) -> Download:
-        return Download(client, url, folder, jobs[url].name, replace=True)
+        name = jobs[url].name
+        return Download(client, url, folder, name, replace=True, new=name not in there)
 
     begun = set(filter(is_part, there))  # these are continued by Range
     urls = [url for url in jobs if not begun or part_name(url) not in begun]
@@ -3162,7 +3173,7 @@ def b64(data: bytes) -> str:
     return binascii.b2a_base64(data, newline=False).decode()
 
 
-def hasher(name: str, data: bytes = b"") -> "hashlib._Hash":
+def hasher(name: str, data: Data = b"") -> "hashlib._Hash":
     # not at the top, like json, html and ssl: what loads them is worth the wait, other runs start
     # sooner
     import hashlib
