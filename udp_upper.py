@@ -985,8 +985,11 @@ class Parser(argparse.ArgumentParser):
             # argparse lists the possible choices after the wrong one
             known = [*self._option_string_actions, *re.findall(r"[\w-]+", message[wrong.end() :])]
             longer = [name for name in known if name.startswith(wrong[1])]
-            for close in (longer or difflib.get_close_matches(wrong[1], known, 1, 0.65))[:1]:
-                hint = f"did you mean {close}? {hint} lists all"
+            guesses = longer or difflib.get_close_matches(wrong[1], known, 1, 0.75)
+            if guesses:
+                hint = f"did you mean {guesses[0]}? {hint} lists all"
+            elif (self.usage or self._subparsers) and sys.argv[1].startswith("-"):
+                hint += "; write an option of a command after the command"
         why = "the command line is not as the help describes it; nothing was done"
         say(str(Failure(2, message, why, hint)))
         raise SystemExit(2)
