@@ -154,6 +154,7 @@ LONGEST_PAUSE = 10.0
 RETRIES = 16  # without progress; with those pauses, two minutes
 FEW_TRIES = 3  # where a server was never reached, or answers that it has trouble
 LONGEST_WAIT = 120.0  # seconds that a server may ask to wait
+NAME_ROOM = 14  # columns of the progress line: of the name of a file, at least, and a space
 DRAWN_EVERY = 0.1  # seconds between two drawings of the progress line
 LATEST = 10**11  # seconds since 1970: a later time is a mistake, and no system can show it
 EARLIEST = -62135596800  # the same for the year 1: an earlier time has no date in HTTP
@@ -4275,9 +4276,11 @@ class Progress:
         with contextlib.suppress(OSError):
             width = (os.get_terminal_size(2).columns or 80) - 1  # 0: it does not know
             facts, name = self.facts(), printable(self.name)
-            while len(text := "  ".join(facts)) > width:
+            # of one file, read its name rather than the last facts; of many, each passes quickly
+            room = width if self.files else max(width - NAME_ROOM, 0)
+            while len(text := "  ".join(facts)) > room:
                 facts.pop()
-            if self.total and not self.files and len(text) + 24 < width:
+            if self.total and not self.files and columns(name) + 2 + len(text) + 23 <= width:
                 text = f"[{'#' * (20 * self.done // self.total):20}] {text}"
             while name and columns(name) + 2 + len(text) > width:
                 name = name[:-1]

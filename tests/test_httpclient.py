@@ -3765,6 +3765,25 @@ def test_the_line_of_progress_never_wraps(monkeypatch, columns):
     assert any("of 10,000 files" in line for line in drawn)
 
 
+@pytest.mark.parametrize("columns", [40, 80])
+def test_the_line_of_progress_shows_the_name_rather_than_a_bar(monkeypatch, columns):
+    drawn = []
+    monkeypatch.setattr(h.os, "get_terminal_size", lambda fd: os.terminal_size((columns, 24)))
+    monkeypatch.setattr(h.Progress, "write", lambda self, text: drawn.append(text))
+    for name in "ubuntu-24.04.1-desktop-amd64.iso", "a.iso":
+        progress = h.Progress(h.parsed(["get", "/"]))
+        progress.begin(name, 0, 10**8)
+        progress.began -= 50
+        progress.add(10**6)
+        progress.draw()
+    long, short = drawn
+    assert long.startswith(
+        "\rubuntu-24.04" if columns == 40 else "\rubuntu-24.04.1-desktop-amd64.iso"
+    )
+    assert "  1%  1.0 MB" in long and "[" not in long[:-3]
+    assert short.startswith("\ra.iso  ") and ("[" in short[:-3]) is (columns == 80)
+
+
 def test_the_common_mistakes_get_a_hint(run, files, listeners, tmp_path):
     done = get(run, tmp_path, "notes.invalid", "--port", 8123)
     assert done.code == 6 and "/notes.invalid is a path on 127.0.0.1:8123" in done.err
