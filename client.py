@@ -1643,9 +1643,9 @@ class Inbox:
 
     def is_taken(self) -> bool:
         """Ask; no answer for half of the time that the server waits for us means no."""
-        draw("take it? [y/N] ")
+        say("take it? [y/N] ", "")
         if not sys.stdin or not select.select([0], [], [], self.args.timeout / 2)[0]:
-            draw("no answer: refused\n")
+            say("no answer: refused")
             return False
         return sys.stdin.readline().strip().lower().startswith("y")
 
@@ -3483,13 +3483,6 @@ def columns_of(fd: int) -> int:
     return 80
 
 
-def draw(text: str) -> None:
-    """On a terminal. One whose window was closed does not end what goes on in the background."""
-    with contextlib.suppress(OSError):
-        sys.stderr.write(text)
-        sys.stderr.flush()
-
-
 class Progress:
     """One bar for the whole command, on a terminal. It counts bytes that the receiver has."""
 
@@ -3519,7 +3512,7 @@ class Progress:
             self.due = now + REDRAW
             self.shown = True
             checked = f"checking: {readable_size(current)}"
-            draw(f"\r{checked if verb else self.bar(now)}\x1b[K")
+            say(f"\r{checked if verb else self.bar(now)}\x1b[K", "")
 
     def bar(self, now: float) -> str:
         """As much as fits into one row, the most important first."""
@@ -3540,7 +3533,7 @@ class Progress:
 
     def clear(self) -> None:
         if self.shown:
-            draw("\r\x1b[K")
+            say("\r\x1b[K", "")
             self.shown = False
 
 
@@ -4625,12 +4618,17 @@ def speak_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
-def say(text: str) -> None:
+def say(text: str, end: str = "\n") -> None:
     """Write a line for people at once. The program goes on if nobody is left to read it."""
     # AttributeError: started with stderr closed
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        try:
+            sys.stderr.write(text + end)
+            sys.stderr.flush()
+        except OSError:
+            # Forget that text: Python would try it again at the end, and make the exit code 120.
+            code, errors = sys.stderr.encoding, "backslashreplace"
+            sys.stderr = open(2, "w", 1, code, errors, closefd=False)  # noqa: SIM115  (it stays)
 
 
 def address(place: Address) -> str:
