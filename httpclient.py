@@ -315,11 +315,9 @@ class Client:
     """Sends requests to servers. Each thread has its own client; all share what is known of the
     origins."""
 
-    def __init__(
-        self, args: argparse.Namespace, origins: Optional[dict[tuple[str, str], Origin]] = None
-    ) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.origins = {} if origins is None else origins  # by URL.origin and login
+        self.origins: dict[tuple[str, str], Origin] = args.origins  # by URL.origin and login
         # one kept connection for each origin: some servers serve one at a time
         self.idle: dict[str, Connection] = {}
 
@@ -1435,7 +1433,8 @@ class Download:
 
     def side_by_side(self, output: "Part", head: Head) -> None:
         """Several threads fetch one span after another, each over a connection of its own."""
-        import threading  # not at the top: one connection needs none
+        import queue  # not at the top: one connection needs none
+        import threading
 
         source = output.source
         if not source or not source.fits(head) or source.size != head.length:
@@ -1443,35 +1442,31 @@ class Download:
         if not output.divide(self.connections):
             return
         self.args.progress.begin(self.name, output.have, head.length)
-        output.lock = threading.Lock()
-        problems, ended, left = list[BaseException](), threading.Event(), iter(output.left())
+        output.lock, left = threading.Lock(), iter(output.left())  # all threads share both
+        ends: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
         def work() -> None:
+            problem = None
             try:
-                with contextlib.closing(Client(self.args, self.client.origins)) as client:
-                    # all threads share the iterator, and stop when one has failed
-                    for span in itertools.takewhile(lambda span: not problems, left):
-                        self.fetch_span(client, output, span)
-            except BaseException as problem:  # noqa: BLE001  (the main thread raises it again)
-                problems.append(problem)
-            ended.set()
+                with contextlib.closing(Client(self.args)) as client:
+                    for span in left:
+                        act = functools.partial(self.receive, client, output, span)
+                        client.retry(self.url, act, lambda: span.offset)  # noqa: B023  (called at once)
+            except BaseException as error:  # noqa: BLE001  (the main thread raises it again)
+                problem = error
+            ends.put(problem)
 
         self.client.close()  # some servers serve one connection at a time
-        workers = [threading.Thread(target=work, daemon=True) for _ in range(self.connections)]
-        for worker in workers:
-            worker.start()
-        pause, most = SAVE_EVERY
-        while any(worker.is_alive() for worker in workers) and not problems:
-            ended.wait(pause)
-            ended.clear()
+        for _ in range(self.connections):
+            threading.Thread(target=work, daemon=True).start()
+        running, (pause, most) = self.connections, SAVE_EVERY
+        while running:
+            with contextlib.suppress(queue.Empty):
+                if problem := ends.get(timeout=pause):
+                    raise problem  # the other threads end when they find the part closed
+                running -= 1
             output.remember()
             pause = min(2 * pause, most)
-        if problems:
-            raise problems[0]
-
-    def fetch_span(self, client: Client, output: "Part", span: "Span") -> None:
-        act = functools.partial(self.receive, client, output, span)
-        client.retry(self.url, act, lambda: span.offset)
 
 
 def wanted(source: Optional[Source], span: "Span") -> Fields:
@@ -4564,7 +4559,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     speak_utf8()
     args = parsed(sys.argv[1:] if argv is None else argv)
-    args.progress, args.asked = Progress(args), {}
+    args.progress, args.asked, args.origins = Progress(args), {}, {}
     args.pace = Pace(args.limit_rate) if args.limit_rate else None
     try:
         # in lower case as in URLs, because given_password() compares the two
