@@ -370,16 +370,15 @@ class Client:
 
     def can_log_in(self, reply: "Reply") -> bool:
         """Ask the user for a password that this server demands and nobody has given."""
-        url, head, asked = reply.url, reply.head, self.args.asked
+        url, head = reply.url, reply.head
         origin = self.origin(url)
         wanted = head.status == 401 and "basic" in head.get("www-authenticate").lower()
-        given = origin.login_fields.get("Authorization") or url.origin in asked
-        if not wanted or given or not is_terminal(2):
+        if not wanted or origin.login_fields.get("Authorization") or not is_terminal(2):
             return False
         with reply:
             self.args.progress.clear()
-            asked[url.origin] = ask_password(url.authority)
-        origin.login_fields = login_fields(url, self.args)
+            password = ask_password(url.authority)
+        origin.login_fields["Authorization"] = basic(":" + password)
         return True
 
     def origin(self, url: URL) -> Origin:
@@ -1247,7 +1246,7 @@ class Download:
                 self.client.retry(
                     self.url,
                     lambda: self.receive(self.client, output, output.left()[0]),
-                    output.count,
+                    lambda: output.have,
                 )
             if not self.verdict:
                 self.finish(output)
@@ -1451,7 +1450,7 @@ class Download:
                 with contextlib.closing(Client(self.args)) as client:
                     for span in left:
                         act = functools.partial(self.receive, client, output, span)
-                        client.retry(self.url, act, lambda: span.offset)  # noqa: B023  (called at once)
+                        client.retry(self.url, act, lambda: span.offset)  # noqa: B023
             except BaseException as error:  # noqa: BLE001  (the main thread raises it again)
                 problem = error
             ends.put(problem)
@@ -1571,11 +1570,14 @@ class Spans:
     def __init__(self) -> None:
         self.source: Source | None = None
         self.spans = [Span(0)]
-        self.have = 0  # bytes of it that are here
-        self.kept = 0  # of these, what earlier runs have left
+        self.kept = 0  # of the bytes that are here, what earlier runs have left
 
-    def count(self) -> int:
-        return self.have
+    @property
+    def have(self) -> int:
+        """How many bytes are here."""
+        last = self.spans[-1]
+        missing = sum((span.end or span.offset) - span.offset for span in self.spans)
+        return (last.end or last.offset) - missing
 
     def left(self) -> list[Span]:
         return [span for span in self.spans if span.offset != span.end]
@@ -1604,7 +1606,6 @@ class Part(Spans):
         # a real lock once several threads write
         self.lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         self.noted = False  # whether there may be a note
-        self.position = 0  # where the next write() goes
         self.fd = -1  # while it is closed
         self.open()
         if self.noted and args.resume:
@@ -1654,8 +1655,7 @@ class Part(Spans):
         if size and not self.left():
             # ask for the last byte of a whole part: that reply proves that the rest fits
             last.offset -= 1
-        missing = sum((span.end or span.offset) - span.offset for span in spans)
-        self.have = self.kept = (last.end or last.offset) - missing
+        self.kept = self.have
 
     def begin(self, source: Source) -> None:
         if self.have or self.noted:
@@ -1667,7 +1667,7 @@ class Part(Spans):
 
     def forget(self) -> None:
         self.source, self.spans = None, [Span(0)]
-        self.have = self.kept = 0
+        self.kept = 0
         if self.noted:
             with contextlib.suppress(OSError):
                 os.unlink(self.note)
@@ -1712,20 +1712,15 @@ class Part(Spans):
         self.noted = True
 
     def write(self, offset: int, data: Data) -> None:
-        view = memoryview(data)
         with self.lock:
             try:
-                if self.is_hole(offset, data):
-                    view = view[:0]
-                elif self.position != offset:
-                    self.position = os.lseek(self.fd, offset, os.SEEK_SET)
+                view = memoryview(b"" if self.is_hole(offset, data) else data)
+                os.lseek(self.fd, offset, os.SEEK_SET)
                 while view:
-                    count = write_some(self.fd, view)
-                    self.position += count
-                    view = view[count:]
+                    count = os.write(self.fd, view)
+                    view, offset = view[count:], offset + count
             except OSError as error:
-                raise unwritable(self.path, error, self.position) from None
-            self.have += len(data)
+                raise unwritable(self.path, error, offset) from None
 
     def is_hole(self, offset: int, data: Data) -> bool:
         """Leave zeros out: a hole reads as zeros, and needs no room on the disk."""
@@ -1827,7 +1822,6 @@ class Stream(Spans):
             self.totals["sha256"] = hasher("sha256")
 
     def write(self, offset: int, data: Data, last: bool = False) -> None:
-        count = len(data)
         for total in self.totals.values():
             total.update(data)
         if self.decoder:
@@ -1840,7 +1834,6 @@ class Stream(Spans):
             raise  # head has enough: main() ends quietly
         except OSError as error:
             raise unwritable(self.name, error, self.have) from None
-        self.have += count
 
     def digest(self, name: str) -> str:
         return self.totals[name].hexdigest()
@@ -2826,7 +2819,7 @@ def authorization(url: URL, args: argparse.Namespace) -> str:
     """The login from the URL, the command line, the environment (only for --host), or .netrc."""
     if login := url.login or args.user:
         return basic(login)
-    if password := args.asked.get(url.origin) or given_password(args, url.host, url.port):
+    if password := given_password(args, url.host, url.port):
         return basic(":" + password)
     path = os.path.expanduser("~/.netrc")
     return netrc_login(path, url.host) if os.path.isfile(path) else ""
@@ -4559,7 +4552,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     speak_utf8()
     args = parsed(sys.argv[1:] if argv is None else argv)
-    args.progress, args.asked, args.origins = Progress(args), {}, {}
+    args.progress, args.origins = Progress(args), {}
     args.pace = Pace(args.limit_rate) if args.limit_rate else None
     try:
         # in lower case as in URLs, because given_password() compares the two
