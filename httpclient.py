@@ -105,7 +105,7 @@ import time
 import unicodedata
 import zlib
 from collections import deque
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
 from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
@@ -1170,9 +1170,7 @@ class Download:
 
     The main thread asks first. That reply tells the name, and whether ranges are served."""
 
-    def __init__(
-        self, client: Client, url: URL, folder: str, name: str, replace: bool, new: bool = False
-    ) -> None:
+    def __init__(self, client: Client, url: URL, folder: str, name: str, replace: bool) -> None:
         args = client.args
         self.client = client
         self.args = args
@@ -1180,7 +1178,6 @@ class Download:
         self.folder = folder  # "", or with a separator at its end
         self.name = name  # "" until the first reply, which may propose one
         self.path = folder + name
-        self.new = new  # whether nothing has that name, so that nobody need look
         # the user chose the name: then it may be a FIFO or device, too
         self.chosen = bool(name) and not replace
         self.stdout = self.chosen and self.path == "-"
@@ -1317,7 +1314,9 @@ class Download:
             say(f"{self.url} comes encoded, which was not asked for: kept as {ending}")
             if not self.stdout:
                 self.name, self.path = self.name + ending, self.path + ending
-        self.old = None if self.new else stat_or_none(self.path, follow=False)
+        # mostly nothing is there, and access() finds that out sooner than an exception
+        there = os.access(self.path, os.F_OK)
+        self.old = stat_or_none(self.path, follow=False) if there else None
         # few folders are near a program; a name that exists may be a link to one
         if nears_program(self.folder) or self.old:
             refuse_program(self.path)
@@ -2705,14 +2704,13 @@ def find_same(tree: Tree, here: str, jobs: dict[URL, Entry], known: dict[URL, En
 
 
 def fetch_files(
-    tree: Tree, folder: str, base: URL, jobs: dict[URL, Entry], there: Collection[str]
+    tree: Tree, folder: str, base: URL, jobs: dict[URL, Entry], there: Iterable[str]
 ) -> None:
     """Fetch files in a pipeline, and what that leaves one by one."""
     client, args = tree.client, tree.args
 
     def download(url: URL) -> Download:
-        name = jobs[url].name
-        return Download(client, url, folder, name, replace=True, new=name not in there)
+        return Download(client, url, folder, jobs[url].name, replace=True)
 
     begun = set(filter(is_part, there))  # these are continued by Range
     urls = [url for url in jobs if not begun or part_name(url) not in begun]
