@@ -105,7 +105,7 @@ import time
 import unicodedata
 import zlib
 from collections import deque
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
 from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
@@ -315,11 +315,9 @@ class Client:
     """Sends requests to servers. Each thread has its own client; all share what is known of the
     origins."""
 
-    def __init__(
-        self, args: argparse.Namespace, origins: Optional[dict[tuple[str, str], Origin]] = None
-    ) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.origins = {} if origins is None else origins  # by URL.origin and login
+        self.origins: dict[tuple[str, str], Origin] = args.origins  # by URL.origin and login
         # one kept connection for each origin: some servers serve one at a time
         self.idle: dict[str, Connection] = {}
 
@@ -372,16 +370,15 @@ class Client:
 
     def can_log_in(self, reply: "Reply") -> bool:
         """Ask the user for a password that this server demands and nobody has given."""
-        url, head, asked = reply.url, reply.head, self.args.asked
+        url, head = reply.url, reply.head
         origin = self.origin(url)
         wanted = head.status == 401 and "basic" in head.get("www-authenticate").lower()
-        given = origin.login_fields.get("Authorization") or url.origin in asked
-        if not wanted or given or not is_terminal(2):
+        if not wanted or origin.login_fields.get("Authorization") or not is_terminal(2):
             return False
         with reply:
             self.args.progress.clear()
-            asked[url.origin] = ask_password(url.authority)
-        origin.login_fields = login_fields(url, self.args)
+            password = ask_password(url.authority)
+        origin.login_fields["Authorization"] = basic(":" + password)
         return True
 
     def origin(self, url: URL) -> Origin:
@@ -1173,9 +1170,7 @@ class Download:
 
     The main thread asks first. That reply tells the name, and whether ranges are served."""
 
-    def __init__(
-        self, client: Client, url: URL, folder: str, name: str, replace: bool, new: bool = False
-    ) -> None:
+    def __init__(self, client: Client, url: URL, folder: str, name: str, replace: bool) -> None:
         args = client.args
         self.client = client
         self.args = args
@@ -1183,7 +1178,6 @@ class Download:
         self.folder = folder  # "", or with a separator at its end
         self.name = name  # "" until the first reply, which may propose one
         self.path = folder + name
-        self.new = new  # whether nothing has that name, so that nobody need look
         # the user chose the name: then it may be a FIFO or device, too
         self.chosen = bool(name) and not replace
         self.stdout = self.chosen and self.path == "-"
@@ -1249,7 +1243,7 @@ class Download:
                 self.client.retry(
                     self.url,
                     lambda: self.receive(self.client, output, output.left()[0]),
-                    output.count,
+                    lambda: output.have,
                 )
             if not self.verdict:
                 self.finish(output)
@@ -1320,7 +1314,9 @@ class Download:
             say(f"{self.url} comes encoded, which was not asked for: kept as {ending}")
             if not self.stdout:
                 self.name, self.path = self.name + ending, self.path + ending
-        self.old = None if self.new else stat_or_none(self.path, follow=False)
+        # mostly nothing is there, and access() finds that out sooner than an exception
+        there = os.access(self.path, os.F_OK)
+        self.old = stat_or_none(self.path, follow=False) if there else None
         # few folders are near a program; a name that exists may be a link to one
         if nears_program(self.folder) or self.old:
             refuse_program(self.path)
@@ -1435,7 +1431,8 @@ class Download:
 
     def side_by_side(self, output: "Part", head: Head) -> None:
         """Several threads fetch one span after another, each over a connection of its own."""
-        import threading  # not at the top: one connection needs none
+        import queue  # not at the top: one connection needs none
+        import threading
 
         source = output.source
         if not source or not source.fits(head) or source.size != head.length:
@@ -1443,35 +1440,31 @@ class Download:
         if not output.divide(self.connections):
             return
         self.args.progress.begin(self.name, output.have, head.length)
-        output.lock = threading.Lock()
-        problems, ended, left = list[BaseException](), threading.Event(), iter(output.left())
+        output.lock, left = threading.Lock(), iter(output.left())  # all threads share both
+        ends: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
         def work() -> None:
+            problem = None
             try:
-                with contextlib.closing(Client(self.args, self.client.origins)) as client:
-                    # all threads share the iterator, and stop when one has failed
-                    for span in itertools.takewhile(lambda span: not problems, left):
-                        self.fetch_span(client, output, span)
-            except BaseException as problem:  # noqa: BLE001  (the main thread raises it again)
-                problems.append(problem)
-            ended.set()
+                with contextlib.closing(Client(self.args)) as client:
+                    for span in left:
+                        act = functools.partial(self.receive, client, output, span)
+                        client.retry(self.url, act, lambda: span.offset)  # noqa: B023
+            except BaseException as error:  # noqa: BLE001  (the main thread raises it again)
+                problem = error
+            ends.put(problem)
 
         self.client.close()  # some servers serve one connection at a time
-        workers = [threading.Thread(target=work, daemon=True) for _ in range(self.connections)]
-        for worker in workers:
-            worker.start()
-        pause, most = SAVE_EVERY
-        while any(worker.is_alive() for worker in workers) and not problems:
-            ended.wait(pause)
-            ended.clear()
+        for _ in range(self.connections):
+            threading.Thread(target=work, daemon=True).start()
+        running, (pause, most) = self.connections, SAVE_EVERY
+        while running:
+            with contextlib.suppress(queue.Empty):
+                if problem := ends.get(timeout=pause):
+                    raise problem  # the other threads end when they find the part closed
+                running -= 1
             output.remember()
             pause = min(2 * pause, most)
-        if problems:
-            raise problems[0]
-
-    def fetch_span(self, client: Client, output: "Part", span: "Span") -> None:
-        act = functools.partial(self.receive, client, output, span)
-        client.retry(self.url, act, lambda: span.offset)
 
 
 def wanted(source: Optional[Source], span: "Span") -> Fields:
@@ -1576,11 +1569,14 @@ class Spans:
     def __init__(self) -> None:
         self.source: Source | None = None
         self.spans = [Span(0)]
-        self.have = 0  # bytes of it that are here
-        self.kept = 0  # of these, what earlier runs have left
+        self.kept = 0  # of the bytes that are here, what earlier runs have left
 
-    def count(self) -> int:
-        return self.have
+    @property
+    def have(self) -> int:
+        """How many bytes are here."""
+        last = self.spans[-1]
+        missing = sum((span.end or span.offset) - span.offset for span in self.spans)
+        return (last.end or last.offset) - missing
 
     def left(self) -> list[Span]:
         return [span for span in self.spans if span.offset != span.end]
@@ -1609,7 +1605,6 @@ class Part(Spans):
         # a real lock once several threads write
         self.lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         self.noted = False  # whether there may be a note
-        self.position = 0  # where the next write() goes
         self.fd = -1  # while it is closed
         self.open()
         if self.noted and args.resume:
@@ -1659,8 +1654,7 @@ class Part(Spans):
         if size and not self.left():
             # ask for the last byte of a whole part: that reply proves that the rest fits
             last.offset -= 1
-        missing = sum((span.end or span.offset) - span.offset for span in spans)
-        self.have = self.kept = (last.end or last.offset) - missing
+        self.kept = self.have
 
     def begin(self, source: Source) -> None:
         if self.have or self.noted:
@@ -1672,7 +1666,7 @@ class Part(Spans):
 
     def forget(self) -> None:
         self.source, self.spans = None, [Span(0)]
-        self.have = self.kept = 0
+        self.kept = 0
         if self.noted:
             with contextlib.suppress(OSError):
                 os.unlink(self.note)
@@ -1717,20 +1711,15 @@ class Part(Spans):
         self.noted = True
 
     def write(self, offset: int, data: Data) -> None:
-        view = memoryview(data)
         with self.lock:
             try:
-                if self.is_hole(offset, data):
-                    view = view[:0]
-                elif self.position != offset:
-                    self.position = os.lseek(self.fd, offset, os.SEEK_SET)
+                view = memoryview(b"" if self.is_hole(offset, data) else data)
+                os.lseek(self.fd, offset, os.SEEK_SET)
                 while view:
-                    count = write_some(self.fd, view)
-                    self.position += count
-                    view = view[count:]
+                    count = os.write(self.fd, view)
+                    view, offset = view[count:], offset + count
             except OSError as error:
-                raise unwritable(self.path, error, self.position) from None
-            self.have += len(data)
+                raise unwritable(self.path, error, offset) from None
 
     def is_hole(self, offset: int, data: Data) -> bool:
         """Leave zeros out: a hole reads as zeros, and needs no room on the disk."""
@@ -1832,7 +1821,6 @@ class Stream(Spans):
             self.totals["sha256"] = hasher("sha256")
 
     def write(self, offset: int, data: Data, last: bool = False) -> None:
-        count = len(data)
         for total in self.totals.values():
             total.update(data)
         if self.decoder:
@@ -1845,7 +1833,6 @@ class Stream(Spans):
             raise  # head has enough: main() ends quietly
         except OSError as error:
             raise unwritable(self.name, error, self.have) from None
-        self.have += count
 
     def digest(self, name: str) -> str:
         return self.totals[name].hexdigest()
@@ -2717,14 +2704,13 @@ def find_same(tree: Tree, here: str, jobs: dict[URL, Entry], known: dict[URL, En
 
 
 def fetch_files(
-    tree: Tree, folder: str, base: URL, jobs: dict[URL, Entry], there: Collection[str]
+    tree: Tree, folder: str, base: URL, jobs: dict[URL, Entry], there: Iterable[str]
 ) -> None:
     """Fetch files in a pipeline, and what that leaves one by one."""
     client, args = tree.client, tree.args
 
     def download(url: URL) -> Download:
-        name = jobs[url].name
-        return Download(client, url, folder, name, replace=True, new=name not in there)
+        return Download(client, url, folder, jobs[url].name, replace=True)
 
     begun = set(filter(is_part, there))  # these are continued by Range
     urls = [url for url in jobs if not begun or part_name(url) not in begun]
@@ -2831,7 +2817,7 @@ def authorization(url: URL, args: argparse.Namespace) -> str:
     """The login from the URL, the command line, the environment (only for --host), or .netrc."""
     if login := url.login or args.user:
         return basic(login)
-    if password := args.asked.get(url.origin) or given_password(args, url.host, url.port):
+    if password := given_password(args, url.host, url.port):
         return basic(":" + password)
     path = os.path.expanduser("~/.netrc")
     return netrc_login(path, url.host) if os.path.isfile(path) else ""
@@ -4564,7 +4550,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     speak_utf8()
     args = parsed(sys.argv[1:] if argv is None else argv)
-    args.progress, args.asked = Progress(args), {}
+    args.progress, args.origins = Progress(args), {}
     args.pace = Pace(args.limit_rate) if args.limit_rate else None
     try:
         # in lower case as in URLs, because given_password() compares the two

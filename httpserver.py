@@ -323,7 +323,7 @@ LINE = re.compile(rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])")
 
 # A line ends in CRLF. A lone LF is accepted too (§2.2), so that a request can be typed into
 # netcat; a lone CR is not.
-HEAD = re.compile(
+WHOLE_HEAD = re.compile(
     rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([0-9])\r?\n"
     rf"((?:{TOKEN}:[^\x00-\x08\x0a-\x1f\x7f]*\r?\n)*)\r?\n"
 )
@@ -385,7 +385,7 @@ class Request:
 
 def parse_head(head: bytes) -> Request:
     text = head.decode("latin-1")
-    found = HEAD.fullmatch(text)
+    found = WHOLE_HEAD.fullmatch(text)
     if not found:
         raise malformed(text)
     method, target, minor, lines = found.groups()
@@ -1424,6 +1424,10 @@ class State(enum.IntEnum):
     CLOSED = 7  # or not in any queue yet
 
 
+# (Python 3.11 needs a call of a function for each State.IDLE)
+HANDSHAKE, IDLE, HEAD, ANSWERING, HANDED_OVER, LINGERING, CLOSED = State
+
+
 class Connection:
     """A socket, and what has been read from it.
 
@@ -1432,9 +1436,9 @@ class Connection:
     def __init__(self, server: "Server", sock: socket.socket, peer: "Address") -> None:
         self.server, self.sock, self.args, self.shared = server, sock, server.args, server.shared
         # hop is the peer; peer is the client of the last request, for whom a proxy may speak
-        self.hop = self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
+        self.hop = self.peer = peer[0].removeprefix("::ffff:")
         self.user = "-"  # the name in the login, as the log shows it
-        self.state, self.deadline = State.CLOSED, 0.0
+        self.state, self.deadline = CLOSED, 0.0
         self.buffer = b""  # what has been read
         self.sent = 0  # bytes of the answer under way, without its head
         # in a worker: seconds for which it still waits for the client, and the bytes that came or
@@ -1449,10 +1453,10 @@ class Connection:
     # In the loop: nothing here blocks.
     def ready(self) -> None:
         """Something has come, or there is room for the rest of an answer."""
-        if self.state is State.ANSWERING:
+        if self.state is ANSWERING:
             return self.advance() if not self.is_sending() or self.send_rest() else None
         try:
-            if self.state is State.HANDSHAKE:
+            if self.state is HANDSHAKE:
                 self.handshake()
             data = self.sock.recv(SMALL)
         except self.server.waits:
@@ -1461,7 +1465,7 @@ class Connection:
             return self.refuse_head(refused)
         except OSError:
             data = b""
-        if self.state is State.LINGERING:
+        if self.state is LINGERING:
             return None if data else self.close()
         if not data:
             if self.buffer:
@@ -1484,16 +1488,17 @@ class Connection:
             answer = self.recall(request)
             if answer.pieces is not None and not self.is_quick(answer):
                 return self.server.hand_over(self, request, answer)
-            if not self.send_at_once(request, answer):
+            self.begin_answer(request, answer)
+            if not self.send_rest():
                 return None
             if not self.buffer:
                 return self.await_head()
-        return self.server.enter(self, State.ANSWERING)  # after other connections have had a turn
+        return self.server.enter(self, ANSWERING)  # after other connections have had a turn
 
     def await_head(self) -> None:
         """Idle until the first byte of a head; from then on its end has a deadline."""
-        if self.state is not State.HANDSHAKE:
-            self.server.enter(self, State.HEAD if self.buffer else State.IDLE)
+        if self.state is not HANDSHAKE:
+            self.server.enter(self, HEAD if self.buffer else IDLE)
 
     def next_request(self) -> Optional[Request]:
         """The next whole head, taken off the buffer; None while there is none."""
@@ -1586,11 +1591,6 @@ class Connection:
         """Whether sendfile() can be used. On a TLS socket it would send in the clear."""
         return hasattr(os, "sendfile") and type(self.sock) is socket.socket
 
-    def send_at_once(self, request: Optional[Request], answer: Answer) -> bool:
-        """Send a short answer. Whether all of it is sent and the connection goes on."""
-        self.begin_answer(request, answer)
-        return self.send_rest()
-
     def begin_answer(self, request: Optional[Request], answer: Answer) -> None:
         """Make it the next that is sent. Of that, only the bytes after the head are counted."""
         goes_on = request and request.keep and (answer.length is not None or request.minor > 0)
@@ -1620,11 +1620,13 @@ class Connection:
             yield b"0\r\n\r\n"
 
     def send_rest(self) -> bool:
-        """The same with what is left of it. If the kernel has no room, the loop waits for that."""
+        """Send what is left of it. Whether that was all, and the connection goes on.
+
+        If the kernel has no room, the loop waits for that."""
         try:
             self.send_all()
         except self.server.waits:
-            self.server.enter(self, State.ANSWERING)
+            self.server.enter(self, ANSWERING)
             return False
         except (Gone, OSError) as problem:
             return self.give_up(reason_of(problem))
@@ -1650,7 +1652,7 @@ class Connection:
 
     def send_all(self) -> None:
         """Send what the kernel has room for. There, the head of a short file waits for the file."""
-        while self.piece or self.next_piece():
+        while self.piece or self.pieces and self.next_piece():
             if isinstance(self.piece, Span):
                 count = self.send_file(self.piece)
             else:
@@ -1694,13 +1696,13 @@ class Connection:
     def overdue(self) -> None:
         """Its deadline has passed."""
         seconds = f"{self.args.timeout:g} s"
-        if self.state is State.LINGERING:
+        if self.state is LINGERING:
             return self.close()
-        is_stuck = self.state is State.ANSWERING
+        is_stuck = self.state is ANSWERING
         self.hang_up(Refusal(408, f"{'silent for' if is_stuck else 'no whole head in'} {seconds}"))
 
     def hang_up(self, refused: Refusal) -> None:
-        if self.state is State.ANSWERING:  # no error in the middle of an answer
+        if self.state is ANSWERING:  # no error in the middle of an answer
             self.give_up(refused.text)
         else:
             self.refuse_head(refused)
@@ -1709,7 +1711,7 @@ class Connection:
         """Refuse a head that cannot be trusted, or a request that comes at the wrong moment.
 
         What follows such a head cannot be trusted either, so the connection ends."""
-        if self.state is State.HANDSHAKE:  # it would cost more than a refusal should
+        if self.state is HANDSHAKE:  # it would cost more than a refusal should
             with contextlib.suppress(OSError):
                 socket.socket.send(self.sock, alert(OVERLOADED))
             return self.linger()
@@ -1717,7 +1719,8 @@ class Connection:
         answer.close = True
         is_head = request.method == "HEAD" if request else self.buffer.startswith(b"HEAD ")
         answer.body = b"" if is_head else answer.body  # (§9.3.2)
-        self.send_at_once(request, answer)
+        self.begin_answer(request, answer)
+        self.send_rest()
 
     def linger(self) -> None:
         """Close so that the answer arrives (§9.6).
@@ -1729,13 +1732,13 @@ class Connection:
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             return self.close()
-        self.server.enter(self, State.LINGERING)
-        lingering = self.server.queues[State.LINGERING]
+        self.server.enter(self, LINGERING)
+        lingering = self.server.queues[LINGERING]
         if len(lingering) > MAX_LINGERING:
             next(iter(lingering)).close()  # the one that has had the most time
 
     def close(self) -> None:
-        self.server.enter(self, State.CLOSED)
+        self.server.enter(self, CLOSED)
         self.release()
         self.buffer = b""  # or an event of the same turn would find the beginning of a head
         self.sock.close()
@@ -1750,7 +1753,7 @@ class Connection:
         if not isinstance(self.sock, ssl.SSLSocket):
             first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
             if first not in (b"", b"\x16"):
-                self.server.enter(self, State.HEAD)
+                self.server.enter(self, HEAD)
                 text = "TLS is spoken on this port: the address begins with https://"
                 raise Refusal(400, text)
             self.sock = over_tls(self.server.door.tls, self.sock)
@@ -1762,7 +1765,7 @@ class Connection:
             why = getattr(error, "reason", "") or error.strerror
             self.server.log(f"no TLS: {why}", self.peer)
             raise
-        self.server.enter(self, State.IDLE)
+        self.server.enter(self, IDLE)
 
     # In a worker: one thread, this one connection, and it may block.
     def handle(self, request: Optional[Request], answer: Optional[Answer]) -> Call:
@@ -1800,7 +1803,7 @@ class Connection:
 
         To give the connection back takes longer than most uploads. Several busy workers do not wait
         here: they would compete for the interpreter's lock."""
-        alone = len(self.server.queues[State.HANDED_OVER]) == 1
+        alone = len(self.server.queues[HANDED_OVER]) == 1
         if not self.buffer and alone and poll(self.sock, False, NEXT_WAIT):
             with contextlib.suppress(*self.server.waits):
                 self.buffer = self.sock.recv(SMALL)
@@ -2002,13 +2005,13 @@ def poll(sock: socket.socket, writing: bool, seconds: float) -> bool:
 # what the selector waits for in each state
 WAITS_FOR = {
     **dict.fromkeys(State, selectors.EVENT_READ),
-    State.ANSWERING: selectors.EVENT_WRITE,
-    State.HANDED_OVER: 0,
-    State.CLOSED: 0,
+    ANSWERING: selectors.EVENT_WRITE,
+    HANDED_OVER: 0,
+    CLOSED: 0,
 }
 
 # the seconds that a connection may stay in a state; in each other one, --timeout
-LIMITS = {State.LINGERING: LINGER, State.IDLE: FOREVER, State.HANDED_OVER: FOREVER}
+LIMITS = {LINGERING: LINGER, IDLE: FOREVER, HANDED_OVER: FOREVER}
 
 
 class Server:
@@ -2088,7 +2091,7 @@ class Server:
         return self.finish(self.stop.asked)
 
     def end_of_once(self) -> float:
-        waits = self.args.once and not self.queues[State.HANDED_OVER]
+        waits = self.args.once and not self.queues[HANDED_OVER]
         return self.progress + self.args.timeout if waits else FOREVER
 
     def turn(self, end: float) -> bool:
@@ -2100,7 +2103,7 @@ class Server:
             self.call(key.data)
         for _ in range(len(self.later)):
             self.call(self.later.popleft())
-        while self.workers > len(self.queues[State.HANDED_OVER]) + SPARE_THREADS:
+        while self.workers > len(self.queues[HANDED_OVER]) + SPARE_THREADS:
             self.workers -= 1
             self.tasks.put(None)
         now = time.monotonic()
@@ -2127,13 +2130,13 @@ class Server:
         """The one place where the state of a connection changes.
 
         The deadline of a head stays, or one byte at a time could put it off."""
-        if state is conn.state is State.HEAD:
+        if state is conn.state is HEAD:
             return
         before, after = WAITS_FOR[conn.state], WAITS_FOR[state]
         self.queues[conn.state].pop(conn, None)
         conn.deadline = time.monotonic() + LIMITS.get(state, self.args.timeout)
         conn.state = state
-        if state is not State.CLOSED:
+        if state is not CLOSED:
             self.queues[state][conn] = None
         if not before and after:
             self.selector.register(conn.sock, after, conn.ready)
@@ -2161,9 +2164,9 @@ class Server:
             self.begin(Connection(self, sock, peer))
 
     def begin(self, conn: Connection) -> None:
-        count = sum(map(len, self.queues.values())) - len(self.queues[State.LINGERING])
+        count = sum(map(len, self.queues.values())) - len(self.queues[LINGERING])
         if self.door.tls:
-            self.enter(conn, State.HANDSHAKE)
+            self.enter(conn, HANDSHAKE)
         if count >= self.args.max_clients and not self.make_room(conn):
             text = f"there are {self.args.max_clients} clients"
             return conn.refuse_head(Refusal(503, text, {"Retry-After": "5"}))
@@ -2173,11 +2176,11 @@ class Server:
         """Close a connection for a new client: the one that has been idle longest (RFC 9112 §9.5).
 
         Or else the oldest slow one of another address, if that has half of all there are."""
-        for conn in self.queues[State.IDLE]:
+        for conn in self.queues[IDLE]:
             if not poll(conn.sock, False, 0):  # or its next request is here, not read yet
                 conn.linger()
                 return True
-        states = State.HANDSHAKE, State.HEAD, State.ANSWERING, State.IDLE
+        states = HANDSHAKE, HEAD, ANSWERING, IDLE
         slow = [conn for state in states for conn in self.queues[state]]
         for client, count in Counter(network(conn.hop) for conn in slow).most_common(1):
             if 2 * count >= self.args.max_clients and client != network(new.hop):
@@ -2190,8 +2193,8 @@ class Server:
         self, conn: Connection, request: Request, answer: Optional[Answer] = None
     ) -> None:
         """Leave a connection to a worker, or refuse what it asks."""
-        busy = self.queues[State.HANDED_OVER]
-        self.enter(conn, State.HANDED_OVER)
+        busy = self.queues[HANDED_OVER]
+        self.enter(conn, HANDED_OVER)
         if self.has_room(conn, request) and (len(busy) <= self.workers or self.start_worker()):
             return self.tasks.put(functools.partial(conn.handle, request, answer))
         full = Refusal(503, "too many transfers at once", {"Retry-After": "5"})
@@ -2202,7 +2205,7 @@ class Server:
 
         One address may have as many as are left for others, and half of that when it uploads. So
         there is always room for another address, and for an answer to the same one."""
-        client, busy = network(conn.peer), self.queues[State.HANDED_OVER]
+        client, busy = network(conn.peer), self.queues[HANDED_OVER]
         left = MAX_THREADS - len(busy) + 1  # it has entered
         own = sum(network(other.peer) == client for other in busy)
         return own <= (left // 2 if request.has_body else left)
@@ -2325,7 +2328,7 @@ class Server:
         with contextlib.suppress(KeyError):  # during a pause
             self.selector.unregister(self.sock)
         self.sock.close()
-        for state in State.HANDSHAKE, State.IDLE, State.HEAD:
+        for state in HANDSHAKE, IDLE, HEAD:
             for conn in list(self.queues[state]):
                 conn.close()
         dropped = self.wait_for_answers()
@@ -2357,7 +2360,7 @@ class Server:
     def wait_for_answers(self) -> list[Connection]:
         """Those that are still under way after the grace."""
         end = time.monotonic() + GRACE
-        states = State.ANSWERING, State.HANDED_OVER
+        states = ANSWERING, HANDED_OVER
         while (left := [conn for each in states for conn in self.queues[each]]) and self.turn(end):
             pass
         return left

@@ -3543,7 +3543,7 @@ def test_a_zone_is_for_the_connection_alone(text):
     url = h.parse_url(text)
     assert (url.host, url.port) == ("fe80::1%eth0", 8000)
     args = h.parsed(["get", text])
-    args.asked = {}
+    args.origins = {}
     request = h.Client(args).request("GET", url, {}, None)
     assert b"\r\nHost: [fe80::1]:8000\r\n" in request and request.startswith(b"GET / HTTP/1.1")
 
