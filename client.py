@@ -1541,7 +1541,7 @@ class Sends(Puts):
         verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (sha256 or None)
         target = peer_name(found.words[0], found.keys.get("nick"))
         counts = self.results.setdefault(target, Counter())
-        counts.update(sent=1, verified=verified, bytes=size * verified)
+        counts.update(sent=1, verified=int(verified), bytes=size * verified)
         if verified:
             return ""
         reason = found.keys.get("reason") or "wrong-digest"
@@ -1622,6 +1622,8 @@ class Inbox:
     def admit(self, name: str, request: "Line") -> list[str]:
         """The components of its name here. The first may differ from what the sender calls it."""
         top, *below = check_name(name, self.args.hidden)
+        if not self.is_from_wanted(request):
+            raise Refused("not-wanted")
         key = request.keys.get("from", ""), top
         if key not in self.names:
             self.names[key] = top if self.is_wanted(top, request) else ""
@@ -1631,12 +1633,14 @@ class Inbox:
             raise Refused("not-wanted")
         return [self.names[key], *below]
 
-    def is_wanted(self, top: str, request: "Line") -> bool:
-        """Say who sends what before it is taken; --from and --ask can refuse it."""
+    def is_from_wanted(self, request: "Line") -> bool:
+        """Each time: only the names of those whom --from lets in are remembered."""
         endpoint, nick = request.keys.get("from", ""), request.keys.get("nick", "")
         known = {endpoint, endpoint.rpartition(":")[0].strip("[]"), nick.lower()}
-        if self.args.senders and known.isdisjoint(map(str.lower, self.args.senders)):
-            return False
+        return not self.args.senders or not known.isdisjoint(map(str.lower, self.args.senders))
+
+    def is_wanted(self, top: str, request: "Line") -> bool:
+        """Say who sends what before it is taken; --ask can refuse it."""
         if not self.args.quiet and (self.args.ask or is_terminal(2)):
             size = f", {readable_size(request.number('size'))}" if "size" in request.keys else ""
             say_in_rows(f"{sender_of(request)} sends {printable(top)}{size}")
@@ -1991,7 +1995,7 @@ BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all belo
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 # how a file begins and ends that is small enough to come whole: most do
 BEGIN = re.compile(
-    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]+) mtime_ns=([0-9]+)"
+    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]+)"
     rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
@@ -2276,7 +2280,11 @@ class Wire:
                     deadline = time.monotonic() + self.timeout
                 self.receive_more_of_a_line(deadline)
                 continue
-            text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+            try:
+                text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+            except UnicodeDecodeError:  # Windows' names are Unicode; a TLS client's bytes are not
+                tls = self.buffer.startswith(TLS, self.start)
+                raise Broken("this-is-tls" if tls else "bad-line") from None
             self.start = stop + 1
             if not text:  # an empty line means nothing
                 continue
@@ -3391,8 +3399,8 @@ def receive_body(
 ) -> str:
     """Write a body into the part until `end`: "yes" if its digest agrees, "no" if it had none.
 
-    Refused if the body is not what was announced. Of an unknown size, check() may refuse so many
-    bytes. A verb that belongs to no body ends it like `abort`, and is carried out afterwards."""
+    Refused if the body is not what was announced. check() may refuse so many bytes. A verb that
+    belongs to no body ends it like `abort`, and is carried out afterwards."""
     theirs: str | None = begun.sha256
     if begun.body is None:
         theirs = receive_chunks(wire, part, check, tell)
@@ -3414,10 +3422,9 @@ def receive_chunks(
 ) -> Optional[str]:
     """Until `end`: the digest that it says."""
     while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
-        if part.size is None:
-            check(part.received + wire.remaining)
-        elif part.received + wire.remaining > part.size:
+        if part.size is not None and part.received + wire.remaining > part.size:
             raise Refused("too-long", size=part.size)
+        check(part.received + wire.remaining)  # others may have filled the disk meanwhile
         while wire.remaining:
             part.write(wire.take_body())
             tell(part.received)
@@ -4154,8 +4161,12 @@ def holds_program(path: str) -> bool:
 # --- end programs ---
 
 
-# whether any name in a folder could be that of a program: one answer for its thousands of files
-nears_program = functools.lru_cache(maxsize=64)(holds_program)
+@functools.lru_cache(maxsize=64)
+def nears_program(folder: str) -> bool:
+    """Whether any name in a folder could be that of a program: one answer for all its files.
+
+    holds_program() takes a last component that is a link for a name, but DEST may be a link."""
+    return holds_program(os.path.realpath(folder))
 
 
 # --- locks: the same in the four file scripts (tests/test_twins.py) ---

@@ -976,7 +976,7 @@ BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all belo
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 # how a file begins and ends that is small enough to come whole: most do
 BEGIN = re.compile(
-    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]+) mtime_ns=([0-9]+)"
+    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]+)"
     rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
@@ -1261,7 +1261,11 @@ class Wire:
                     deadline = time.monotonic() + self.timeout
                 self.receive_more_of_a_line(deadline)
                 continue
-            text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+            try:
+                text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+            except UnicodeDecodeError:  # Windows' names are Unicode; a TLS client's bytes are not
+                tls = self.buffer.startswith(TLS, self.start)
+                raise Broken("this-is-tls" if tls else "bad-line") from None
             self.start = stop + 1
             if not text:  # an empty line means nothing
                 continue
@@ -1842,8 +1846,8 @@ def receive_body(
 ) -> str:
     """Write a body into the part until `end`: "yes" if its digest agrees, "no" if it had none.
 
-    Refused if the body is not what was announced. Of an unknown size, check() may refuse so many
-    bytes. A verb that belongs to no body ends it like `abort`, and is carried out afterwards."""
+    Refused if the body is not what was announced. check() may refuse so many bytes. A verb that
+    belongs to no body ends it like `abort`, and is carried out afterwards."""
     theirs: str | None = begun.sha256
     if begun.body is None:
         theirs = receive_chunks(wire, part, check, tell)
@@ -1865,10 +1869,9 @@ def receive_chunks(
 ) -> Optional[str]:
     """Until `end`: the digest that it says."""
     while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
-        if part.size is None:
-            check(part.received + wire.remaining)
-        elif part.received + wire.remaining > part.size:
+        if part.size is not None and part.received + wire.remaining > part.size:
             raise Refused("too-long", size=part.size)
+        check(part.received + wire.remaining)  # others may have filled the disk meanwhile
         while wire.remaining:
             part.write(wire.take_body())
             tell(part.received)
@@ -2000,6 +2003,9 @@ class Session(Wire):
             self.out += line("err", "-", reason=broken)  # hang_up() sends it
             self.log(f"hung up on: {broken}")
         finally:
+            if self.relays:  # what has come whole still reaches its receivers
+                self.relays[-1].leave()
+                self.relays.clear()
             self.lobby.leave(self, "gone")
             if self.reason:
                 self.out += line("err", "-", reason=self.reason)
@@ -2098,7 +2104,7 @@ class Session(Wire):
         self.serve_others()  # also if this client never stops talking
         self.fill(patience)
         if self.mode == "chat":  # what was said before comes before the next answer
-            self.out += b"".join(self.take_queued(UNHEARD))
+            self.put(b"".join(self.take_queued(UNHEARD)))
         self.hear()
 
     def wait(self, patience: Optional[float], event: int = READ) -> None:
@@ -2641,9 +2647,12 @@ class Relay:
 
     def give(self, text: bytes, body: memoryview = NOTHING) -> None:
         """Pass on a line, or `data` and its bytes. Few bytes gather until the sender waits."""
+        many = len(self.sender.gathered) + len(text) + len(body) >= BATCH
+        if many:  # before anything is begun: if this fails, give_up() ends what is gathered
+            self.await_receivers()
         self.sender.gathered += text
         self.sender.gathered += body[:BATCH]
-        if len(self.sender.gathered) >= BATCH:
+        if many:
             self.pass_on(body[BATCH:])
 
     def pass_on(self, body: memoryview = NOTHING) -> None:
@@ -3249,8 +3258,12 @@ def holds_program(path: str) -> bool:
 # --- end programs ---
 
 
-# whether any name in a folder could be that of a program: one answer for its thousands of files
-nears_program = functools.lru_cache(maxsize=64)(holds_program)
+@functools.lru_cache(maxsize=64)
+def nears_program(folder: str) -> bool:
+    """Whether any name in a folder could be that of a program: one answer for all its files.
+
+    holds_program() takes a last component that is a link for a name, but DEST may be a link."""
+    return holds_program(os.path.realpath(folder))
 
 
 # --- locks: the same in the four file scripts (tests/test_twins.py) ---
