@@ -1133,7 +1133,6 @@ class Gets(Batch):
         # for --delete: a folder's path here -> the names that the server has in it
         self.known: dict[str, set[str]] = {}
         self.folder = functools.lru_cache(OPEN_FOLDERS)(self.open_folder)
-        self.empty: set[str] = set()  # paths of folders here that were empty before
 
     def choose(self, output: Optional[str]) -> Optional["Folder"]:
         """DEST: a folder, a name, - for standard output, or a device or FIFO."""
@@ -1229,20 +1228,19 @@ class Gets(Batch):
 
     def make_folder(self, path: str) -> None:
         if self.stream is None and not self.args.dry_run:
-            folder = self.folder(tuple(check_name(path)))
-            self.empty.add(path)
+            folder = self.folder(path)
             for name in folder.entries():
-                self.empty.discard(path)
                 remove_if_old(folder, name)
 
     def local(self, path: str) -> tuple["Folder", str]:
         """Where a name leads here, below DEST. Each component is checked."""
-        *above, leaf = check_name(path)
-        return self.folder(tuple(above)), leaf
+        above, _, leaf = path.rpartition("/")
+        check_name(leaf)
+        return self.folder(above), leaf
 
-    def open_folder(self, above: tuple[str, ...]) -> "Folder":
+    def open_folder(self, path: str) -> "Folder":
         assert self.top
-        return self.top.descend(above, make=True)
+        return self.top.descend(check_name(path) if path else [], make=True)
 
     def get_file(self, file: File, facts: "Line") -> Conversation:
         """What is here of that name decides whether the bytes are asked for."""
@@ -1253,7 +1251,7 @@ class Gets(Batch):
             stream = file.stream or Stream(self.stream)
             return (yield from self.fetch(file._replace(stream=stream), stream))
         folder, leaf = self.local(file.path)
-        there = None if file.path[: -len(leaf) - 1] in self.empty else folder.stat(leaf)
+        there = folder.stat(leaf)
         if there and self.is_same(file, facts, folder, leaf, there):
             return self.skip_same(file, size)
         if self.args.dry_run:
@@ -1997,10 +1995,10 @@ ESCAPE = re.compile(rb"%(..)")
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all below
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
-# how a file begins and ends that is small enough to come whole: most do
-BEGIN = re.compile(
-    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]+)"
-    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
+# the line of a file as most are, and what follows it if all bytes come at once
+USUAL = re.compile(
+    rb"(put|ok get|file) ([!-$&-<>-~]+) size=([0-9]{1,18}) mtime_ns=([0-9]{1,19})"
+    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\n(?:data \3\n)?"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
 TLS = b"\x16\x03"  # how a TLS client begins
@@ -2301,23 +2299,27 @@ class Wire:
         return self.early.popleft()
 
     def message(self, idle: bool = False) -> Line:
-        """The next line. That of a small file is read in one step with all that belongs to it."""
-        begun = not (self.remaining or self.early) and BEGIN.match(
+        """The next line. A file's usual one is read in one step, and with it all that belongs to it
+        if the file is small, as most are, and has come whole."""
+        usual = not (self.remaining or self.early) and USUAL.match(
             self.buffer, self.start, min(self.end, self.start + MAX_LINE)
         )
-        if not begun:
+        if not usual:
             return self.line(idle)
-        start = begun.end()
-        ended = END.match(self.buffer, start + int(begun[3]), self.end)
-        if not ended:
-            return self.line(idle)
-        self.start = ended.end()
-        verb, name, size, mtime_ns, more = map(bytes.decode, begun.groups())
+        verb, name, size, mtime_ns, more = map(bytes.decode, usual.groups())
         verb, *words = f"{verb} {name}".split()
         keys = {"size": size, "mtime_ns": mtime_ns}
-        if more:
-            keys.update((word.split("=")[0], word.split("=")[1]) for word in more[1:].split(" "))
-        return Line(verb, words, keys, self.view[start : ended.start()], ended[1].decode())
+        for word in more.split():
+            key, _, keys[key] = word.partition("=")
+        start, self.start = usual.end(), usual.end(5) + 1
+        stop = start + int(size)
+        # the size may be more than match() takes, which is 31 bits on some machines
+        come = self.start < start and stop < self.end
+        ended = END.match(self.buffer, stop, self.end) if come else None
+        if not ended:
+            return Line(verb, words, keys)
+        self.start = ended.end()
+        return Line(verb, words, keys, self.view[start:stop], ended[1].decode())
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
         try:
