@@ -114,6 +114,7 @@ if TYPE_CHECKING:
     import ssl
 
 Fields = dict[str, str]
+Facts = dict[str, Any]  # an object of JSON
 Data = Union[bytes, memoryview]
 
 VERSION = "1.0"
@@ -270,7 +271,7 @@ class Head(NamedTuple):
 
     status: int
     reason: str
-    fields: dict[str, str]
+    fields: Fields
     length: Optional[int]  # Content-Length, if the body has one
     range: Optional[tuple[int, int, int]]  # see content_range()
     modified: Optional[float]
@@ -1125,6 +1126,8 @@ class Entry(NamedTuple):
 
 
 Output = Union["Part", "Stream"]
+Place = Union[str, URL]  # of a file or folder: here, or on the server
+Files = dict[URL, Entry]
 
 
 def get(client: Client) -> None:
@@ -1947,7 +1950,7 @@ def read_note(path: str) -> Any:
 NO_NOTE = OSError, ValueError, OverflowError, TypeError, LookupError, RecursionError
 
 
-def noted_source(note: dict[str, Any]) -> Source:
+def noted_source(note: Facts) -> Source:
     """The source in a note. Raises one of NO_NOTE for a note that no run of ours wrote.
 
     Others may plant a note, and its validator is sent in the head of a request."""
@@ -1958,7 +1961,7 @@ def noted_source(note: dict[str, Any]) -> Source:
     return source
 
 
-def write_note(path: str, note: dict[str, Any]) -> None:
+def write_note(path: str, note: Facts) -> None:
     import json
 
     try:
@@ -2094,7 +2097,7 @@ class Upload:
         servers that say that they check it."""
         if self.body.length is None:
             return {}
-        seconds, fields = self.body.mtime_ns // 10**9, dict[str, str]()
+        seconds, fields = self.body.mtime_ns // 10**9, Fields()
         if self.body.state and EARLIEST <= seconds < LATEST:
             # servers keep whole seconds
             date = http_date(seconds)
@@ -2454,7 +2457,7 @@ class Tree:
         self.sending = client.args.verb == "upload"
         self.there = 0  # entries at the destination
         # of them, what the source does not have: a folder after what is in it
-        self.extra: list[tuple[Union[str, URL], bool]] = []
+        self.extra: list[tuple[Place, bool]] = []
 
     def listing(self, url: URL, path: str) -> tuple[URL, list[Entry]]:
         """The URL of a folder after redirects, and its entries."""
@@ -2515,7 +2518,7 @@ class Tree:
             say(f"skipped {printable(path)}: {why}")
         return True
 
-    def find_extra(self, place: Union[str, URL], path: str, names: Container[str] = ()) -> bool:
+    def find_extra(self, place: Place, path: str, names: Container[str] = ()) -> bool:
         """Note what a folder of the destination has besides these names. Returns whether all of it
         may go."""
         whole = True
@@ -2559,7 +2562,7 @@ class Tree:
             for_each(args, extra, lambda each: self.remove(*each))
         args.progress.summary(args)
 
-    def remove(self, place: Union[str, URL], folder: bool) -> None:
+    def remove(self, place: Place, folder: bool) -> None:
         if isinstance(place, str):
             try:
                 os.rmdir(place) if folder else os.unlink(place)
@@ -2593,7 +2596,7 @@ def local_entry(entry: "os.DirEntry[str]") -> Entry:
     return Entry(entry.name, folder, found.st_size, mtime, special=special)
 
 
-def show_plan(args: argparse.Namespace, what: str, place: Union[str, URL]) -> None:
+def show_plan(args: argparse.Namespace, what: str, place: Place) -> None:
     """For --dry-run: say what would be done."""
     name = place if isinstance(place, str) else unquoted(place.path)
     args.progress.count(what)
@@ -2681,7 +2684,7 @@ def copy_files(
         fetch_files(tree, here, base, jobs, there)
 
 
-def find_same(tree: Tree, here: str, jobs: dict[URL, Entry], known: dict[URL, Entry]) -> list[URL]:
+def find_same(tree: Tree, here: str, jobs: Files, known: Files) -> list[URL]:
     """Which files are the same at both ends. known: what the server's index says of those that are
     at both. Where it does not tell, HEAD does."""
     client, args = tree.client, tree.args
@@ -2703,9 +2706,7 @@ def find_same(tree: Tree, here: str, jobs: dict[URL, Entry], known: dict[URL, En
     return [url for url in known if same_there(jobs[url], known[url], False)]
 
 
-def fetch_files(
-    tree: Tree, folder: str, base: URL, jobs: dict[URL, Entry], there: Iterable[str]
-) -> None:
+def fetch_files(tree: Tree, folder: str, base: URL, jobs: Files, there: Iterable[str]) -> None:
     """Fetch files in a pipeline, and what that leaves one by one."""
     client, args = tree.client, tree.args
 
@@ -2721,7 +2722,7 @@ def fetch_files(
     for_each(args, list(jobs), lambda url: download(url).run())
 
 
-def send_files(tree: Tree, folder: str, jobs: dict[URL, Entry]) -> None:
+def send_files(tree: Tree, folder: str, jobs: Files) -> None:
     """Send short files in a pipeline, the rest one by one."""
     client, uploads = tree.client, dict[URL, Upload]()
 
@@ -2950,7 +2951,7 @@ def parse_head(raw: bytes) -> Head:
     found = re.fullmatch(STATUS_LINE, first)
     if not found:
         raise ValueError(f"{first[:60]!r} where HTTP/1.1 and a status belong")
-    fields: dict[str, str] = {}
+    fields: Fields = {}
     for name, value, other in re.findall(FIELD, rest):
         if other:
             raise ValueError(f"{other[:60]!r} where a header belongs")
@@ -2982,7 +2983,7 @@ def listed(fields: Fields, name: str) -> list[str]:
     return [word.strip() for word in words if word.strip()]
 
 
-def content_length(fields: dict[str, str]) -> Optional[int]:
+def content_length(fields: Fields) -> Optional[int]:
     """RFC 9112 section 6.3: Transfer-Encoding overrides it, and repeated numbers must be equal."""
     if "content-length" not in fields or "transfer-encoding" in fields:
         return None
@@ -3115,7 +3116,7 @@ def json_entries(text: str, url: URL) -> list[Entry]:
     return [entry for item in index if isinstance(item, dict) and (entry := json_entry(item))]
 
 
-def json_entry(item: dict[str, Any]) -> Optional[Entry]:
+def json_entry(item: Facts) -> Optional[Entry]:
     get = item.get
     name: Any = get("name")
     size, mtime, etag = get("size"), get("mtime", get("mod_time")), get("etag")
@@ -4326,7 +4327,7 @@ def emit(args: argparse.Namespace, line: str) -> None:
     Stream("-", args).write(0, f"{line}\n".encode())
 
 
-def emit_json(args: argparse.Namespace, facts: dict[str, Any]) -> None:
+def emit_json(args: argparse.Namespace, facts: Facts) -> None:
     import json
 
     emit(args, json.dumps(facts))
