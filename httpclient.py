@@ -1513,18 +1513,27 @@ def same_here(args: argparse.Namespace, path: str, url: URL, entry: Entry) -> bo
     """Whether a file here is the one that a server describes.
 
     The ETag that came with it is the best proof. Without one, compare the times: a saved file
-    has the time of Last-Modified. With --newer, a later time here is as good. If the server
-    tells no time, compare sizes."""
-    theirs = entry.mtime
-    by_time = args.newer and theirs is not None
-    if entry.etag and not by_time and (known := remembered_etag(path, url)):
+    has the time of Last-Modified. With --newer, a later time here is as good, and so is an equal
+    size if the server tells no time."""
+    by_etag = entry.etag and (not args.newer or entry.mtime is None)
+    if by_etag and (known := remembered_etag(path, url)):
         return known == entry.etag
     found = stat_or_none(path)
-    if found is None or entry.size not in (None, found.st_size):
+    if not found:
         return False
-    if theirs is None:
-        return bool(args.newer) and entry.size is not None
-    return theirs // 1 == found.st_mtime // 1 or by_time and theirs < found.st_mtime
+    return is_copy(Entry("", False, found.st_size, found.st_mtime), entry, not args.newer)
+
+
+def is_copy(copy: Entry, source: Entry, exact: bool) -> bool:
+    """Whether both ends have the same file: size and time are equal.
+
+    exact means that a copy gets the time of its source. Else it may have that of the copying, which
+    is later."""
+    if copy.mtime is None or source.size not in (None, copy.size):
+        return False
+    if source.mtime is None:
+        return not exact and source.size is not None
+    return source.mtime // 1 == copy.mtime // 1 or not exact and source.mtime < copy.mtime
 
 
 def stat_or_none(path: str, follow: bool = True) -> Optional[os.stat_result]:
@@ -2127,7 +2136,7 @@ class Upload:
             check(reply)
         if head.status == 200:
             ours = Entry("", False, self.body.length, self.body.mtime_ns // 10**9)
-            if not self.body.state or not same_there(ours, entry_of(head), exact=True):
+            if not self.body.state or not is_copy(entry_of(head), ours, exact=True):
                 raise Failure(
                     25,
                     f"{self.url} exists already, and is another file",
@@ -2699,11 +2708,11 @@ def find_same(tree: Tree, here: str, jobs: Files, known: Files) -> list[URL]:
             del known[url]
     if not tree.sending:
         return [url for url in known if same_here(args, here + jobs[url].name, url, known[url])]
-    exact = [url for url in known if same_there(jobs[url], known[url], True)]
+    exact = [url for url in known if is_copy(known[url], jobs[url], True)]
     # a server that keeps one file's time keeps all
     if exact or keeps_times:
         return exact
-    return [url for url in known if same_there(jobs[url], known[url], False)]
+    return [url for url in known if is_copy(known[url], jobs[url], False)]
 
 
 def fetch_files(tree: Tree, folder: str, base: URL, jobs: Files, there: Iterable[str]) -> None:
@@ -2755,16 +2764,6 @@ def remote(tree: Tree, url: URL, path: str) -> Optional[dict[str, Entry]]:
 def entry_of(head: Head) -> Entry:
     """What a reply says of a file."""
     return Entry("", False, head.length, head.modified, head.get("etag"))
-
-
-def same_there(ours: Entry, theirs: Entry, exact: bool) -> bool:
-    """Whether a server has this file: size and time are equal.
-
-    exact means that the server keeps our times. Else it has the time of the upload, which is
-    later."""
-    if ours.mtime is None or theirs.mtime is None or theirs.size != ours.size:
-        return False
-    return theirs.mtime // 1 == ours.mtime or not exact and theirs.mtime // 1 > ours.mtime
 
 
 def folder_url(url: URL) -> URL:
