@@ -4049,12 +4049,17 @@ def speak_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
-def say(text: str) -> None:
+def say(text: str, end: str = "\n") -> None:
     """Write a line for people at once. The program goes on if nobody is left to read it."""
     # AttributeError: started with stderr closed
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        try:
+            sys.stderr.write(text + end)
+            sys.stderr.flush()
+        except OSError:
+            # Forget that text: Python would try it again at the end, and make the exit code 120.
+            code, errors = sys.stderr.encoding, "backslashreplace"
+            sys.stderr = open(2, "w", 1, code, errors, closefd=False)  # noqa: SIM115  (it stays)
 
 
 def address(place: Address) -> str:
@@ -4270,7 +4275,7 @@ class Progress:
                 text = f"[{'#' * (20 * self.done // self.total):20}] {text}"
             while name and columns(name) + 2 + len(text) > width:
                 name = name[:-1]
-            self.write(f"\r{name}{'  ' * bool(name)}{text}\x1b[K")
+            say(f"\r{name}{'  ' * bool(name)}{text}\x1b[K", "")
 
     def wait(self, problem: str, pause: float) -> None:
         """Pause before a retry, and tell it once, even if several connections wait at a time."""
@@ -4284,7 +4289,7 @@ class Progress:
 
     def clear(self) -> None:
         if self.drawing:
-            self.write("\r\x1b[K")
+            say("\r\x1b[K", "")
 
     def summary(self, args: argparse.Namespace) -> None:
         """One line about many files, with the words of client.py."""
@@ -4308,11 +4313,6 @@ class Progress:
         text += "".join(SUMMED[name].format(told[name]) for name in SUMMED if told.get(name))
         if not args.quiet:
             say(text)
-
-    def write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(text)
-            sys.stderr.flush()
 
 
 def columns(text: str) -> int:

@@ -45,6 +45,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # or by nohup: the tests go on, but what they start ends as on a terminal that hangs up
 if os.name != "nt" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
+# what a person's shell does not set, and what hides that Python stores output
+os.environ.pop("PYTHONUNBUFFERED", None)
 # seconds that anything may take before a test calls it hung; no test waits for it to pass
 DEADLINE = 60.0
 LISTENING = re.compile(r"listening on (?:https?://)?(.+):(\d+)/?\n")
@@ -72,12 +74,8 @@ def program(script, python):
 
 def popen(command, **more):
     """Start it: by a fork if it is a script of ours on this interpreter, since most of a start is Python's own imports. With --full all starts are real."""
-    if command[:3] == [sys.executable, "-W", "error"] and command[3] in FORKED:
-        return forked.Popen(command, **more)
-    return subprocess.Popen(command, **more)
-
-
-FORKED = set()  # the bytecode of what is started by a fork
+    ours = forked.SOURCES and command[:3] == [sys.executable, "-W", "error"]
+    return (forked.Popen if ours else subprocess.Popen)(command, **more)
 
 
 def interpreters():
@@ -551,7 +549,9 @@ def pytest_configure(config):
     if config.getoption("--full"):  # real starts, and a real disk
         return
     if forked.POSSIBLE:
-        FORKED.update(path for path in COMPILED.values() if path.endswith(".pyc"))
+        for name, path in COMPILED.items():
+            if path.endswith(".pyc"):
+                forked.prepare(str(ROOT / name), path)
     if memory_has_room():  # tests make and remove a hundred thousand files: a third of their time
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
 

@@ -1,17 +1,22 @@
 """Start a script by a fork of a process that has its modules already: most of a start is Python's own imports, and the tests start two thousand.
 
-Each of the six scripts gets such a process (this file, run as a program) in each process of the tests at its first start. What is forked then runs the
-script's bytecode as `python SCRIPT` does: its own words, environment, folder, streams and session, no descriptor of anybody else's. What only a real start
-or a real end shows (other interpreters, PYTHONPATH, limits set before it, --full) is started for real, and so is everything where Linux is not.
+Each of the six scripts gets such a process (this file, run as a program) in each process of the tests at its first start. It has run the script up to its
+last statement, which calls main(). What is forked then goes on as `python SCRIPT` does: its own words, environment, folder, streams and session, no descriptor
+of anybody else's. A program of a test that changes something and then runs or imports a script is forked from that script's process, too; it runs the script
+from its first line. What only a real start or a real end shows (other interpreters, PYTHONPATH, limits set before it, --full) is started for real, and so is
+everything where Linux is not.
 """
 
 import array
+import ast
 import atexit
 import contextlib
 import gc
 import io
 import marshal
 import os
+import re
+import runpy
 import socket
 import subprocess
 import sys
@@ -21,6 +26,9 @@ import types
 # read by Python or its libraries before the first line runs
 EARLY = ("PYTHON", "LC_", "LANG", "TZ", "LD_", "MALLOC", "GLIBC")
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <linux/prctl.h>
+# what a script may take at its start that is not the same in two processes
+OWN = ("urandom", "perf_counter", "monotonic", "time", "getpid", "getcwd", "environ", "argv")
+SOURCES = {}  # of what is started by a fork, by its bytecode
 STARTERS = {}
 POSSIBLE = sys.platform == "linux"
 
@@ -30,6 +38,54 @@ def early(environment):
 
 
 # --- in the process of the tests ---
+def prepare(source, bytecode):
+    """From now on it is started by a fork. What the process for it runs lies beside the bytecode."""
+    with open(source, encoding="utf-8") as file:
+        parts = in_two(file.read(), source)
+    part = f"{bytecode}.{os.getpid()}"
+    with open(part, "wb") as file:
+        marshal.dump(parts, file)
+    os.replace(part, bytecode + ".parts")
+    SOURCES[bytecode] = source
+
+
+def in_two(text, source):
+    """The code of a script until it calls main(), and from there: what a process must take for itself, and that call."""
+    tree = ast.parse(text)
+    rest = [tree.body.pop()]
+    for node in tree.body:
+        within = node.body if isinstance(node, ast.ClassDef) else [node]
+        for each in within:
+            if isinstance(each, (ast.Assign, ast.AnnAssign)) and each.value and own(each.value):
+                target = each.target if isinstance(each, ast.AnnAssign) else each.targets[0]
+                name = ast.unparse(target) if each is node else f"{node.name}.{target.id}"
+                rest.insert(0, *ast.parse(f"{name} = {ast.unparse(each.value)}").body)
+    last = ast.Module(rest, [])
+    return tuple(compile(part, source, "exec", dont_inherit=True) for part in (tree, last))
+
+
+def own(value):
+    return any(getattr(node, "attr", getattr(node, "id", None)) in OWN for node in ast.walk(value))
+
+
+def what_to_run(words):
+    """The bytecode of the script, the words of its command, and the text of the test's program that runs it, if any; None if it is something else."""
+    first, text = os.fspath(words[0]), None
+    if first in SOURCES:
+        return first, words, text
+    if first == "-c":
+        text, words = words[1], [first, *words[2:]]
+    elif first.endswith(".py") and not first.startswith(os.path.dirname(__file__)):
+        with open(first, encoding="utf-8") as file:
+            text = file.read()
+    for bytecode, source in SOURCES.items():
+        name = os.path.basename(source)[:-3]
+        runs = "runpy.run_path(" in (text or "") and (source in text or source in words)
+        if runs or re.search(rf"\bimport {name}\b", text or ""):
+            return bytecode, words, text
+    return None
+
+
 class Starter:
     """The process that is forked for one script, and the way to ask it."""
 
@@ -40,14 +96,22 @@ class Starter:
         self.sock, other = socket.socketpair()
         with other:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", __file__, bytecode, str(other.fileno())],
+                [
+                    sys.executable,
+                    "-W",
+                    "error",
+                    __file__,
+                    SOURCES[bytecode],
+                    bytecode,
+                    str(other.fileno()),
+                ],
                 pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
             )
 
-    def start(self, words, cwd, environment, new_session, streams):
+    def start(self, text, words, cwd, environment, new_session, streams):
         """The process number of what runs now: a child of ours, since whose parent ends goes to the next reaper above."""
-        order = marshal.dumps((words, cwd, environment, new_session))
+        order = marshal.dumps((text, words, cwd, environment, new_session))
         self.prctl(SUBREAPER, 1, 0, 0, 0)
         try:
             socket.send_fds(self.sock, [len(order).to_bytes(4, "big")], streams)
@@ -69,16 +133,18 @@ class Popen(subprocess.Popen):
         streams = [p2cread, c2pwrite, errwrite]
         environment = dict(os.environ if env is None else env)
         special = preexec_fn or pass_fds or not close_fds or shell or min(streams) < 0
-        if special or early(environment) != early(os.environ):
+        what = what_to_run(args[3:])
+        if special or not what or early(environment) != early(os.environ):
             return super()._execute_child(
                 args, executable, preexec_fn, close_fds, pass_fds, cwd, env, info, flags, shell,
                 p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, *rest,
             )  # fmt: skip
-        key = os.getpid(), args[3]
+        bytecode, words, text = what
+        key = os.getpid(), bytecode
         if key not in STARTERS:
-            STARTERS[key] = Starter(args[3])
+            STARTERS[key] = Starter(bytecode)
         where, new_session = os.fspath(cwd or os.getcwd()), rest[5]
-        self.pid = STARTERS[key].start(args[4:], where, environment, new_session, streams)
+        self.pid = STARTERS[key].start(text, words, where, environment, new_session, streams)
         self._child_created = True
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
 
@@ -121,24 +187,35 @@ def open_streams():
 
 
 def load(bytecode):
-    """The script's code; what it imports at its start is imported, and nothing else of it is left."""
+    """The script's code, and a module that has run all but its last statement; that statement's code."""
     with open(bytecode, "rb") as file:
         code = marshal.loads(file.read()[16:])  # behind the header of PEP 552
+    with open(bytecode + ".parts", "rb") as file:
+        first, last = marshal.load(file)
     del sys.path[0]  # the folder of the tests
-    path, module = list(sys.path), types.ModuleType("imported")
-    module.__file__ = bytecode
-    sys.modules["imported"] = module
-    exec(code, vars(module))
+    path = list(sys.path)
     # what its command line imports and compiles is there then, too
+    module = new_module("imported", bytecode)
+    exec(code, vars(module))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
         module.main(["-h"])
     del sys.modules["imported"]
-    sys.path[:] = path
-    return code
+    sys.path[:] = [os.path.dirname(bytecode), *path]
+    module = new_module("__main__", bytecode)
+    exec(first, vars(module))
+    return code, module, last, path
 
 
-def become(sock, streams, bytecode, code, words, cwd, environment, new_session):
-    """The script, as `python SCRIPT` runs it: what it raises ends this process too."""
+def new_module(name, file=None):
+    module = types.ModuleType(name)
+    if file:
+        module.__file__ = file
+    sys.modules[name] = module
+    return module
+
+
+def become(sock, streams, cwd, environment, new_session):
+    """The process that a start gets: no descriptor of anybody else's."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     sock.close()
@@ -149,13 +226,30 @@ def become(sock, streams, bytecode, code, words, cwd, environment, new_session):
     os.environ.clear()
     os.environ.update(environment)
     open_streams()
-    sys.argv[:] = [bytecode, *words]
-    sys.path.insert(0, os.path.dirname(bytecode))
-    module = types.ModuleType("__main__")
-    module.__file__ = bytecode
-    sys.modules["__main__"] = module
-    try:
+
+
+def run_changed(text, words, code, source, path):
+    """What a test makes of the script, as `python -c TEXT` or `python FILE` runs it. It has the script's code, so that nobody compiles it again."""
+
+    def run_path(file, init_globals=None, run_name=None):
+        if str(file) != source:
+            return run(file, init_globals, run_name)
+        sys.argv[0] = source
+        module = new_module(run_name, source)
         exec(code, vars(module))
+        return vars(module)
+
+    run, runpy.run_path = runpy.run_path, run_path
+    by_file = words[0] != "-c"
+    sys.path[:] = [os.path.dirname(words[0]) if by_file else "", *path]
+    module = new_module("__main__", words[0] if by_file else None)
+    exec(compile(text, words[0] if by_file else "<string>", "exec"), vars(module))
+
+
+def end_after(run, *what):
+    """What it raises ends this process, too."""
+    try:
+        run(*what)
     except SystemExit as end:
         if isinstance(end.code, str):
             raise
@@ -167,8 +261,8 @@ def become(sock, streams, bytecode, code, words, cwd, environment, new_session):
         os._exit(end.code or 0)
 
 
-def main(bytecode, number):
-    code = load(bytecode)
+def main(source, bytecode, number):
+    code, module, last, path = load(bytecode)
     gc.collect()
     gc.freeze()  # a fork shares what nobody collects
     sock = socket.socket(fileno=int(number))
@@ -178,7 +272,12 @@ def main(bytecode, number):
             if pid := os.fork():
                 sock.sendall(pid.to_bytes(4, "big"))
                 os._exit(0)
-            return become(sock, order[0], bytecode, code, *order[1])
+            streams, (text, words, *where) = order
+            become(sock, streams, *where)
+            sys.argv[:] = words
+            if text is None:
+                return end_after(exec, last, vars(module))
+            return end_after(run_changed, text, words, code, source, path)
         os.waitpid(between, 0)  # now the script's process is a child of the tests' own
         sock.sendall(b"!")
         for stream in order[0]:
