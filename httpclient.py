@@ -104,7 +104,7 @@ import struct
 import time
 import unicodedata
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
 from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
@@ -2521,7 +2521,7 @@ class Tree:
                 why = "its name starts with a dot (--hidden takes such names)"
         else:
             return False
-        progress.skipped[what] = progress.skipped.get(what, 0) + 1
+        progress.skipped[what] += 1
         if why and not args.quiet:
             progress.clear()
             say(f"skipped {printable(path)}: {why}")
@@ -4209,8 +4209,8 @@ class Progress:
         # bytes: here or there, without a transfer, and of the current file
         self.done = self.first = self.current = 0
         self.files = 0  # of a folder, as far as they are known
-        self.results: dict[str, int] = {}  # of many files: how many were saved, same, sent
-        self.skipped: dict[str, int] = {}
+        self.results = Counter[str]()  # of many files: how many were saved, same, sent
+        self.skipped = Counter[str]()
         self.code = 0  # the exit code: that of the first failure
         self.pause_ends = 0.0
         self.began = self.drawn = time.monotonic()
@@ -4232,7 +4232,7 @@ class Progress:
 
     def count(self, result: str, size: Optional[int] = 0) -> None:
         """A file is finished; so many bytes of it needed no transfer."""
-        self.results[result] = self.results.get(result, 0) + 1
+        self.results[result] += 1
         self.done, self.first, self.current = self.done + (size or 0), self.first + (size or 0), 0
 
     def add(self, count: int) -> None:
@@ -4295,14 +4295,13 @@ class Progress:
         """One line about many files, with the words of client.py."""
         self.clear()
         counts, seconds = self.results, time.monotonic() - self.began
-        done = sum(counts.get(name, 0) for name in ("saved", "sent", "new", "replace"))
-        facts = {"files": done, "bytes": self.done - self.first, "seconds": round(seconds, 3)}
-        facts.update({name: counts.get(name, 0) for name in ("same", "deleted", "failed")})
-        facts["skipped"] = sum(self.skipped.values())
+        done = sum(counts[name] for name in ("saved", "sent", "new", "replace"))
+        moved = self.done - self.first
         if args.json:
-            return emit_json(args, {"verb": args.verb, **facts})
+            facts = {"verb": args.verb, "files": done, "bytes": moved, "seconds": round(seconds, 3)}
+            facts.update({name: counts[name] for name in ("same", "deleted", "failed")})
+            return emit_json(args, {**facts, "skipped": sum(self.skipped.values())})
         files = f"{done} file{'s' * (done != 1)}"
-        moved = facts["bytes"]
         text = f"{args.verb}: {files}, {readable_size(moved)} in {seconds:.2f} s"
         text += f" ({readable_size(moved / max(seconds, 1e-3))}/s)" * bool(moved)
         if args.dry_run:
