@@ -87,6 +87,12 @@ if __name__ == "__main__":
             continue
         if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
+
+    import signal
+
+    # Ctrl-C while the rest is loaded: the end of any program, and no traceback
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 # --- end imports ---
 
 import _thread  # the locks of threading, which takes a client long to load
@@ -105,6 +111,7 @@ import re
 import select
 import selectors
 import shlex
+import signal
 import site
 import socket
 import stat
@@ -1541,7 +1548,7 @@ class Sends(Puts):
         verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (sha256 or None)
         target = peer_name(found.words[0], found.keys.get("nick"))
         counts = self.results.setdefault(target, Counter())
-        counts.update(sent=1, verified=verified, bytes=size * verified)
+        counts.update(sent=1, verified=int(verified), bytes=size * verified)
         if verified:
             return ""
         reason = found.keys.get("reason") or "wrong-digest"
@@ -1622,6 +1629,8 @@ class Inbox:
     def admit(self, name: str, request: "Line") -> list[str]:
         """The components of its name here. The first may differ from what the sender calls it."""
         top, *below = check_name(name, self.args.hidden)
+        if not self.is_from_wanted(request):
+            raise Refused("not-wanted")
         key = request.keys.get("from", ""), top
         if key not in self.names:
             self.names[key] = top if self.is_wanted(top, request) else ""
@@ -1631,12 +1640,14 @@ class Inbox:
             raise Refused("not-wanted")
         return [self.names[key], *below]
 
-    def is_wanted(self, top: str, request: "Line") -> bool:
-        """Say who sends what before it is taken; --from and --ask can refuse it."""
+    def is_from_wanted(self, request: "Line") -> bool:
+        """Each time: only the names of those whom --from lets in are remembered."""
         endpoint, nick = request.keys.get("from", ""), request.keys.get("nick", "")
         known = {endpoint, endpoint.rpartition(":")[0].strip("[]"), nick.lower()}
-        if self.args.senders and known.isdisjoint(map(str.lower, self.args.senders)):
-            return False
+        return not self.args.senders or not known.isdisjoint(map(str.lower, self.args.senders))
+
+    def is_wanted(self, top: str, request: "Line") -> bool:
+        """Say who sends what before it is taken; --ask can refuse it."""
         if not self.args.quiet and (self.args.ask or is_terminal(2)):
             size = f", {readable_size(request.number('size'))}" if "size" in request.keys else ""
             say_in_rows(f"{sender_of(request)} sends {printable(top)}{size}")
@@ -1872,7 +1883,6 @@ class Chat:
         """Interrupt input(): nobody is left to type for.
 
         A signal just before input() blocks is lost, so it is repeated until it works."""
-        import signal
         import threading
 
         # on Windows the next line, or Ctrl-C, ends it
@@ -1884,8 +1894,6 @@ class Chat:
     # the main thread
     def type(self) -> int:
         """Line after line, until the end of them."""
-        import signal
-
         if hasattr(signal, "SIGUSR1"):
             signal.signal(signal.SIGUSR1, self.stop_typing)
         patience = None
@@ -1991,7 +1999,7 @@ BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all belo
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 # how a file begins and ends that is small enough to come whole: most do
 BEGIN = re.compile(
-    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]+) mtime_ns=([0-9]+)"
+    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]+)"
     rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
@@ -2276,7 +2284,11 @@ class Wire:
                     deadline = time.monotonic() + self.timeout
                 self.receive_more_of_a_line(deadline)
                 continue
-            text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+            try:
+                text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+            except UnicodeDecodeError:  # Windows' names are Unicode; a TLS client's bytes are not
+                tls = self.buffer.startswith(TLS, self.start)
+                raise Broken("this-is-tls" if tls else "bad-line") from None
             self.start = stop + 1
             if not text:  # an empty line means nothing
                 continue
@@ -3391,8 +3403,8 @@ def receive_body(
 ) -> str:
     """Write a body into the part until `end`: "yes" if its digest agrees, "no" if it had none.
 
-    Refused if the body is not what was announced. Of an unknown size, check() may refuse so many
-    bytes. A verb that belongs to no body ends it like `abort`, and is carried out afterwards."""
+    Refused if the body is not what was announced. check() may refuse so many bytes. A verb that
+    belongs to no body ends it like `abort`, and is carried out afterwards."""
     theirs: str | None = begun.sha256
     if begun.body is None:
         theirs = receive_chunks(wire, part, check, tell)
@@ -3414,10 +3426,9 @@ def receive_chunks(
 ) -> Optional[str]:
     """Until `end`: the digest that it says."""
     while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
-        if part.size is None:
-            check(part.received + wire.remaining)
-        elif part.received + wire.remaining > part.size:
+        if part.size is not None and part.received + wire.remaining > part.size:
             raise Refused("too-long", size=part.size)
+        check(part.received + wire.remaining)  # others may have filled the disk meanwhile
         while wire.remaining:
             part.write(wire.take_body())
             tell(part.received)
@@ -4154,8 +4165,12 @@ def holds_program(path: str) -> bool:
 # --- end programs ---
 
 
-# whether any name in a folder could be that of a program: one answer for its thousands of files
-nears_program = functools.lru_cache(maxsize=64)(holds_program)
+@functools.lru_cache(maxsize=64)
+def nears_program(folder: str) -> bool:
+    """Whether any name in a folder could be that of a program: one answer for all its files.
+
+    holds_program() takes a last component that is a link for a name, but DEST may be a link."""
+    return holds_program(os.path.realpath(folder))
 
 
 # --- locks: the same in the four file scripts (tests/test_twins.py) ---
@@ -4653,6 +4668,12 @@ def speak_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
+def hear_ctrl_c() -> None:
+    """From now on it is an exception; while the script was loaded it ended the process."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def say(text: str, end: str = "\n") -> None:
     """Write a line for people at once. The program goes on if nobody is left to read it."""
     # AttributeError: started with stderr closed
@@ -4679,11 +4700,12 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
         return [(each[0], each[4]) for each in socket.getaddrinfo(name, port, type=kind)]
+    both = re.fullmatch("([^:]+):([0-9]+)", host)
     raise Failure(
         6,
         f'cannot find host "{printable(host)}"',
         "it is neither an address nor a name that this machine can look up",
-        "check the spelling, or use the address",
+        f"--host {both[1]} --port {both[2]}" if both else "check the spelling, or use the address",
     )
 
 
@@ -4694,7 +4716,7 @@ def between(low: float, high: float, kind: Callable[[str], float] = int) -> Call
         with contextlib.suppress(ValueError):
             if low <= kind(text) <= high:
                 return kind(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high:.13g}")
 
     return number
 
@@ -4703,9 +4725,12 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
+        wide = 100  # as our lines, if that is not the width of a terminal
+        with contextlib.suppress(OSError):
+            wide = min(wide, os.get_terminal_size(1).columns or wide)
         super().__init__(
-            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            # if argparse had to ask for the width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, wide),
             add_help=False,
             allow_abbrev=False,  # `get --as NAME` would ask for a password
             **settings,
@@ -4718,7 +4743,8 @@ class Parser(argparse.ArgumentParser):
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
         brief = super().format_help().replace("\n\n", "\n")
         # the usage need not name the options that are explained below it
-        return manual + re.sub(r"(\s+\[-[^]]*\])+(\n +(?= ))?", " [OPTION ...]", brief, count=1)
+        option = r"(\s+\[-([^][]|\[[^]]*\])*\])+(\n +(?= ))?"
+        return manual + re.sub(option, " [OPTION ...]", brief, count=1)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""
@@ -5001,8 +5027,6 @@ class Killed(KeyboardInterrupt):
 
 
 def catch_signals() -> None:
-    import signal
-
     deadly = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
 
     def end(number: int, frame: object) -> None:
@@ -5021,6 +5045,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     speak_utf8()
     args = build_parser().parse_args(argv)
     args.typed = typed(["python3", "client.py", *(sys.argv[1:] if argv is None else argv)])
+    hear_ctrl_c()
     catch_signals()
     with contextlib.suppress(AttributeError):  # None: it was closed
         # as in file names: what is typed or piped need not be text
