@@ -70,12 +70,6 @@ def program(script, python):
     return COMPILED[path.name] if python == sys.executable else str(path)
 
 
-def popen(command, **more):
-    """Start it: by a fork if it is a script of ours on this interpreter, since most of a start is Python's own imports. With --full all starts are real."""
-    ours = forked.SOURCES and command[:3] == [sys.executable, "-W", "error"]
-    return (forked.Popen if ours else subprocess.Popen)(command, **more)
-
-
 def interpreters():
     """Every python3.9 or later on PATH and among pyenv's versions, by version."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
@@ -156,7 +150,7 @@ class Process:
             else [python, "-W", "error", program(args[0], python), *map(str, args[1:])]
         )
         environment = {**os.environ, **(env or {})}
-        self.process = popen(
+        self.process = subprocess.Popen(
             command,
             cwd=cwd,
             env=environment,
@@ -298,7 +292,7 @@ class Terminal:
         self.master, slave = os.openpty()
         start = f"import runpy, sys; sys.modules[{without!r}] = None; sys.argv[0] = 'client.py'; runpy.run_path({str(ROOT / 'client.py')!r}, run_name='__main__')"
         what = ["-c", start] if without else [program("client.py", sys.executable)]
-        self.process = popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-W", "error", *what, *map(str, words)],
             cwd=cwd,
             stdin=slave,
@@ -348,7 +342,7 @@ def run():
     def run_to_end(
         script, *args, input=b"", cwd=None, env=None, python=sys.executable, timeout=60, **more
     ):
-        with popen(
+        with subprocess.Popen(
             [python, "-W", "error", program(script, python), *map(str, args)],
             cwd=cwd,
             env={**os.environ, **(env or {})},
@@ -546,6 +540,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", LONG)
     if config.getoption("--full"):  # real starts, and a real disk
         return
+    # most of a start is Python's own imports
     if forked.POSSIBLE:
         for name, path in COMPILED.items():
             if path.endswith(".pyc"):
