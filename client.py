@@ -1374,7 +1374,8 @@ class Gets(Batch):
         part.begin(offset)
         self.progress.resumed += offset
         try:
-            if receive_body(self.link, part, lambda announced: None, self.progress.update) == "no":
+            tell = self.progress.update
+            if receive_body(self.link, answer, part, lambda announced: None, tell) == "no":
                 raise Refused("wrong-digest")
         except Refused as refused:
             code, what, why, hint = UNFIT[refused.reason]
@@ -1584,7 +1585,7 @@ class Inbox:
         while self.args.count:  # below zero, without --count, it comes to no end
             if not self.link.has_unread():
                 self.folder.cache_clear()  # before the next comes, they may be gone
-            self.handle_request(self.link.line(idle=True))
+            self.handle_request(self.link.message(idle=True))
         self.leave()
         return 0
 
@@ -1643,9 +1644,9 @@ class Inbox:
 
     def is_taken(self) -> bool:
         """Ask; no answer for half of the time that the server waits for us means no."""
-        draw("take it? [y/N] ")
+        say("take it? [y/N] ", "")
         if not sys.stdin or not select.select([0], [], [], self.args.timeout / 2)[0]:
-            draw("no answer: refused\n")
+            say("no answer: refused")
             return False
         return sys.stdin.readline().strip().lower().startswith("y")
 
@@ -1678,7 +1679,7 @@ class Inbox:
         try:
             part.claim()
             part.begin(0)
-            verified = receive_body(self.link, part, lambda announced: None, tell_both)
+            verified = receive_body(self.link, request, part, lambda announced: None, tell_both)
             for leaf in numbered_names(part.leaf):
                 part.leaf = leaf
                 with contextlib.suppress(FileExistsError):
@@ -1986,10 +1987,13 @@ TEXT_VERBS = {
 ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-NUMBER = re.compile("[0-8]?[0-9]{1,18}")
-MTIME = re.compile("-?" + NUMBER.pattern)
-BEYOND = 9 * 10**18  # the first number that NUMBER does not match; 64 bits hold all below
+BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all below
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
+# how a file begins and ends that is small enough to come whole: most do
+BEGIN = re.compile(
+    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]+) mtime_ns=([0-9]+)"
+    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
+)
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
@@ -2026,6 +2030,9 @@ class Line(NamedTuple):
     verb: str
     words: list[str]
     keys: dict[str, str]
+    # of a small file, until more is received: its bytes, and what its `end` says
+    body: Optional[memoryview] = None
+    sha256: str = ""
 
     def number(self, key: str) -> int:
         return self.number_or_none(key) or 0
@@ -2035,12 +2042,16 @@ class Line(NamedTuple):
         text = self.keys.get(key)
         if text is None:
             return None
-        if not (MTIME if key == "mtime_ns" else NUMBER).fullmatch(text):
+        if not is_number(text.removeprefix("-") if key == "mtime_ns" else text):
             raise BadNumber("bad-number")
         return int(text)
 
     def is_set(self, key: str) -> bool:
         return self.keys.get(key) == "yes"
+
+
+def is_number(text: str) -> bool:
+    return len(text) < 20 and text.isascii() and text.isdecimal() and int(text) < BEYOND
 
 
 def quote(text: str) -> str:
@@ -2093,16 +2104,16 @@ def parse(text: str) -> Line:
     verb = verb.lower()
     if verb in TEXT_VERBS:
         return Line(verb, [rest] if space else [], {})
-    found, plain = Line(verb, [], {}), "%" not in rest
+    words, keys, plain = [], {}, "%" not in rest
     for word in rest.split(" ") if space else ():
         key, equals, value = word.partition("=")
         if equals:
-            found.keys[key.lower()] = value if plain else unquote(value)
+            keys[key.lower()] = value if plain else unquote(value)
         elif key:
-            found.words.append(key if plain else unquote(key))
+            words.append(key if plain else unquote(key))
         else:  # two spaces, or one at the end
             raise Broken("bad-line")
-    return found
+    return Line(verb, words, keys)
 
 
 def printable(text: str) -> str:
@@ -2271,11 +2282,30 @@ class Wire:
                 continue
             found = parse(text)
             if found.verb == "data":
-                if not NUMBER.fullmatch(" ".join(found.words)):
+                if not is_number(" ".join(found.words)):
                     raise Broken("bad-number")
                 self.remaining = int(found.words[0])
             return found
         return self.early.popleft()
+
+    def message(self, idle: bool = False) -> Line:
+        """The next line. That of a small file is read in one step with all that belongs to it."""
+        begun = not (self.remaining or self.early) and BEGIN.match(
+            self.buffer, self.start, min(self.end, self.start + MAX_LINE)
+        )
+        if not begun:
+            return self.line(idle)
+        start = begun.end()
+        ended = END.match(self.buffer, start + int(begun[3]), self.end)
+        if not ended:
+            return self.line(idle)
+        self.start = ended.end()
+        verb, name, size, mtime_ns, more = map(bytes.decode, begun.groups())
+        verb, *words = f"{verb} {name}".split()
+        keys = {"size": size, "mtime_ns": mtime_ns}
+        if more:
+            keys.update((word.split("=")[0], word.split("=")[1]) for word in more[1:].split(" "))
+        return Line(verb, words, keys, self.view[start : ended.start()], ended[1].decode())
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
         try:
@@ -2293,18 +2323,6 @@ class Wire:
         if (self.end if stop < 0 else stop) - self.start >= MAX_LINE:
             raise Broken("line-too-long")
         return stop
-
-    def whole_body(self, size: int) -> Optional[tuple[memoryview, Line]]:
-        """A body of that size in one piece, and its end, if all has come already.
-
-        Most small files are received so."""
-        begun = b"data %d\n" % size
-        start = self.start + len(begun)
-        ended = END.match(self.buffer, start + size, self.end)
-        if self.early or not ended or not self.buffer.startswith(begun, self.start):
-            return None
-        self.start = ended.end()
-        return self.view[start : ended.start()], Line("end", [], {"sha256": ended[1].decode()})
 
     def take_body(self) -> memoryview:
         """The next bytes of the announced body, valid until the next call."""
@@ -2462,7 +2480,7 @@ class Link(Wire):
             self.buffer.find(b"\n", self.start, self.end) >= 0
             or select.select([self.sock], [], [], 0)[0]
         ):
-            self.listen()
+            self.listen(self.line())
             count += 1
         return count
 
@@ -2480,7 +2498,7 @@ class Link(Wire):
     def answer(self) -> Line:
         """The next line that answers the oldest request: the only one, or one of several."""
         while not self.arrived:
-            self.listen()
+            self.listen(self.message())
         found, self.got = self.arrived.popleft()
         if found.verb in ("ok", "err"):
             words, length = self.asked.popleft()
@@ -2492,14 +2510,13 @@ class Link(Wire):
     def accepted_offset(self) -> Optional[int]:
         """Where the body of the put that was just asked for begins. None: the server refuses it."""
         while len(self.arrived) < len(self.asked):
-            note = self.listen()
+            note = self.listen(self.line())
             if note and "offset" in note.keys:
                 return note.number("offset")
         return None
 
-    def listen(self) -> Optional[Line]:
-        """Read a line. An answer is kept; a note goes to handle_note(), and is returned."""
-        found = self.line()
+    def listen(self, found: Line) -> Optional[Line]:
+        """Keep an answer that has come; pass a note to handle_note(), and return it."""
         if found.verb not in ANSWERS:
             raise Broken(f"{found.verb} where an answer was awaited")
         if found.verb not in ("ok", "err") and not found.words:
@@ -2933,17 +2950,19 @@ def os_error(number: int) -> OSError:
 
 def check_name(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
     """Split a name from the network, or refuse one that leads outside, to a device or to a part."""
-    parts, too_long = name.split("/"), len(os.fsencode(name)) > MAX_NAME
+    parts = name.split("/")
+    if (
+        "\0" in name
+        or len(os.fsencode(name)) > MAX_NAME
+        or (windows and any(map(DEVICE.fullmatch, parts)))
+    ):
+        raise Refused("bad-name")
     for part in parts:
-        if (
-            too_long
-            or part in ("", ".", "..")
-            or "\0" in part
-            or PART.fullmatch(part)
-            or (windows and DEVICE.fullmatch(part))
-        ):
+        if part and part[0] != ".":
+            continue
+        if part in ("", ".", "..") or PART.fullmatch(part):
             raise Refused("bad-name")
-        if part[0] == "." and not hidden:
+        if not hidden:
             raise Refused("hidden-name")
     if len(parts) > MAX_DEPTH:
         raise Refused("too-deep")
@@ -3069,7 +3088,7 @@ class Folder:
     def rename(self, old: str, other: "Folder", new: str, replace: bool) -> None:
         """Move a file or folder to that name. Without replace, fail if the name is taken."""
         if not replace and self.link(old, other, new):
-            return self.remove(old)
+            return
         if not replace and other.stat(new):
             raise os_error(errno.EEXIST)
         # Windows' rename() replaces nothing
@@ -3077,16 +3096,22 @@ class Folder:
         move(self.at(old), other.at(new), src_dir_fd=self.fd, dst_dir_fd=other.fd)
 
     def link(self, old: str, other: "Folder", new: str) -> bool:
-        """Give a file that name too. A hard link fails if it is taken: to check and to change are
+        """Move a file by a hard link, which fails if the name is taken: to check and to change are
         one step. False for a folder, and where the file system has no hard links (FAT)."""
-        source, target = self.at(old), other.at(new)
-        fds = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
+        here, there = self.fd, other.fd
         try:
-            os.link(source, target, **fds, follow_symlinks=False)
+            os.link(
+                self.at(old),
+                other.at(new),
+                src_dir_fd=here,
+                dst_dir_fd=there,
+                follow_symlinks=False,
+            )
         except FileExistsError:
             raise
         except OSError:
             return False
+        self.remove(old)
         return True
 
     @contextlib.contextmanager
@@ -3270,9 +3295,7 @@ class Part:
             sync_to_disk(self.fd)
         if os.name == "nt":
             self.close()  # Windows renames no open file
-        if not over and self.folder.link(self.name, self.folder, self.leaf):
-            self.folder.remove(self.name)
-        else:
+        if over or not self.folder.link(self.name, self.folder, self.leaf):
             with self.folder.locked():
                 self.folder.rename(self.name, self.folder, self.leaf, replace=over)
         self.folder.sync()
@@ -3361,6 +3384,7 @@ def digest(fd: int, upto: int, sha: "hashlib._Hash", tell: Callable[[int], None]
 
 def receive_body(
     wire: Wire,
+    begun: Line,
     part: Part,
     check: Callable[[int], None],
     tell: Callable[[int], None],
@@ -3369,11 +3393,27 @@ def receive_body(
 
     Refused if the body is not what was announced. Of an unknown size, check() may refuse so many
     bytes. A verb that belongs to no body ends it like `abort`, and is carried out afterwards."""
-    whole = None if part.size is None else wire.whole_body(part.size - part.received)
-    if whole:
-        chunk, found = whole
-        part.write(chunk)
-    while not whole and (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
+    theirs: str | None = begun.sha256
+    if begun.body is None:
+        theirs = receive_chunks(wire, part, check, tell)
+    else:
+        part.write(begun.body)
+    if part.size not in (None, part.received):
+        raise Refused("incomplete", received=part.received, size=part.size)
+    part.sha256 = part.sha.hexdigest()
+    if theirs not in (None, part.sha256):
+        raise Refused("wrong-digest", sha256=part.sha256)
+    return "no" if theirs is None else "yes"
+
+
+def receive_chunks(
+    wire: Wire,
+    part: Part,
+    check: Callable[[int], None],
+    tell: Callable[[int], None],
+) -> Optional[str]:
+    """Until `end`: the digest that it says."""
+    while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
         if part.size is None:
             check(part.received + wire.remaining)
         elif part.received + wire.remaining > part.size:
@@ -3385,12 +3425,7 @@ def receive_body(
         wire.early.append(found)
     if found.verb != "end":
         raise Refused("aborted")
-    if part.size not in (None, part.received):
-        raise Refused("incomplete", received=part.received, size=part.size)
-    theirs, part.sha256 = found.keys.get("sha256"), part.sha.hexdigest()
-    if theirs is not None and theirs.lower() != part.sha256:
-        raise Refused("wrong-digest", sha256=part.sha256)
-    return "no" if theirs is None else "yes"
+    return found.keys["sha256"].lower() if "sha256" in found.keys else None
 
 
 # --- end bodies ---
@@ -3483,13 +3518,6 @@ def columns_of(fd: int) -> int:
     return 80
 
 
-def draw(text: str) -> None:
-    """On a terminal. One whose window was closed does not end what goes on in the background."""
-    with contextlib.suppress(OSError):
-        sys.stderr.write(text)
-        sys.stderr.flush()
-
-
 class Progress:
     """One bar for the whole command, on a terminal. It counts bytes that the receiver has."""
 
@@ -3519,7 +3547,7 @@ class Progress:
             self.due = now + REDRAW
             self.shown = True
             checked = f"checking: {readable_size(current)}"
-            draw(f"\r{checked if verb else self.bar(now)}\x1b[K")
+            say(f"\r{checked if verb else self.bar(now)}\x1b[K", "")
 
     def bar(self, now: float) -> str:
         """As much as fits into one row, the most important first."""
@@ -3540,7 +3568,7 @@ class Progress:
 
     def clear(self) -> None:
         if self.shown:
-            draw("\r\x1b[K")
+            say("\r\x1b[K", "")
             self.shown = False
 
 
@@ -4625,12 +4653,17 @@ def speak_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
-def say(text: str) -> None:
+def say(text: str, end: str = "\n") -> None:
     """Write a line for people at once. The program goes on if nobody is left to read it."""
     # AttributeError: started with stderr closed
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        try:
+            sys.stderr.write(text + end)
+            sys.stderr.flush()
+        except OSError:
+            # Forget that text: Python would try it again at the end, and make the exit code 120.
+            code, errors = sys.stderr.encoding, "backslashreplace"
+            sys.stderr = open(2, "w", 1, code, errors, closefd=False)  # noqa: SIM115  (it stays)
 
 
 def address(place: Address) -> str:
@@ -4705,8 +4738,11 @@ class Parser(argparse.ArgumentParser):
             # argparse lists the possible choices after the wrong one
             known = [*self._option_string_actions, *re.findall(r"[\w-]+", message[wrong.end() :])]
             longer = [name for name in known if name.startswith(wrong[1])]
-            for close in (longer or difflib.get_close_matches(wrong[1], known, 1, 0.65))[:1]:
-                hint = f"did you mean {close}? {hint} lists all"
+            guesses = longer or difflib.get_close_matches(wrong[1], known, 1, 0.75)
+            if guesses:
+                hint = f"did you mean {guesses[0]}? {hint} lists all"
+            elif (self.usage or self._subparsers) and sys.argv[1].startswith("-"):
+                hint += "; write an option of a command after the command"
         why = "the command line is not as the help describes it; nothing was done"
         say(str(Failure(2, message, why, hint)))
         raise SystemExit(2)

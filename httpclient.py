@@ -154,6 +154,7 @@ LONGEST_PAUSE = 10.0
 RETRIES = 16  # without progress; with those pauses, two minutes
 FEW_TRIES = 3  # where a server was never reached, or answers that it has trouble
 LONGEST_WAIT = 120.0  # seconds that a server may ask to wait
+NAME_ROOM = 14  # columns of the progress line: of the name of a file, at least, and a space
 DRAWN_EVERY = 0.1  # seconds between two drawings of the progress line
 LATEST = 10**11  # seconds since 1970: a later time is a mistake, and no system can show it
 EARLIEST = -62135596800  # the same for the year 1: an earlier time has no date in HTTP
@@ -314,11 +315,9 @@ class Client:
     """Sends requests to servers. Each thread has its own client; all share what is known of the
     origins."""
 
-    def __init__(
-        self, args: argparse.Namespace, origins: Optional[dict[tuple[str, str], Origin]] = None
-    ) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.origins = {} if origins is None else origins  # by URL.origin and login
+        self.origins: dict[tuple[str, str], Origin] = args.origins  # by URL.origin and login
         # one kept connection for each origin: some servers serve one at a time
         self.idle: dict[str, Connection] = {}
 
@@ -371,16 +370,15 @@ class Client:
 
     def can_log_in(self, reply: "Reply") -> bool:
         """Ask the user for a password that this server demands and nobody has given."""
-        url, head, asked = reply.url, reply.head, self.args.asked
+        url, head = reply.url, reply.head
         origin = self.origin(url)
         wanted = head.status == 401 and "basic" in head.get("www-authenticate").lower()
-        given = origin.login_fields.get("Authorization") or url.origin in asked
-        if not wanted or given or not is_terminal(2):
+        if not wanted or origin.login_fields.get("Authorization") or not is_terminal(2):
             return False
         with reply:
             self.args.progress.clear()
-            asked[url.origin] = ask_password(url.authority)
-        origin.login_fields = login_fields(url, self.args)
+            password = ask_password(url.authority)
+        origin.login_fields["Authorization"] = basic(":" + password)
         return True
 
     def origin(self, url: URL) -> Origin:
@@ -854,6 +852,15 @@ class Reply:
             remaining -= len(chunk)
             yield chunk
 
+    def whole(self) -> memoryview:
+        """All of a body that is no longer than the buffer, valid until the next call."""
+        connection, size = self.connection, self.head.length or 0
+        while connection.end - connection.start < size:
+            if not connection.receive():
+                raise self.cut()
+        self.received, self.ended = size, True
+        return connection.read(size)
+
     def read_to_close(self) -> Iterator[memoryview]:
         """A body without a length ends where the server closes the connection. An error is no such
         end."""
@@ -1211,15 +1218,13 @@ class Download:
         if self.verdict:
             return
         self.args.progress.begin(self.name, 0, reply.head.length)
-        data = b"".join(map(bytes, reply.chunks()))
+        data = reply.whole()
         self.args.progress.add(len(data))
         self.verify(promised_digest(reply.head), lambda name: hasher(name, data).hexdigest())
         part = f"{self.folder}.six-{os.urandom(16).hex()}.part"
         set_facts = functools.partial(copy_facts, self.url, reply.head, self.old)
         try:
-            write_whole(part, self.path, data, self.replace, set_facts)
-        except FileExistsError:
-            raise exists(self.path) from None
+            write_whole(part, self.path, data, set_facts)
         except FileNotFoundError:
             return  # another run took it for an old part: save() fetches it again
         except OSError as error:
@@ -1238,7 +1243,7 @@ class Download:
                 self.client.retry(
                     self.url,
                     lambda: self.receive(self.client, output, output.left()[0]),
-                    output.count,
+                    lambda: output.have,
                 )
             if not self.verdict:
                 self.finish(output)
@@ -1309,7 +1314,9 @@ class Download:
             say(f"{self.url} comes encoded, which was not asked for: kept as {ending}")
             if not self.stdout:
                 self.name, self.path = self.name + ending, self.path + ending
-        self.old = stat_or_none(self.path, follow=False)
+        # mostly nothing is there, and access() finds that out sooner than an exception
+        there = os.access(self.path, os.F_OK)
+        self.old = stat_or_none(self.path, follow=False) if there else None
         # few folders are near a program; a name that exists may be a link to one
         if nears_program(self.folder) or self.old:
             refuse_program(self.path)
@@ -1424,7 +1431,8 @@ class Download:
 
     def side_by_side(self, output: "Part", head: Head) -> None:
         """Several threads fetch one span after another, each over a connection of its own."""
-        import threading  # not at the top: one connection needs none
+        import queue  # not at the top: one connection needs none
+        import threading
 
         source = output.source
         if not source or not source.fits(head) or source.size != head.length:
@@ -1432,35 +1440,31 @@ class Download:
         if not output.divide(self.connections):
             return
         self.args.progress.begin(self.name, output.have, head.length)
-        output.lock = threading.Lock()
-        problems, ended, left = list[BaseException](), threading.Event(), iter(output.left())
+        output.lock, left = threading.Lock(), iter(output.left())  # all threads share both
+        ends: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
         def work() -> None:
+            problem = None
             try:
-                with contextlib.closing(Client(self.args, self.client.origins)) as client:
-                    # all threads share the iterator, and stop when one has failed
-                    for span in itertools.takewhile(lambda span: not problems, left):
-                        self.fetch_span(client, output, span)
-            except BaseException as problem:  # noqa: BLE001  (the main thread raises it again)
-                problems.append(problem)
-            ended.set()
+                with contextlib.closing(Client(self.args)) as client:
+                    for span in left:
+                        act = functools.partial(self.receive, client, output, span)
+                        client.retry(self.url, act, lambda: span.offset)  # noqa: B023
+            except BaseException as error:  # noqa: BLE001  (the main thread raises it again)
+                problem = error
+            ends.put(problem)
 
         self.client.close()  # some servers serve one connection at a time
-        workers = [threading.Thread(target=work, daemon=True) for _ in range(self.connections)]
-        for worker in workers:
-            worker.start()
-        pause, most = SAVE_EVERY
-        while any(worker.is_alive() for worker in workers) and not problems:
-            ended.wait(pause)
-            ended.clear()
+        for _ in range(self.connections):
+            threading.Thread(target=work, daemon=True).start()
+        running, (pause, most) = self.connections, SAVE_EVERY
+        while running:
+            with contextlib.suppress(queue.Empty):
+                if problem := ends.get(timeout=pause):
+                    raise problem  # the other threads end when they find the part closed
+                running -= 1
             output.remember()
             pause = min(2 * pause, most)
-        if problems:
-            raise problems[0]
-
-    def fetch_span(self, client: Client, output: "Part", span: "Span") -> None:
-        act = functools.partial(self.receive, client, output, span)
-        client.retry(self.url, act, lambda: span.offset)
 
 
 def wanted(source: Optional[Source], span: "Span") -> Fields:
@@ -1565,11 +1569,14 @@ class Spans:
     def __init__(self) -> None:
         self.source: Source | None = None
         self.spans = [Span(0)]
-        self.have = 0  # bytes of it that are here
-        self.kept = 0  # of these, what earlier runs have left
+        self.kept = 0  # of the bytes that are here, what earlier runs have left
 
-    def count(self) -> int:
-        return self.have
+    @property
+    def have(self) -> int:
+        """How many bytes are here."""
+        last = self.spans[-1]
+        missing = sum((span.end or span.offset) - span.offset for span in self.spans)
+        return (last.end or last.offset) - missing
 
     def left(self) -> list[Span]:
         return [span for span in self.spans if span.offset != span.end]
@@ -1598,7 +1605,6 @@ class Part(Spans):
         # a real lock once several threads write
         self.lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         self.noted = False  # whether there may be a note
-        self.position = 0  # where the next write() goes
         self.fd = -1  # while it is closed
         self.open()
         if self.noted and args.resume:
@@ -1648,8 +1654,7 @@ class Part(Spans):
         if size and not self.left():
             # ask for the last byte of a whole part: that reply proves that the rest fits
             last.offset -= 1
-        missing = sum((span.end or span.offset) - span.offset for span in spans)
-        self.have = self.kept = (last.end or last.offset) - missing
+        self.kept = self.have
 
     def begin(self, source: Source) -> None:
         if self.have or self.noted:
@@ -1661,7 +1666,7 @@ class Part(Spans):
 
     def forget(self) -> None:
         self.source, self.spans = None, [Span(0)]
-        self.have = self.kept = 0
+        self.kept = 0
         if self.noted:
             with contextlib.suppress(OSError):
                 os.unlink(self.note)
@@ -1706,20 +1711,15 @@ class Part(Spans):
         self.noted = True
 
     def write(self, offset: int, data: Data) -> None:
-        view = memoryview(data)
         with self.lock:
             try:
-                if self.is_hole(offset, data):
-                    view = view[:0]
-                elif self.position != offset:
-                    self.position = os.lseek(self.fd, offset, os.SEEK_SET)
+                view = memoryview(b"" if self.is_hole(offset, data) else data)
+                os.lseek(self.fd, offset, os.SEEK_SET)
                 while view:
-                    count = write_some(self.fd, view)
-                    self.position += count
-                    view = view[count:]
+                    count = os.write(self.fd, view)
+                    view, offset = view[count:], offset + count
             except OSError as error:
-                raise unwritable(self.path, error, self.position) from None
-            self.have += len(data)
+                raise unwritable(self.path, error, offset) from None
 
     def is_hole(self, offset: int, data: Data) -> bool:
         """Leave zeros out: a hole reads as zeros, and needs no room on the disk."""
@@ -1821,7 +1821,6 @@ class Stream(Spans):
             self.totals["sha256"] = hasher("sha256")
 
     def write(self, offset: int, data: Data, last: bool = False) -> None:
-        count = len(data)
         for total in self.totals.values():
             total.update(data)
         if self.decoder:
@@ -1834,7 +1833,6 @@ class Stream(Spans):
             raise  # head has enough: main() ends quietly
         except OSError as error:
             raise unwritable(self.name, error, self.have) from None
-        self.have += count
 
     def digest(self, name: str) -> str:
         return self.totals[name].hexdigest()
@@ -1885,18 +1883,19 @@ def copy_facts(url: URL, head: Head, old: Optional[os.stat_result], fd: int, pat
 def write_whole(
     part: str,
     path: str,
-    data: bytes,
-    replace: bool = True,
-    finish: Optional[Callable[[int, str], None]] = None,
+    data: Data,
+    finish: Callable[[int, str], object] = lambda fd, path: None,
 ) -> None:
     """Write a short file whole or not at all: under a name that nobody else uses, then renamed."""
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | CAREFULLY, 0o666)
     try:
-        with open(part, "xb", buffering=0) as file:
-            if file.write(data) < len(data):
+        try:
+            if os.write(fd, data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if finish:
-                finish(file.fileno(), part)
-        rename(part, path, replace)
+            finish(fd, part)
+        finally:
+            os.close(fd)
+        rename(part, path, True)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(part)
@@ -1970,12 +1969,11 @@ def write_note(path: str, note: dict[str, Any]) -> None:
         raise unwritable(path, error, 0) from None
 
 
-@functools.lru_cache(maxsize=8)
 def part_name(url: URL) -> str:
     """The name of a URL's part: the same each time, even if the URL's signature is not."""
     import hashlib
 
-    unsigned = re.sub(SIGNATURE, "", url.full)
+    unsigned = re.sub(SIGNATURE, "", url.full) if "?" in url.target else url.full
     return f".six-{hashlib.sha256(to_bytes(unsigned)).hexdigest()[:32]}.part"
 
 
@@ -2819,7 +2817,7 @@ def authorization(url: URL, args: argparse.Namespace) -> str:
     """The login from the URL, the command line, the environment (only for --host), or .netrc."""
     if login := url.login or args.user:
         return basic(login)
-    if password := args.asked.get(url.origin) or given_password(args, url.host, url.port):
+    if password := given_password(args, url.host, url.port):
         return basic(":" + password)
     path = os.path.expanduser("~/.netrc")
     return netrc_login(path, url.host) if os.path.isfile(path) else ""
@@ -3162,7 +3160,7 @@ def b64(data: bytes) -> str:
     return binascii.b2a_base64(data, newline=False).decode()
 
 
-def hasher(name: str, data: bytes = b"") -> "hashlib._Hash":
+def hasher(name: str, data: Data = b"") -> "hashlib._Hash":
     # not at the top, like json, html and ssl: what loads them is worth the wait, other runs start
     # sooner
     import hashlib
@@ -4051,12 +4049,17 @@ def speak_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
-def say(text: str) -> None:
+def say(text: str, end: str = "\n") -> None:
     """Write a line for people at once. The program goes on if nobody is left to read it."""
     # AttributeError: started with stderr closed
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        try:
+            sys.stderr.write(text + end)
+            sys.stderr.flush()
+        except OSError:
+            # Forget that text: Python would try it again at the end, and make the exit code 120.
+            code, errors = sys.stderr.encoding, "backslashreplace"
+            sys.stderr = open(2, "w", 1, code, errors, closefd=False)  # noqa: SIM115  (it stays)
 
 
 def address(place: Address) -> str:
@@ -4131,8 +4134,11 @@ class Parser(argparse.ArgumentParser):
             # argparse lists the possible choices after the wrong one
             known = [*self._option_string_actions, *re.findall(r"[\w-]+", message[wrong.end() :])]
             longer = [name for name in known if name.startswith(wrong[1])]
-            for close in (longer or difflib.get_close_matches(wrong[1], known, 1, 0.65))[:1]:
-                hint = f"did you mean {close}? {hint} lists all"
+            guesses = longer or difflib.get_close_matches(wrong[1], known, 1, 0.75)
+            if guesses:
+                hint = f"did you mean {guesses[0]}? {hint} lists all"
+            elif (self.usage or self._subparsers) and sys.argv[1].startswith("-"):
+                hint += "; write an option of a command after the command"
         why = "the command line is not as the help describes it; nothing was done"
         say(str(Failure(2, message, why, hint)))
         raise SystemExit(2)
@@ -4261,13 +4267,15 @@ class Progress:
         with contextlib.suppress(OSError):
             width = (os.get_terminal_size(2).columns or 80) - 1  # 0: it does not know
             facts, name = self.facts(), printable(self.name)
-            while len(text := "  ".join(facts)) > width:
+            # of one file, read its name rather than the last facts; of many, each passes quickly
+            room = width if self.files else max(width - NAME_ROOM, 0)
+            while len(text := "  ".join(facts)) > room:
                 facts.pop()
-            if self.total and not self.files and len(text) + 24 < width:
+            if self.total and not self.files and columns(name) + 2 + len(text) + 23 <= width:
                 text = f"[{'#' * (20 * self.done // self.total):20}] {text}"
             while name and columns(name) + 2 + len(text) > width:
                 name = name[:-1]
-            self.write(f"\r{name}{'  ' * bool(name)}{text}\x1b[K")
+            say(f"\r{name}{'  ' * bool(name)}{text}\x1b[K", "")
 
     def wait(self, problem: str, pause: float) -> None:
         """Pause before a retry, and tell it once, even if several connections wait at a time."""
@@ -4281,7 +4289,7 @@ class Progress:
 
     def clear(self) -> None:
         if self.drawing:
-            self.write("\r\x1b[K")
+            say("\r\x1b[K", "")
 
     def summary(self, args: argparse.Namespace) -> None:
         """One line about many files, with the words of client.py."""
@@ -4305,11 +4313,6 @@ class Progress:
         text += "".join(SUMMED[name].format(told[name]) for name in SUMMED if told.get(name))
         if not args.quiet:
             say(text)
-
-    def write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(text)
-            sys.stderr.flush()
 
 
 def columns(text: str) -> int:
@@ -4547,7 +4550,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     speak_utf8()
     args = parsed(sys.argv[1:] if argv is None else argv)
-    args.progress, args.asked = Progress(args), {}
+    args.progress, args.origins = Progress(args), {}
     args.pace = Pace(args.limit_rate) if args.limit_rate else None
     try:
         # in lower case as in URLs, because given_password() compares the two

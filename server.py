@@ -450,7 +450,7 @@ def converse(session: "Session") -> None:
             session.flush()  # before Ctrl-C may take it for idle
             session.between_requests = True
         try:
-            request = session.line(idle=session.admitted)
+            request = session.message(idle=session.admitted)
         except Ended:  # it may have closed only its own half, and await what receivers answer
             session.finish_sends()
             raise
@@ -606,9 +606,8 @@ def do_put(session: "Session", request: "Line", name: str) -> None:
     if drop_box and over:
         raise Refused("drop-box")
     part = session.part(request, name, make=drop_box)
-    session.check_room(part.size or 0, min(request.number("offset"), part.length()))
-    at_once = part.size is not None and part.size < session.end - session.start
-    if over or drop_box or not at_once:
+    session.check_room(part.size or 0, part)
+    if over or drop_box or request.body is None:
         session.check_vacant(part.folder, part.leaf, over or drop_box)
     else:  # store() finds out by itself whether there is such a file
         part.folder.protect(part.leaf, None)
@@ -631,11 +630,12 @@ def do_put(session: "Session", request: "Line", name: str) -> None:
         session.moved = part.received
         part.drop()
         session.disclaim(part)
-    told = {"size": part.received, "sha256": part.sha256, "verified": verified}
+    told = f"ok put {quote(name)} size={part.received} sha256={part.sha256} verified={verified}"
     if drop_box:
-        told["as"] = "/".join([*name.split("/")[:-1], part.leaf])
-        session.log_handed_in(name, told)
-    session.ok(request, **told)
+        given = "/".join([*name.split("/")[:-1], part.leaf])
+        session.log_handed_in(name, given, part, verified)
+        told += f" as={quote(given)}"
+    session.put(f"{told}\n".encode())
 
 
 def store(session: "Session", request: "Line", name: str, part: "Part") -> str:
@@ -646,8 +646,9 @@ def store(session: "Session", request: "Line", name: str, part: "Part") -> str:
         part.begin(0)
     verified = receive_body(
         session,
+        request,
         part,
-        lambda announced: session.check_room(announced, part.received),
+        lambda announced: session.check_room(announced, part),
         session.progress(name, "received"),
     )
     if session.args.drop_box:
@@ -971,10 +972,13 @@ TEXT_VERBS = {
 ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-NUMBER = re.compile("[0-8]?[0-9]{1,18}")
-MTIME = re.compile("-?" + NUMBER.pattern)
-BEYOND = 9 * 10**18  # the first number that NUMBER does not match; 64 bits hold all below
+BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all below
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
+# how a file begins and ends that is small enough to come whole: most do
+BEGIN = re.compile(
+    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]+) mtime_ns=([0-9]+)"
+    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
+)
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
@@ -1011,6 +1015,9 @@ class Line(NamedTuple):
     verb: str
     words: list[str]
     keys: dict[str, str]
+    # of a small file, until more is received: its bytes, and what its `end` says
+    body: Optional[memoryview] = None
+    sha256: str = ""
 
     def number(self, key: str) -> int:
         return self.number_or_none(key) or 0
@@ -1020,12 +1027,16 @@ class Line(NamedTuple):
         text = self.keys.get(key)
         if text is None:
             return None
-        if not (MTIME if key == "mtime_ns" else NUMBER).fullmatch(text):
+        if not is_number(text.removeprefix("-") if key == "mtime_ns" else text):
             raise BadNumber("bad-number")
         return int(text)
 
     def is_set(self, key: str) -> bool:
         return self.keys.get(key) == "yes"
+
+
+def is_number(text: str) -> bool:
+    return len(text) < 20 and text.isascii() and text.isdecimal() and int(text) < BEYOND
 
 
 def quote(text: str) -> str:
@@ -1078,16 +1089,16 @@ def parse(text: str) -> Line:
     verb = verb.lower()
     if verb in TEXT_VERBS:
         return Line(verb, [rest] if space else [], {})
-    found, plain = Line(verb, [], {}), "%" not in rest
+    words, keys, plain = [], {}, "%" not in rest
     for word in rest.split(" ") if space else ():
         key, equals, value = word.partition("=")
         if equals:
-            found.keys[key.lower()] = value if plain else unquote(value)
+            keys[key.lower()] = value if plain else unquote(value)
         elif key:
-            found.words.append(key if plain else unquote(key))
+            words.append(key if plain else unquote(key))
         else:  # two spaces, or one at the end
             raise Broken("bad-line")
-    return found
+    return Line(verb, words, keys)
 
 
 def printable(text: str) -> str:
@@ -1256,11 +1267,30 @@ class Wire:
                 continue
             found = parse(text)
             if found.verb == "data":
-                if not NUMBER.fullmatch(" ".join(found.words)):
+                if not is_number(" ".join(found.words)):
                     raise Broken("bad-number")
                 self.remaining = int(found.words[0])
             return found
         return self.early.popleft()
+
+    def message(self, idle: bool = False) -> Line:
+        """The next line. That of a small file is read in one step with all that belongs to it."""
+        begun = not (self.remaining or self.early) and BEGIN.match(
+            self.buffer, self.start, min(self.end, self.start + MAX_LINE)
+        )
+        if not begun:
+            return self.line(idle)
+        start = begun.end()
+        ended = END.match(self.buffer, start + int(begun[3]), self.end)
+        if not ended:
+            return self.line(idle)
+        self.start = ended.end()
+        verb, name, size, mtime_ns, more = map(bytes.decode, begun.groups())
+        verb, *words = f"{verb} {name}".split()
+        keys = {"size": size, "mtime_ns": mtime_ns}
+        if more:
+            keys.update((word.split("=")[0], word.split("=")[1]) for word in more[1:].split(" "))
+        return Line(verb, words, keys, self.view[start : ended.start()], ended[1].decode())
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
         try:
@@ -1278,18 +1308,6 @@ class Wire:
         if (self.end if stop < 0 else stop) - self.start >= MAX_LINE:
             raise Broken("line-too-long")
         return stop
-
-    def whole_body(self, size: int) -> Optional[tuple[memoryview, Line]]:
-        """A body of that size in one piece, and its end, if all has come already.
-
-        Most small files are received so."""
-        begun = b"data %d\n" % size
-        start = self.start + len(begun)
-        ended = END.match(self.buffer, start + size, self.end)
-        if self.early or not ended or not self.buffer.startswith(begun, self.start):
-            return None
-        self.start = ended.end()
-        return self.view[start : ended.start()], Line("end", [], {"sha256": ended[1].decode()})
 
     def take_body(self) -> memoryview:
         """The next bytes of the announced body, valid until the next call."""
@@ -1383,17 +1401,19 @@ def os_error(number: int) -> OSError:
 
 def check_name(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
     """Split a name from the network, or refuse one that leads outside, to a device or to a part."""
-    parts, too_long = name.split("/"), len(os.fsencode(name)) > MAX_NAME
+    parts = name.split("/")
+    if (
+        "\0" in name
+        or len(os.fsencode(name)) > MAX_NAME
+        or (windows and any(map(DEVICE.fullmatch, parts)))
+    ):
+        raise Refused("bad-name")
     for part in parts:
-        if (
-            too_long
-            or part in ("", ".", "..")
-            or "\0" in part
-            or PART.fullmatch(part)
-            or (windows and DEVICE.fullmatch(part))
-        ):
+        if part and part[0] != ".":
+            continue
+        if part in ("", ".", "..") or PART.fullmatch(part):
             raise Refused("bad-name")
-        if part[0] == "." and not hidden:
+        if not hidden:
             raise Refused("hidden-name")
     if len(parts) > MAX_DEPTH:
         raise Refused("too-deep")
@@ -1519,7 +1539,7 @@ class Folder:
     def rename(self, old: str, other: "Folder", new: str, replace: bool) -> None:
         """Move a file or folder to that name. Without replace, fail if the name is taken."""
         if not replace and self.link(old, other, new):
-            return self.remove(old)
+            return
         if not replace and other.stat(new):
             raise os_error(errno.EEXIST)
         # Windows' rename() replaces nothing
@@ -1527,16 +1547,22 @@ class Folder:
         move(self.at(old), other.at(new), src_dir_fd=self.fd, dst_dir_fd=other.fd)
 
     def link(self, old: str, other: "Folder", new: str) -> bool:
-        """Give a file that name too. A hard link fails if it is taken: to check and to change are
+        """Move a file by a hard link, which fails if the name is taken: to check and to change are
         one step. False for a folder, and where the file system has no hard links (FAT)."""
-        source, target = self.at(old), other.at(new)
-        fds = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
+        here, there = self.fd, other.fd
         try:
-            os.link(source, target, **fds, follow_symlinks=False)
+            os.link(
+                self.at(old),
+                other.at(new),
+                src_dir_fd=here,
+                dst_dir_fd=there,
+                follow_symlinks=False,
+            )
         except FileExistsError:
             raise
         except OSError:
             return False
+        self.remove(old)
         return True
 
     @contextlib.contextmanager
@@ -1720,9 +1746,7 @@ class Part:
             sync_to_disk(self.fd)
         if os.name == "nt":
             self.close()  # Windows renames no open file
-        if not over and self.folder.link(self.name, self.folder, self.leaf):
-            self.folder.remove(self.name)
-        else:
+        if over or not self.folder.link(self.name, self.folder, self.leaf):
             with self.folder.locked():
                 self.folder.rename(self.name, self.folder, self.leaf, replace=over)
         self.folder.sync()
@@ -1811,6 +1835,7 @@ def digest(fd: int, upto: int, sha: "hashlib._Hash", tell: Callable[[int], None]
 
 def receive_body(
     wire: Wire,
+    begun: Line,
     part: Part,
     check: Callable[[int], None],
     tell: Callable[[int], None],
@@ -1819,11 +1844,27 @@ def receive_body(
 
     Refused if the body is not what was announced. Of an unknown size, check() may refuse so many
     bytes. A verb that belongs to no body ends it like `abort`, and is carried out afterwards."""
-    whole = None if part.size is None else wire.whole_body(part.size - part.received)
-    if whole:
-        chunk, found = whole
-        part.write(chunk)
-    while not whole and (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
+    theirs: str | None = begun.sha256
+    if begun.body is None:
+        theirs = receive_chunks(wire, part, check, tell)
+    else:
+        part.write(begun.body)
+    if part.size not in (None, part.received):
+        raise Refused("incomplete", received=part.received, size=part.size)
+    part.sha256 = part.sha.hexdigest()
+    if theirs not in (None, part.sha256):
+        raise Refused("wrong-digest", sha256=part.sha256)
+    return "no" if theirs is None else "yes"
+
+
+def receive_chunks(
+    wire: Wire,
+    part: Part,
+    check: Callable[[int], None],
+    tell: Callable[[int], None],
+) -> Optional[str]:
+    """Until `end`: the digest that it says."""
+    while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
         if part.size is None:
             check(part.received + wire.remaining)
         elif part.received + wire.remaining > part.size:
@@ -1835,12 +1876,7 @@ def receive_body(
         wire.early.append(found)
     if found.verb != "end":
         raise Refused("aborted")
-    if part.size not in (None, part.received):
-        raise Refused("incomplete", received=part.received, size=part.size)
-    theirs, part.sha256 = found.keys.get("sha256"), part.sha.hexdigest()
-    if theirs is not None and theirs.lower() != part.sha256:
-        raise Refused("wrong-digest", sha256=part.sha256)
-    return "no" if theirs is None else "yes"
+    return found.keys["sha256"].lower() if "sha256" in found.keys else None
 
 
 # --- end bodies ---
@@ -2102,17 +2138,17 @@ class Session(Wire):
     def log(self, text: str, **more: object) -> None:
         self.logged.append(log_line(self.args.json, printable(text), self.peer, **more))
 
-    def log_handed_in(self, name: str, facts: Mapping[str, object]) -> None:
+    def log_handed_in(self, name: str, given: str, part: Part, verified: str) -> None:
         by = self.nick or host_of(self.peer)
-        there = f"{sender_folder(by)}/{facts['as']}"
+        there = f"{sender_folder(by)}/{given}"
         self.log(
-            f"handed in by {by}: {there}, {facts['size']} bytes, verified={facts['verified']}",
+            f"handed in by {by}: {there}, {part.received} bytes, verified={verified}",
             handed_in=printable(there),
             by=by,
             name=printable(name),
-            size=facts["size"],
-            sha256=facts["sha256"],
-            verified=facts["verified"] == "yes",
+            size=part.received,
+            sha256=part.sha256,
+            verified=verified == "yes",
         )
 
     def hang_up(self) -> None:
@@ -2310,11 +2346,11 @@ class Session(Wire):
 
     def find(self, name: str, make: bool = False) -> tuple[Folder, str]:
         """The folder that a name from the network is in, and its last component."""
-        only = self.args.only
-        if self.args.drop_box:
+        args = self.args
+        if args.drop_box:
             name = f"{sender_folder(self.nick or host_of(self.peer))}/{name}"
-        *above, leaf = check_name(name, self.args.hidden or name == only)
-        if only and name != only:
+        *above, leaf = check_name(name, args.hidden or name == args.only)
+        if args.only and name != args.only:
             raise Refused("no-such-file")
         return self.folder(above, make), leaf
 
@@ -2349,12 +2385,13 @@ class Session(Wire):
         if there and not over:
             raise Refused("exists", size=there.st_size, mtime_ns=there.st_mtime_ns)
 
-    def check_room(self, whole: int, received: int) -> None:
+    def check_room(self, whole: int, part: Part) -> None:
+        """Refuse so many bytes. What the part has of them is on the disk already."""
         if 0 < self.args.max_size < whole:
             raise Refused("too-large", limit=self.args.max_size)
         if self.args.min_free:
-            free = shutil.disk_usage(self.args.directory).free
-            if free - (whole - received) < self.args.min_free:
+            free = shutil.disk_usage(self.args.directory).free + part.length()
+            if free - whole < self.args.min_free:
                 raise Refused("disk-full")
 
     # parts: one connection at a time writes one
@@ -2805,7 +2842,9 @@ class Server:
         If the disk is full it may take only a part: then the next write begins a new line."""
         lost = self.lost_lines
         before = [log_line(self.args.json, f"{lost} lines lost before this one")] * bool(lost)
-        left = ("\n" * bool(lost) + "".join(f"{each}\n" for each in [*before, *lines])).encode()
+        now = "" if self.args.json else time.strftime("%Y-%m-%d %H:%M:%S ")
+        text = "".join([f"{now}{each}\n" for each in [*before, *lines]])
+        left = ("\n" * bool(lost) + text).encode()
         try:
             while left and self.log_fd >= 0:
                 left = left[os.write(self.log_fd, left) :]
@@ -2841,9 +2880,9 @@ class Server:
 
 
 def log_line(as_json: bool, text: str, client: str = "", **facts: object) -> str:
-    """A line of the log, or an object of JSON Lines."""
+    """A line of the log, which begins with the time when it is written, or an object of JSON."""
     if not as_json:
-        return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {client}{' ' * bool(client)}{text}"
+        return f"{client} {text}" if client else text
     import json  # not at the top: few need it
 
     return json.dumps(
@@ -3766,12 +3805,17 @@ def speak_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
-def say(text: str) -> None:
+def say(text: str, end: str = "\n") -> None:
     """Write a line for people at once. The program goes on if nobody is left to read it."""
     # AttributeError: started with stderr closed
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        try:
+            sys.stderr.write(text + end)
+            sys.stderr.flush()
+        except OSError:
+            # Forget that text: Python would try it again at the end, and make the exit code 120.
+            code, errors = sys.stderr.encoding, "backslashreplace"
+            sys.stderr = open(2, "w", 1, code, errors, closefd=False)  # noqa: SIM115  (it stays)
 
 
 def address(place: Address) -> str:
@@ -3846,8 +3890,11 @@ class Parser(argparse.ArgumentParser):
             # argparse lists the possible choices after the wrong one
             known = [*self._option_string_actions, *re.findall(r"[\w-]+", message[wrong.end() :])]
             longer = [name for name in known if name.startswith(wrong[1])]
-            for close in (longer or difflib.get_close_matches(wrong[1], known, 1, 0.65))[:1]:
-                hint = f"did you mean {close}? {hint} lists all"
+            guesses = longer or difflib.get_close_matches(wrong[1], known, 1, 0.75)
+            if guesses:
+                hint = f"did you mean {guesses[0]}? {hint} lists all"
+            elif (self.usage or self._subparsers) and sys.argv[1].startswith("-"):
+                hint += "; write an option of a command after the command"
         why = "the command line is not as the help describes it; nothing was done"
         say(str(Failure(2, message, why, hint)))
         raise SystemExit(2)
@@ -3861,7 +3908,8 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
     """Tell where the server listens: programs on stdout; people on stderr, with a command."""
     host, port = sock.getsockname()[:2]
     try:
-        print(f"listening on {address((host, port))}", flush=True)
+        if sys.stdout is not None:  # else descriptor 1 is something of ours
+            os.write(1, f"listening on {address((host, port))}\n".encode())
     except OSError as error:
         sock.close()
         raise Failure(

@@ -905,12 +905,17 @@ def speak_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
-def say(text: str) -> None:
+def say(text: str, end: str = "\n") -> None:
     """Write a line for people at once. The program goes on if nobody is left to read it."""
     # AttributeError: started with stderr closed
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        try:
+            sys.stderr.write(text + end)
+            sys.stderr.flush()
+        except OSError:
+            # Forget that text: Python would try it again at the end, and make the exit code 120.
+            code, errors = sys.stderr.encoding, "backslashreplace"
+            sys.stderr = open(2, "w", 1, code, errors, closefd=False)  # noqa: SIM115  (it stays)
 
 
 def address(place: Address) -> str:
@@ -985,8 +990,11 @@ class Parser(argparse.ArgumentParser):
             # argparse lists the possible choices after the wrong one
             known = [*self._option_string_actions, *re.findall(r"[\w-]+", message[wrong.end() :])]
             longer = [name for name in known if name.startswith(wrong[1])]
-            for close in (longer or difflib.get_close_matches(wrong[1], known, 1, 0.65))[:1]:
-                hint = f"did you mean {close}? {hint} lists all"
+            guesses = longer or difflib.get_close_matches(wrong[1], known, 1, 0.75)
+            if guesses:
+                hint = f"did you mean {guesses[0]}? {hint} lists all"
+            elif (self.usage or self._subparsers) and sys.argv[1].startswith("-"):
+                hint += "; write an option of a command after the command"
         why = "the command line is not as the help describes it; nothing was done"
         say(str(Failure(2, message, why, hint)))
         raise SystemExit(2)

@@ -45,6 +45,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # or by nohup: the tests go on, but what they start ends as on a terminal that hangs up
 if os.name != "nt" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
+# what a person's shell does not set, and what hides that Python stores output
+os.environ.pop("PYTHONUNBUFFERED", None)
 # seconds that anything may take before a test calls it hung; no test waits for it to pass
 DEADLINE = 60.0
 LISTENING = re.compile(r"listening on (?:https?://)?(.+):(\d+)/?\n")

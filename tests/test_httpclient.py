@@ -3543,7 +3543,7 @@ def test_a_zone_is_for_the_connection_alone(text):
     url = h.parse_url(text)
     assert (url.host, url.port) == ("fe80::1%eth0", 8000)
     args = h.parsed(["get", text])
-    args.asked = {}
+    args.origins = {}
     request = h.Client(args).request("GET", url, {}, None)
     assert b"\r\nHost: [fe80::1]:8000\r\n" in request and request.startswith(b"GET / HTTP/1.1")
 
@@ -3763,6 +3763,25 @@ def test_the_line_of_progress_never_wraps(monkeypatch, columns):
     for line in drawn:
         assert 10 < h.columns(line[1:-3]) < columns, line
     assert any("of 10,000 files" in line for line in drawn)
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_the_line_of_progress_shows_the_name_rather_than_a_bar(monkeypatch, columns):
+    drawn = []
+    monkeypatch.setattr(h.os, "get_terminal_size", lambda fd: os.terminal_size((columns, 24)))
+    monkeypatch.setattr(h.Progress, "write", lambda self, text: drawn.append(text))
+    for name in "ubuntu-24.04.1-desktop-amd64.iso", "a.iso":
+        progress = h.Progress(h.parsed(["get", "/"]))
+        progress.begin(name, 0, 10**8)
+        progress.began -= 50
+        progress.add(10**6)
+        progress.draw()
+    long, short = drawn
+    assert long.startswith(
+        "\rubuntu-24.04" if columns == 40 else "\rubuntu-24.04.1-desktop-amd64.iso"
+    )
+    assert "  1%  1.0 MB" in long and "[" not in long[:-3]
+    assert short.startswith("\ra.iso  ") and ("[" in short[:-3]) is (columns == 80)
 
 
 def test_the_common_mistakes_get_a_hint(run, files, listeners, tmp_path):

@@ -1991,7 +1991,7 @@ def test_a_quiet_server_says_what_is_needed_alone(start, spawn, box):
     ],
 )
 def test_parse(raw, verb, words, keys):
-    assert script.parse(os.fsdecode(raw)) == (verb, words, keys)
+    assert script.parse(os.fsdecode(raw)) == script.Line(verb, words, keys)
 
 
 @pytest.mark.parametrize(
@@ -2014,7 +2014,7 @@ def test_quote_and_parse_agree(name):
     out = script.line("get", name, key=name)
     assert out.isascii() == (script.quote(name).isascii()) and script.parse(
         os.fsdecode(out[:-1])
-    ) == (
+    ) == script.Line(
         "get",
         [name],
         {"key": name},
