@@ -72,6 +72,11 @@ def program(script, python):
     return COMPILED[path.name] if python == sys.executable else str(path)
 
 
+def place(script, folder):
+    """A script in a folder, to be started there by this interpreter: what it is compiled to, as Python runs a file by what it begins with, not by its name."""
+    return Path(shutil.copy(COMPILED[script] if forked.SOURCES else ROOT / script, folder / script))
+
+
 def interpreters():
     """Every python3.9 or later on PATH and among pyenv's versions, by version."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
@@ -497,12 +502,12 @@ def proxy(listeners):
 
 @pytest.fixture
 def alone(tmp_path):
-    """A copy of one script in an empty folder, as somebody who took only that file has it."""
+    """A copy of one script in an empty folder, as somebody who took only that file has it. One for any interpreter is its source."""
 
-    def copy(script):
+    def copy(script, for_any=False):
         folder = tmp_path / "alone"
         folder.mkdir(exist_ok=True)
-        return Path(shutil.copy(ROOT / script, folder))
+        return Path(shutil.copy(ROOT / script, folder)) if for_any else place(script, folder)
 
     return copy
 

@@ -85,7 +85,7 @@ def what_to_run(command):
     if first == "-c":
         text = words.pop(1)
     elif first.endswith(".py") and os.path.dirname(first) != os.path.dirname(__file__):
-        with contextlib.suppress(OSError), open(first, encoding="utf-8") as file:
+        with contextlib.suppress(OSError), open(first, errors="replace") as file:
             text = file.read()
     for bytecode, source in SOURCES.items():
         name = os.path.basename(source)[:-3]
