@@ -1472,6 +1472,7 @@ class Sends(Puts):
         self.results: dict[str, Counter[str]] = {}
         self.targets = ",".join(filter(None, args.to or []))
         self.nicks: set[str] = set()  # of those receivers that have one
+        self.absent: dict[str, str] = {}  # address or nick of who gets nothing more -> its result
         if not self.targets and not args.all:
             raise Failure(
                 2,
@@ -1533,7 +1534,10 @@ class Sends(Puts):
             return False
         if not self.link.got:
             raise refusal(answer, "send", file.name)
-        reasons = [self.count_result(file, found, size, sha256) for found in self.link.got]
+        for target in set(self.absent.values()):
+            self.results[target]["unsent"] += 1
+        heard = [found for found in self.link.got if self.absent.keys().isdisjoint(names_of(found))]
+        reasons = [self.count_result(file, found, size, sha256) for found in heard]
         if all(reasons) and NO_RECEIVER.issuperset(reasons):
             self.nobody = True
             if self.waiting or self.next_file():
@@ -1554,7 +1558,16 @@ class Sends(Puts):
         why, hint = THERE.get(reason) or WHYS.get(reason, told)
         what = f"{target} did not get {printable(file.name)} ({printable(reason)})"
         self.fail(file, Failure(25, what, printable(found.keys.get("why", why)), hint))
+        if reason in NO_RECEIVER:
+            self.leave_out(names_of(found), target)
         return reason
+
+    def leave_out(self, names: list[str], target: str) -> None:
+        """Who is not there is told of once. What is asked from now on does not name it."""
+        self.absent |= dict.fromkeys(names, target)
+        rest = (each for each in self.targets.split(",") if each.lower() not in self.absent)
+        self.targets = ",".join(rest)
+        self.nicks = {nick for nick in self.nicks if nick.lower() not in self.absent}
 
     def summary(self) -> None:
         super().summary()
@@ -1563,7 +1576,14 @@ class Sends(Puts):
                 tell_json({"verb": "send", "receiver": target, **counts})
             elif not self.args.quiet:
                 verified = f"verified {counts['verified']:,} of {counts['sent']:,}"
-                say(f"{target}: {verified}, {readable_size(counts['bytes'])}")
+                text = f"{target}: {verified}, {readable_size(counts['bytes'])}"
+                unsent = counts["unsent"]
+                say(text + f"; not sent to it: {unsent:,} more" * (unsent > 0))
+
+
+def names_of(found: "Line") -> list[str]:
+    """What a receiver can have been called: its address or what stood for it, and its nick."""
+    return [name.lower() for name in (found.words[0], found.keys.get("nick")) if name]
 
 
 class Inbox:
