@@ -3274,6 +3274,7 @@ ROUTES = {
     "given by -o": ["{url}/x", "-o", "{name}"],
     "several connections": ["{url}/big", "-o", "{name}", "--connections", "3"],
     "into a folder": ["{url}/{name}", "-o", "."],
+    "by a link to the folder": ["{url}/{name}", "-o", "../link"],
 }
 
 
