@@ -780,7 +780,12 @@ class Puts(Batch):
             offset, sha256, given_up = self.send_bytes(file, fd, status, part, over)
         finally:
             os.close(fd)
+        if self.verb == "put":
+            told = f"ok put {quote(file.name)} size={status.st_size} sha256={sha256} verified=yes"
+            self.link.expect(f"{told}\n".encode())
         answer = yield file._replace(status=status, fresh=False, tried=True)
+        if answer is LIKELY:
+            return self.done(file, status.st_size, sha256, offset)
         if answer.keys.get("reason") == "exists" and not file.tried:
             # another client was quicker: look whether it was with the same
             return self.files.append(iter([file._replace(tried=True, fresh=False)]))
@@ -803,17 +808,14 @@ class Puts(Batch):
         size, sha = status.st_size, hashlib.sha256()
         begun = part if part <= size else 0
         asks = self.verb == "put" and (begun or size >= ASKED_FIRST)
-        mine = digest(fd, begun, sha, self.show_checked) if asks else None
-        self.announce(
-            file,
-            "put",
-            size=size,
-            mtime_ns=status.st_mtime_ns,
-            over="yes" if over else None,
-            exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None,
-            offset=begun if asks else None,
-            sha256=mine,
-        )
+        keys: dict[str, object] = {"size": size, "mtime_ns": status.st_mtime_ns}
+        if over:
+            keys["over"] = "yes"
+        if status.st_mode & stat.S_IXUSR and os.name != "nt":
+            keys["exec"] = "yes"
+        if asks:
+            keys |= {"offset": begun, "sha256": digest(fd, begun, sha, self.show_checked)}
+        self.announce(file, "put", **keys)
         offset = self.link.accepted_offset() if asks else 0
         if offset is None:
             return 0, "", "refused"
@@ -1249,6 +1251,7 @@ class Gets(Batch):
             return self.plan("new", file, size)
         if self.stream is not None:
             stream = file.stream or Stream(self.stream)
+            stream.size = size
             return (yield from self.fetch(file._replace(stream=stream), stream))
         folder, leaf = self.local(file.path)
         there = folder.stat(leaf)
@@ -1352,11 +1355,14 @@ class Gets(Batch):
 
     def receive(self, file: File, part: "Part", answer: "Line") -> None:
         """The body that follows the answer."""
-        size = part.size = answer.number("size")
-        # it may have changed since its part was checked
-        part.mtime_ns, part.executable = answer.number("mtime_ns"), answer.is_set("exec")
+        offset = 0
+        # it may go on, or have changed since its part was checked
+        if file.listed is None or answer.keys != file.listed.keys:
+            offset, part.size = answer.number("offset"), answer.number("size")
+            part.mtime_ns, part.executable = answer.number("mtime_ns"), answer.is_set("exec")
+        size = part.size or 0
         try:
-            offset = self.write_body(file, part, answer, size)
+            self.write_body(file, part, answer, offset)
         except (Lost, KeyboardInterrupt):
             self.progress.current = part.received
             part.keep()
@@ -1371,9 +1377,8 @@ class Gets(Batch):
             raise
         self.done(file, size, part.sha256, offset)
 
-    def write_body(self, file: File, part: "Part", answer: "Line", size: int) -> int:
-        """Receive it into the part, which then gets its name. Returns where it began."""
-        offset = answer.number("offset")
+    def write_body(self, file: File, part: "Part", answer: "Line", offset: int) -> None:
+        """Receive it into the part, which then gets its name."""
         if part.fd < 0:
             self.claim(file, part)
         part.begin(offset)
@@ -1386,7 +1391,7 @@ class Gets(Batch):
             code, what, why, hint = UNFIT[refused.reason]
             raise Failure(
                 code,
-                f"{printable(file.name)} {what} ({part.received:,} of {size:,} bytes)",
+                f"{printable(file.name)} {what} ({part.received:,} of {part.size or 0:,} bytes)",
                 why,
                 hint,
             ) from None
@@ -1396,7 +1401,6 @@ class Gets(Batch):
             if there := part.folder.stat(part.leaf):
                 self.is_same(file, answer, part.folder, part.leaf, there)  # or a Failure
             part.drop()
-        return offset
 
     def cut_short(
         self, file: File, part: "Part", size: int, error: OSError, kept: bool
@@ -1594,6 +1598,8 @@ class Inbox:
         # (sender, file or folder) -> what it is called here; "" if its user did not want it
         self.names: dict[tuple[str, str], str] = {}
         self.last_note = 0.0  # when the sender was last told how far it is
+        self.progress = Progress(args)  # of one file after another
+        self.shows = is_terminal(1) and not args.quiet  # for a person
         self.top = destination(args.output or ".")
         self.folder = functools.lru_cache(OPEN_FOLDERS)(
             functools.partial(self.top.descend, make=True)
@@ -1635,7 +1641,8 @@ class Inbox:
         try:
             parts = self.admit(name, request)
             folder = self.folder(tuple(parts[:-1]))
-            folder.protect(parts[-1], folder.stat(parts[-1]))
+            # nothing is replaced without --force
+            folder.protect(parts[-1], folder.stat(parts[-1]) if self.args.force else None)
             (self.store if request.verb == "put" else self.make)(folder, parts, request)
         except (Refused, OSError) as error:
             reason, why = reason_of(error), getattr(error, "keys", {}).get("why")
@@ -1695,8 +1702,8 @@ class Inbox:
     def store(self, folder: "Folder", parts: list[str], request: "Line") -> None:
         name, size = request.words[0], request.number_or_none("size")
         mtime_ns, executable = request.number_or_none("mtime_ns"), request.is_set("exec")
-        part, progress = Part(folder, parts[-1], None, mtime_ns, executable), Progress(self.args)
-        part.size, progress.total = size, size or 0
+        part, progress = Part(folder, parts[-1], None, mtime_ns, executable), self.progress
+        part.size, progress.total, progress.began = size, size or 0, time.monotonic()
 
         def tell_both(received: int) -> None:
             progress.update(received)
@@ -1727,17 +1734,16 @@ class Inbox:
     def tell_stored(self, parts: list[str], part: "Part", verified: str, request: "Line") -> None:
         """To the sender, and to who reads what we print."""
         name, given, sender = request.words[0], "/".join(parts), sender_of(request)
-        facts = {"size": part.received, "sha256": part.sha.hexdigest()}
-        other = {"as": given} if given != name else {}
-        self.link.send_line("ok", "put", name, **facts, verified=verified, **other)
+        self.link.put(stored_answer(name, part, verified, given if given != name else ""))
         if not self.link.has_unread():  # else the next file is here, and answers go together
             self.link.flush()
         # also for the connection that follows a lost one
         self.args.tries, self.args.count = 0, self.args.count - 1
         path = os.path.join(self.args.output or "", *parts)
         if self.args.json:
+            facts = {"size": part.received, "sha256": part.sha256}
             tell_json({"verb": "receive", "name": path, "from": sender, **facts})
-        elif is_terminal(1) and not self.args.quiet:
+        elif self.shows:
             # ours comes first: a name can say anything
             tell(f"{readable_size(part.received):>9}  {sender}  {path}")
         else:
@@ -2015,10 +2021,10 @@ ESCAPE = re.compile(rb"%(..)")
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all below
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
-# the line of a file as most are, and what follows it if all bytes come at once
-USUAL = re.compile(
-    rb"(put|ok get|file) ([!-$&-<>-~]+) size=([0-9]{1,18}) mtime_ns=([0-9]{1,19})"
-    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\n(?:data \3\n)?"
+# how a file begins that comes in one piece: most small ones do
+BEGIN = re.compile(
+    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]{1,19})"
+    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
 TLS = b"\x16\x03"  # how a TLS client begins
@@ -2319,27 +2325,20 @@ class Wire:
         return self.early.popleft()
 
     def message(self, idle: bool = False) -> Line:
-        """The next line. A file's usual one is read in one step, and with it all that belongs to it
-        if the file is small, as most are, and has come whole."""
-        usual = not (self.remaining or self.early) and USUAL.match(
-            self.buffer, self.start, min(self.end, self.start + MAX_LINE)
-        )
-        if not usual:
+        """The next line. Where it begins a small file that has come whole, all of that is read."""
+        limit = min(self.end, self.start + MAX_LINE)
+        begun = BEGIN.match(self.buffer, self.start, limit)
+        stop = begun.end() + int(begun[3]) if begun else 0
+        ended = END.match(self.buffer, stop, self.end)
+        if not begun or not ended or self.remaining or self.early:
             return self.line(idle)
-        verb, name, size, mtime_ns, more = map(bytes.decode, usual.groups())
+        verb, name, size, mtime_ns, more = map(bytes.decode, begun.groups())
         verb, *words = f"{verb} {name}".split()
         keys = {"size": size, "mtime_ns": mtime_ns}
         for word in more.split():
             key, _, keys[key] = word.partition("=")
-        start, self.start = usual.end(), usual.end(5) + 1
-        stop = start + int(size)
-        # the size may be more than match() takes, which is 31 bits on some machines
-        come = self.start < start and stop < self.end
-        ended = END.match(self.buffer, stop, self.end) if come else None
-        if not ended:
-            return Line(verb, words, keys)
         self.start = ended.end()
-        return Line(verb, words, keys, self.view[start:stop], ended[1].decode())
+        return Line(verb, words, keys, self.view[begun.end() : stop], ended[1].decode())
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
         try:
@@ -2372,6 +2371,9 @@ class Wire:
 
 
 # --- the connection: requests go out, answers come back in their order ---
+LIKELY = Line("ok", [], {})  # the answer that was expected
+
+
 class Link(Wire):
     """A connection to the server, and the requests that it has not answered yet."""
 
@@ -2383,7 +2385,8 @@ class Link(Wire):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
         self.endpoint = endpoint(args)
         # what was asked and not answered yet: the words that the answer repeats, the line's length
-        self.asked: deque[tuple[tuple[str, ...], int]] = deque()
+        # and the answer that is likely
+        self.asked: deque[tuple[tuple[str, ...], int, bytes]] = deque()
         self.unanswered = 0  # bytes of these lines
         # answers that came while something was sent, each with what receivers said before it
         self.arrived: deque[tuple[Line, list[Line]]] = deque()
@@ -2522,20 +2525,30 @@ class Link(Wire):
         text = line(*words, **keys)
         # the answer does not repeat for whom it was
         echoed = words if words[0] != "send" else ("send", words[2])
-        self.asked.append((echoed, len(text)))
+        self.asked.append((echoed, len(text), b""))
         self.unanswered += len(text)
         self.put(text)
+
+    def expect(self, likely: bytes) -> None:
+        """The answer to the last request, if all goes well: it need not be taken to pieces."""
+        words, length, _ = self.asked.pop()
+        self.asked.append((words, length, likely))
 
     def full(self) -> bool:
         return len(self.asked) >= UNANSWERED or self.unanswered > UNANSWERED_BYTES
 
     def answer(self) -> Line:
         """The next line that answers the oldest request: the only one, or one of several."""
+        likely = self.asked[0][2]
+        if likely and not self.arrived and self.buffer.startswith(likely, self.start, self.end):
+            self.start += len(likely)
+            self.unanswered -= self.asked.popleft()[1]
+            return LIKELY
         while not self.arrived:
-            self.listen(self.message())
+            self.listen(self.message() if self.asked[0][0][0] == "get" else self.line())
         found, self.got = self.arrived.popleft()
         if found.verb in ("ok", "err"):
-            words, length = self.asked.popleft()
+            words, length, _ = self.asked.popleft()
             self.unanswered -= length
             if found.words != ["-"] and not all(map(str.startswith, words, found.words)):
                 raise Broken(f"{' '.join(found.words)} where {' '.join(words)} was asked")
@@ -3403,7 +3416,7 @@ def send_body(
     if reason:
         wire.send_line("abort", reason=reason)
     else:
-        wire.send_line("end", sha256=sha.hexdigest())
+        wire.put(b"end sha256=%b\n" % sha.hexdigest().encode())
     return reason
 
 
@@ -3439,6 +3452,12 @@ def receive_body(
     if theirs not in (None, part.sha256):
         raise Refused("wrong-digest", sha256=part.sha256)
     return "no" if theirs is None else "yes"
+
+
+def stored_answer(name: str, part: Part, verified: str, given: str = "") -> bytes:
+    """What the sender of a file is told, also under which other name it was stored."""
+    text = f"ok put {quote(name)} size={part.received} sha256={part.sha256} verified={verified}"
+    return f"{text} as={quote(given)}\n".encode() if given else f"{text}\n".encode()
 
 
 def receive_chunks(
