@@ -1133,7 +1133,6 @@ class Gets(Batch):
         # for --delete: a folder's path here -> the names that the server has in it
         self.known: dict[str, set[str]] = {}
         self.folder = functools.lru_cache(OPEN_FOLDERS)(self.open_folder)
-        self.empty: set[str] = set()  # paths of folders here that were empty before
 
     def choose(self, output: Optional[str]) -> Optional["Folder"]:
         """DEST: a folder, a name, - for standard output, or a device or FIFO."""
@@ -1229,20 +1228,19 @@ class Gets(Batch):
 
     def make_folder(self, path: str) -> None:
         if self.stream is None and not self.args.dry_run:
-            folder = self.folder(tuple(check_name(path)))
-            self.empty.add(path)
+            folder = self.folder(path)
             for name in folder.entries():
-                self.empty.discard(path)
                 remove_if_old(folder, name)
 
     def local(self, path: str) -> tuple["Folder", str]:
         """Where a name leads here, below DEST. Each component is checked."""
-        *above, leaf = check_name(path)
-        return self.folder(tuple(above)), leaf
+        above, _, leaf = path.rpartition("/")
+        check_name(leaf)
+        return self.folder(above), leaf
 
-    def open_folder(self, above: tuple[str, ...]) -> "Folder":
+    def open_folder(self, path: str) -> "Folder":
         assert self.top
-        return self.top.descend(above, make=True)
+        return self.top.descend(check_name(path) if path else [], make=True)
 
     def get_file(self, file: File, facts: "Line") -> Conversation:
         """What is here of that name decides whether the bytes are asked for."""
@@ -1253,7 +1251,7 @@ class Gets(Batch):
             stream = file.stream or Stream(self.stream)
             return (yield from self.fetch(file._replace(stream=stream), stream))
         folder, leaf = self.local(file.path)
-        there = None if file.path[: -len(leaf) - 1] in self.empty else folder.stat(leaf)
+        there = folder.stat(leaf)
         if there and self.is_same(file, facts, folder, leaf, there):
             return self.skip_same(file, size)
         if self.args.dry_run:
@@ -1421,7 +1419,7 @@ class Gets(Batch):
             return cannot_write(file.path, error)
         why = error.keys.get("why", WHYS[error.reason][0])
         code = 56 if error.reason == "bad-name" else 23
-        what = f"will not write {printable(file.path)} here"
+        what = f"will not write {printable(file.path or file.name)} here"
         return Failure(code, what, str(why), "-o DEST for another place")
 
 
@@ -1474,6 +1472,7 @@ class Sends(Puts):
         self.results: dict[str, Counter[str]] = {}
         self.targets = ",".join(filter(None, args.to or []))
         self.nicks: set[str] = set()  # of those receivers that have one
+        self.absent: dict[str, str] = {}  # address or nick of who gets nothing more -> its result
         if not self.targets and not args.all:
             raise Failure(
                 2,
@@ -1535,7 +1534,10 @@ class Sends(Puts):
             return False
         if not self.link.got:
             raise refusal(answer, "send", file.name)
-        reasons = [self.count_result(file, found, size, sha256) for found in self.link.got]
+        for target in set(self.absent.values()):
+            self.results[target]["unsent"] += 1
+        heard = [found for found in self.link.got if self.absent.keys().isdisjoint(names_of(found))]
+        reasons = [self.count_result(file, found, size, sha256) for found in heard]
         if all(reasons) and NO_RECEIVER.issuperset(reasons):
             self.nobody = True
             if self.waiting or self.next_file():
@@ -1556,7 +1558,16 @@ class Sends(Puts):
         why, hint = THERE.get(reason) or WHYS.get(reason, told)
         what = f"{target} did not get {printable(file.name)} ({printable(reason)})"
         self.fail(file, Failure(25, what, printable(found.keys.get("why", why)), hint))
+        if reason in NO_RECEIVER:
+            self.leave_out(names_of(found), target)
         return reason
+
+    def leave_out(self, names: list[str], target: str) -> None:
+        """Who is not there is told of once. What is asked from now on does not name it."""
+        self.absent |= dict.fromkeys(names, target)
+        rest = (each for each in self.targets.split(",") if each.lower() not in self.absent)
+        self.targets = ",".join(rest)
+        self.nicks = {nick for nick in self.nicks if nick.lower() not in self.absent}
 
     def summary(self) -> None:
         super().summary()
@@ -1565,7 +1576,14 @@ class Sends(Puts):
                 tell_json({"verb": "send", "receiver": target, **counts})
             elif not self.args.quiet:
                 verified = f"verified {counts['verified']:,} of {counts['sent']:,}"
-                say(f"{target}: {verified}, {readable_size(counts['bytes'])}")
+                text = f"{target}: {verified}, {readable_size(counts['bytes'])}"
+                unsent = counts["unsent"]
+                say(text + f"; not sent to it: {unsent:,} more" * (unsent > 0))
+
+
+def names_of(found: "Line") -> list[str]:
+    """What a receiver can have been called: its address or what stood for it, and its nick."""
+    return [name.lower() for name in (found.words[0], found.keys.get("nick")) if name]
 
 
 class Inbox:
@@ -1997,10 +2015,10 @@ ESCAPE = re.compile(rb"%(..)")
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all below
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
-# how a file begins and ends that is small enough to come whole: most do
-BEGIN = re.compile(
-    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]+)"
-    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
+# the line of a file as most are, and what follows it if all bytes come at once
+USUAL = re.compile(
+    rb"(put|ok get|file) ([!-$&-<>-~]+) size=([0-9]{1,18}) mtime_ns=([0-9]{1,19})"
+    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\n(?:data \3\n)?"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
 TLS = b"\x16\x03"  # how a TLS client begins
@@ -2301,23 +2319,27 @@ class Wire:
         return self.early.popleft()
 
     def message(self, idle: bool = False) -> Line:
-        """The next line. That of a small file is read in one step with all that belongs to it."""
-        begun = not (self.remaining or self.early) and BEGIN.match(
+        """The next line. A file's usual one is read in one step, and with it all that belongs to it
+        if the file is small, as most are, and has come whole."""
+        usual = not (self.remaining or self.early) and USUAL.match(
             self.buffer, self.start, min(self.end, self.start + MAX_LINE)
         )
-        if not begun:
+        if not usual:
             return self.line(idle)
-        start = begun.end()
-        ended = END.match(self.buffer, start + int(begun[3]), self.end)
-        if not ended:
-            return self.line(idle)
-        self.start = ended.end()
-        verb, name, size, mtime_ns, more = map(bytes.decode, begun.groups())
+        verb, name, size, mtime_ns, more = map(bytes.decode, usual.groups())
         verb, *words = f"{verb} {name}".split()
         keys = {"size": size, "mtime_ns": mtime_ns}
-        if more:
-            keys.update((word.split("=")[0], word.split("=")[1]) for word in more[1:].split(" "))
-        return Line(verb, words, keys, self.view[start : ended.start()], ended[1].decode())
+        for word in more.split():
+            key, _, keys[key] = word.partition("=")
+        start, self.start = usual.end(), usual.end(5) + 1
+        stop = start + int(size)
+        # the size may be more than match() takes, which is 31 bits on some machines
+        come = self.start < start and stop < self.end
+        ended = END.match(self.buffer, stop, self.end) if come else None
+        if not ended:
+            return Line(verb, words, keys)
+        self.start = ended.end()
+        return Line(verb, words, keys, self.view[start:stop], ended[1].decode())
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
         try:
@@ -2900,7 +2922,7 @@ RANDOM = ".six-" + "0" * 8  # how the name of a part begins that nothing can res
 UNIQUE = itertools.count(int.from_bytes(os.urandom(12), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
 KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with a random name
-NAMING = _thread.allocate_lock()  # held by the thread that gives or takes names
+NAMING = _thread.allocate_lock()  # held by the thread that takes or replaces names
 # seconds from one try to lock a folder to the next: two in all
 PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; those after them come as the disk has them
@@ -3128,9 +3150,10 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self, other: "Optional[Folder]" = None) -> Iterator[None]:
-        """Nobody else gives or takes names in these folders meanwhile, in any process.
+        """Nobody else takes or replaces names in these folders meanwhile, in any process.
 
         Otherwise a rename() could remove a file that was put between its link() and its remove().
+        A link() to a name that is free needs no lock: while there is such a name, it fails.
         Where folders have no locks, this excludes only the threads of this process."""
         fds = [self.fd] if self.fd is not None else []
         if other and other.fd is not None and other.identity("") != self.identity(""):

@@ -3553,8 +3553,13 @@ def holds_program(path: str) -> bool:
 
 # --- end programs ---
 
-# kept, because each file of a folder asks for it
-nears_program = functools.lru_cache(maxsize=64)(holds_program)
+
+@functools.lru_cache(maxsize=64)
+def nears_program(folder: str) -> bool:
+    """Whether any name in a folder could be that of a program: one answer for all its files.
+
+    holds_program() takes a last component that is a link for a name, but DEST may be a link."""
+    return holds_program(os.path.realpath(folder))
 
 
 # --- locks: the same in the four file scripts (tests/test_twins.py) ---

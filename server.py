@@ -980,10 +980,10 @@ ESCAPE = re.compile(rb"%(..)")
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all below
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
-# how a file begins and ends that is small enough to come whole: most do
-BEGIN = re.compile(
-    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]+)"
-    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
+# the line of a file as most are, and what follows it if all bytes come at once
+USUAL = re.compile(
+    rb"(put|ok get|file) ([!-$&-<>-~]+) size=([0-9]{1,18}) mtime_ns=([0-9]{1,19})"
+    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\n(?:data \3\n)?"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
 TLS = b"\x16\x03"  # how a TLS client begins
@@ -1284,23 +1284,27 @@ class Wire:
         return self.early.popleft()
 
     def message(self, idle: bool = False) -> Line:
-        """The next line. That of a small file is read in one step with all that belongs to it."""
-        begun = not (self.remaining or self.early) and BEGIN.match(
+        """The next line. A file's usual one is read in one step, and with it all that belongs to it
+        if the file is small, as most are, and has come whole."""
+        usual = not (self.remaining or self.early) and USUAL.match(
             self.buffer, self.start, min(self.end, self.start + MAX_LINE)
         )
-        if not begun:
+        if not usual:
             return self.line(idle)
-        start = begun.end()
-        ended = END.match(self.buffer, start + int(begun[3]), self.end)
-        if not ended:
-            return self.line(idle)
-        self.start = ended.end()
-        verb, name, size, mtime_ns, more = map(bytes.decode, begun.groups())
+        verb, name, size, mtime_ns, more = map(bytes.decode, usual.groups())
         verb, *words = f"{verb} {name}".split()
         keys = {"size": size, "mtime_ns": mtime_ns}
-        if more:
-            keys.update((word.split("=")[0], word.split("=")[1]) for word in more[1:].split(" "))
-        return Line(verb, words, keys, self.view[start : ended.start()], ended[1].decode())
+        for word in more.split():
+            key, _, keys[key] = word.partition("=")
+        start, self.start = usual.end(), usual.end(5) + 1
+        stop = start + int(size)
+        # the size may be more than match() takes, which is 31 bits on some machines
+        come = self.start < start and stop < self.end
+        ended = END.match(self.buffer, stop, self.end) if come else None
+        if not ended:
+            return Line(verb, words, keys)
+        self.start = ended.end()
+        return Line(verb, words, keys, self.view[start:stop], ended[1].decode())
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
         try:
@@ -1349,7 +1353,7 @@ RANDOM = ".six-" + "0" * 8  # how the name of a part begins that nothing can res
 UNIQUE = itertools.count(int.from_bytes(os.urandom(12), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
 KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with a random name
-NAMING = _thread.allocate_lock()  # held by the thread that gives or takes names
+NAMING = _thread.allocate_lock()  # held by the thread that takes or replaces names
 # seconds from one try to lock a folder to the next: two in all
 PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; those after them come as the disk has them
@@ -1577,9 +1581,10 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self, other: "Optional[Folder]" = None) -> Iterator[None]:
-        """Nobody else gives or takes names in these folders meanwhile, in any process.
+        """Nobody else takes or replaces names in these folders meanwhile, in any process.
 
         Otherwise a rename() could remove a file that was put between its link() and its remove().
+        A link() to a name that is free needs no lock: while there is such a name, it fails.
         Where folders have no locks, this excludes only the threads of this process."""
         fds = [self.fd] if self.fd is not None else []
         if other and other.fd is not None and other.identity("") != self.identity(""):
