@@ -87,6 +87,12 @@ if __name__ == "__main__":
             continue
         if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
+
+    import signal
+
+    # Ctrl-C while the rest is loaded: the end of any program, and no traceback
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 # --- end imports ---
 
 import _thread  # the locks of threading, which takes a client long to load
@@ -105,6 +111,7 @@ import re
 import select
 import selectors
 import shlex
+import signal
 import site
 import socket
 import stat
@@ -1126,7 +1133,6 @@ class Gets(Batch):
         # for --delete: a folder's path here -> the names that the server has in it
         self.known: dict[str, set[str]] = {}
         self.folder = functools.lru_cache(OPEN_FOLDERS)(self.open_folder)
-        self.empty: set[str] = set()  # paths of folders here that were empty before
 
     def choose(self, output: Optional[str]) -> Optional["Folder"]:
         """DEST: a folder, a name, - for standard output, or a device or FIFO."""
@@ -1222,20 +1228,19 @@ class Gets(Batch):
 
     def make_folder(self, path: str) -> None:
         if self.stream is None and not self.args.dry_run:
-            folder = self.folder(tuple(check_name(path)))
-            self.empty.add(path)
+            folder = self.folder(path)
             for name in folder.entries():
-                self.empty.discard(path)
                 remove_if_old(folder, name)
 
     def local(self, path: str) -> tuple["Folder", str]:
         """Where a name leads here, below DEST. Each component is checked."""
-        *above, leaf = check_name(path)
-        return self.folder(tuple(above)), leaf
+        above, _, leaf = path.rpartition("/")
+        check_name(leaf)
+        return self.folder(above), leaf
 
-    def open_folder(self, above: tuple[str, ...]) -> "Folder":
+    def open_folder(self, path: str) -> "Folder":
         assert self.top
-        return self.top.descend(above, make=True)
+        return self.top.descend(check_name(path) if path else [], make=True)
 
     def get_file(self, file: File, facts: "Line") -> Conversation:
         """What is here of that name decides whether the bytes are asked for."""
@@ -1246,7 +1251,7 @@ class Gets(Batch):
             stream = file.stream or Stream(self.stream)
             return (yield from self.fetch(file._replace(stream=stream), stream))
         folder, leaf = self.local(file.path)
-        there = None if file.path[: -len(leaf) - 1] in self.empty else folder.stat(leaf)
+        there = folder.stat(leaf)
         if there and self.is_same(file, facts, folder, leaf, there):
             return self.skip_same(file, size)
         if self.args.dry_run:
@@ -1414,7 +1419,7 @@ class Gets(Batch):
             return cannot_write(file.path, error)
         why = error.keys.get("why", WHYS[error.reason][0])
         code = 56 if error.reason == "bad-name" else 23
-        what = f"will not write {printable(file.path)} here"
+        what = f"will not write {printable(file.path or file.name)} here"
         return Failure(code, what, str(why), "-o DEST for another place")
 
 
@@ -1467,6 +1472,7 @@ class Sends(Puts):
         self.results: dict[str, Counter[str]] = {}
         self.targets = ",".join(filter(None, args.to or []))
         self.nicks: set[str] = set()  # of those receivers that have one
+        self.absent: dict[str, str] = {}  # address or nick of who gets nothing more -> its result
         if not self.targets and not args.all:
             raise Failure(
                 2,
@@ -1528,7 +1534,10 @@ class Sends(Puts):
             return False
         if not self.link.got:
             raise refusal(answer, "send", file.name)
-        reasons = [self.count_result(file, found, size, sha256) for found in self.link.got]
+        for target in set(self.absent.values()):
+            self.results[target]["unsent"] += 1
+        heard = [found for found in self.link.got if self.absent.keys().isdisjoint(names_of(found))]
+        reasons = [self.count_result(file, found, size, sha256) for found in heard]
         if all(reasons) and NO_RECEIVER.issuperset(reasons):
             self.nobody = True
             if self.waiting or self.next_file():
@@ -1541,7 +1550,7 @@ class Sends(Puts):
         verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (sha256 or None)
         target = peer_name(found.words[0], found.keys.get("nick"))
         counts = self.results.setdefault(target, Counter())
-        counts.update(sent=1, verified=verified, bytes=size * verified)
+        counts.update(sent=1, verified=int(verified), bytes=size * verified)
         if verified:
             return ""
         reason = found.keys.get("reason") or "wrong-digest"
@@ -1549,7 +1558,16 @@ class Sends(Puts):
         why, hint = THERE.get(reason) or WHYS.get(reason, told)
         what = f"{target} did not get {printable(file.name)} ({printable(reason)})"
         self.fail(file, Failure(25, what, printable(found.keys.get("why", why)), hint))
+        if reason in NO_RECEIVER:
+            self.leave_out(names_of(found), target)
         return reason
+
+    def leave_out(self, names: list[str], target: str) -> None:
+        """Who is not there is told of once. What is asked from now on does not name it."""
+        self.absent |= dict.fromkeys(names, target)
+        rest = (each for each in self.targets.split(",") if each.lower() not in self.absent)
+        self.targets = ",".join(rest)
+        self.nicks = {nick for nick in self.nicks if nick.lower() not in self.absent}
 
     def summary(self) -> None:
         super().summary()
@@ -1558,7 +1576,14 @@ class Sends(Puts):
                 tell_json({"verb": "send", "receiver": target, **counts})
             elif not self.args.quiet:
                 verified = f"verified {counts['verified']:,} of {counts['sent']:,}"
-                say(f"{target}: {verified}, {readable_size(counts['bytes'])}")
+                text = f"{target}: {verified}, {readable_size(counts['bytes'])}"
+                unsent = counts["unsent"]
+                say(text + f"; not sent to it: {unsent:,} more" * (unsent > 0))
+
+
+def names_of(found: "Line") -> list[str]:
+    """What a receiver can have been called: its address or what stood for it, and its nick."""
+    return [name.lower() for name in (found.words[0], found.keys.get("nick")) if name]
 
 
 class Inbox:
@@ -1622,6 +1647,8 @@ class Inbox:
     def admit(self, name: str, request: "Line") -> list[str]:
         """The components of its name here. The first may differ from what the sender calls it."""
         top, *below = check_name(name, self.args.hidden)
+        if not self.is_from_wanted(request):
+            raise Refused("not-wanted")
         key = request.keys.get("from", ""), top
         if key not in self.names:
             self.names[key] = top if self.is_wanted(top, request) else ""
@@ -1631,12 +1658,14 @@ class Inbox:
             raise Refused("not-wanted")
         return [self.names[key], *below]
 
-    def is_wanted(self, top: str, request: "Line") -> bool:
-        """Say who sends what before it is taken; --from and --ask can refuse it."""
+    def is_from_wanted(self, request: "Line") -> bool:
+        """Each time: only the names of those whom --from lets in are remembered."""
         endpoint, nick = request.keys.get("from", ""), request.keys.get("nick", "")
         known = {endpoint, endpoint.rpartition(":")[0].strip("[]"), nick.lower()}
-        if self.args.senders and known.isdisjoint(map(str.lower, self.args.senders)):
-            return False
+        return not self.args.senders or not known.isdisjoint(map(str.lower, self.args.senders))
+
+    def is_wanted(self, top: str, request: "Line") -> bool:
+        """Say who sends what before it is taken; --ask can refuse it."""
         if not self.args.quiet and (self.args.ask or is_terminal(2)):
             size = f", {readable_size(request.number('size'))}" if "size" in request.keys else ""
             say_in_rows(f"{sender_of(request)} sends {printable(top)}{size}")
@@ -1872,7 +1901,6 @@ class Chat:
         """Interrupt input(): nobody is left to type for.
 
         A signal just before input() blocks is lost, so it is repeated until it works."""
-        import signal
         import threading
 
         # on Windows the next line, or Ctrl-C, ends it
@@ -1884,8 +1912,6 @@ class Chat:
     # the main thread
     def type(self) -> int:
         """Line after line, until the end of them."""
-        import signal
-
         if hasattr(signal, "SIGUSR1"):
             signal.signal(signal.SIGUSR1, self.stop_typing)
         patience = None
@@ -1989,10 +2015,10 @@ ESCAPE = re.compile(rb"%(..)")
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all below
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
-# how a file begins and ends that is small enough to come whole: most do
-BEGIN = re.compile(
-    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]+) mtime_ns=([0-9]+)"
-    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
+# the line of a file as most are, and what follows it if all bytes come at once
+USUAL = re.compile(
+    rb"(put|ok get|file) ([!-$&-<>-~]+) size=([0-9]{1,18}) mtime_ns=([0-9]{1,19})"
+    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\n(?:data \3\n)?"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
 TLS = b"\x16\x03"  # how a TLS client begins
@@ -2276,7 +2302,11 @@ class Wire:
                     deadline = time.monotonic() + self.timeout
                 self.receive_more_of_a_line(deadline)
                 continue
-            text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+            try:
+                text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+            except UnicodeDecodeError:  # Windows' names are Unicode; a TLS client's bytes are not
+                tls = self.buffer.startswith(TLS, self.start)
+                raise Broken("this-is-tls" if tls else "bad-line") from None
             self.start = stop + 1
             if not text:  # an empty line means nothing
                 continue
@@ -2289,23 +2319,27 @@ class Wire:
         return self.early.popleft()
 
     def message(self, idle: bool = False) -> Line:
-        """The next line. That of a small file is read in one step with all that belongs to it."""
-        begun = not (self.remaining or self.early) and BEGIN.match(
+        """The next line. A file's usual one is read in one step, and with it all that belongs to it
+        if the file is small, as most are, and has come whole."""
+        usual = not (self.remaining or self.early) and USUAL.match(
             self.buffer, self.start, min(self.end, self.start + MAX_LINE)
         )
-        if not begun:
+        if not usual:
             return self.line(idle)
-        start = begun.end()
-        ended = END.match(self.buffer, start + int(begun[3]), self.end)
-        if not ended:
-            return self.line(idle)
-        self.start = ended.end()
-        verb, name, size, mtime_ns, more = map(bytes.decode, begun.groups())
+        verb, name, size, mtime_ns, more = map(bytes.decode, usual.groups())
         verb, *words = f"{verb} {name}".split()
         keys = {"size": size, "mtime_ns": mtime_ns}
-        if more:
-            keys.update((word.split("=")[0], word.split("=")[1]) for word in more[1:].split(" "))
-        return Line(verb, words, keys, self.view[start : ended.start()], ended[1].decode())
+        for word in more.split():
+            key, _, keys[key] = word.partition("=")
+        start, self.start = usual.end(), usual.end(5) + 1
+        stop = start + int(size)
+        # the size may be more than match() takes, which is 31 bits on some machines
+        come = self.start < start and stop < self.end
+        ended = END.match(self.buffer, stop, self.end) if come else None
+        if not ended:
+            return Line(verb, words, keys)
+        self.start = ended.end()
+        return Line(verb, words, keys, self.view[start:stop], ended[1].decode())
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
         try:
@@ -2888,7 +2922,7 @@ RANDOM = ".six-" + "0" * 8  # how the name of a part begins that nothing can res
 UNIQUE = itertools.count(int.from_bytes(os.urandom(12), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
 KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with a random name
-NAMING = _thread.allocate_lock()  # held by the thread that gives or takes names
+NAMING = _thread.allocate_lock()  # held by the thread that takes or replaces names
 # seconds from one try to lock a folder to the next: two in all
 PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; those after them come as the disk has them
@@ -3116,9 +3150,10 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self, other: "Optional[Folder]" = None) -> Iterator[None]:
-        """Nobody else gives or takes names in these folders meanwhile, in any process.
+        """Nobody else takes or replaces names in these folders meanwhile, in any process.
 
         Otherwise a rename() could remove a file that was put between its link() and its remove().
+        A link() to a name that is free needs no lock: while there is such a name, it fails.
         Where folders have no locks, this excludes only the threads of this process."""
         fds = [self.fd] if self.fd is not None else []
         if other and other.fd is not None and other.identity("") != self.identity(""):
@@ -3391,8 +3426,8 @@ def receive_body(
 ) -> str:
     """Write a body into the part until `end`: "yes" if its digest agrees, "no" if it had none.
 
-    Refused if the body is not what was announced. Of an unknown size, check() may refuse so many
-    bytes. A verb that belongs to no body ends it like `abort`, and is carried out afterwards."""
+    Refused if the body is not what was announced. check() may refuse so many bytes. A verb that
+    belongs to no body ends it like `abort`, and is carried out afterwards."""
     theirs: str | None = begun.sha256
     if begun.body is None:
         theirs = receive_chunks(wire, part, check, tell)
@@ -3414,10 +3449,9 @@ def receive_chunks(
 ) -> Optional[str]:
     """Until `end`: the digest that it says."""
     while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
-        if part.size is None:
-            check(part.received + wire.remaining)
-        elif part.received + wire.remaining > part.size:
+        if part.size is not None and part.received + wire.remaining > part.size:
             raise Refused("too-long", size=part.size)
+        check(part.received + wire.remaining)  # others may have filled the disk meanwhile
         while wire.remaining:
             part.write(wire.take_body())
             tell(part.received)
@@ -4154,8 +4188,12 @@ def holds_program(path: str) -> bool:
 # --- end programs ---
 
 
-# whether any name in a folder could be that of a program: one answer for its thousands of files
-nears_program = functools.lru_cache(maxsize=64)(holds_program)
+@functools.lru_cache(maxsize=64)
+def nears_program(folder: str) -> bool:
+    """Whether any name in a folder could be that of a program: one answer for all its files.
+
+    holds_program() takes a last component that is a link for a name, but DEST may be a link."""
+    return holds_program(os.path.realpath(folder))
 
 
 # --- locks: the same in the four file scripts (tests/test_twins.py) ---
@@ -4653,6 +4691,12 @@ def speak_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
+def hear_ctrl_c() -> None:
+    """From now on it is an exception; while the script was loaded it ended the process."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def say(text: str, end: str = "\n") -> None:
     """Write a line for people at once. The program goes on if nobody is left to read it."""
     # AttributeError: started with stderr closed
@@ -4679,11 +4723,12 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
         return [(each[0], each[4]) for each in socket.getaddrinfo(name, port, type=kind)]
+    both = re.fullmatch("([^:]+):([0-9]+)", host)
     raise Failure(
         6,
         f'cannot find host "{printable(host)}"',
         "it is neither an address nor a name that this machine can look up",
-        "check the spelling, or use the address",
+        f"--host {both[1]} --port {both[2]}" if both else "check the spelling, or use the address",
     )
 
 
@@ -4694,7 +4739,7 @@ def between(low: float, high: float, kind: Callable[[str], float] = int) -> Call
         with contextlib.suppress(ValueError):
             if low <= kind(text) <= high:
                 return kind(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high:.13g}")
 
     return number
 
@@ -4703,9 +4748,12 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
+        wide = 100  # as our lines, if that is not the width of a terminal
+        with contextlib.suppress(OSError):
+            wide = min(wide, os.get_terminal_size(1).columns or wide)
         super().__init__(
-            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            # if argparse had to ask for the width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, wide),
             add_help=False,
             allow_abbrev=False,  # `get --as NAME` would ask for a password
             **settings,
@@ -4718,7 +4766,8 @@ class Parser(argparse.ArgumentParser):
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
         brief = super().format_help().replace("\n\n", "\n")
         # the usage need not name the options that are explained below it
-        return manual + re.sub(r"(\s+\[-[^]]*\])+(\n +(?= ))?", " [OPTION ...]", brief, count=1)
+        option = r"(\s+\[-([^][]|\[[^]]*\])*\])+(\n +(?= ))?"
+        return manual + re.sub(option, " [OPTION ...]", brief, count=1)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""
@@ -5001,8 +5050,6 @@ class Killed(KeyboardInterrupt):
 
 
 def catch_signals() -> None:
-    import signal
-
     deadly = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
 
     def end(number: int, frame: object) -> None:
@@ -5021,6 +5068,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     speak_utf8()
     args = build_parser().parse_args(argv)
     args.typed = typed(["python3", "client.py", *(sys.argv[1:] if argv is None else argv)])
+    hear_ctrl_c()
     catch_signals()
     with contextlib.suppress(AttributeError):  # None: it was closed
         # as in file names: what is typed or piped need not be text

@@ -3274,6 +3274,7 @@ ROUTES = {
     "given by -o": ["{url}/x", "-o", "{name}"],
     "several connections": ["{url}/big", "-o", "{name}", "--connections", "3"],
     "into a folder": ["{url}/{name}", "-o", "."],
+    "by a link to the folder": ["{url}/{name}", "-o", "../link"],
 }
 
 
@@ -3751,7 +3752,7 @@ def test_a_rate_is_a_limit_in_both_directions(run, files, canned, tmp_path):
 def test_the_line_of_progress_never_wraps(monkeypatch, columns):
     drawn = []
     monkeypatch.setattr(h.os, "get_terminal_size", lambda fd: os.terminal_size((columns, 24)))
-    monkeypatch.setattr(h.Progress, "write", lambda self, text: drawn.append(text))
+    monkeypatch.setattr(h, "say", lambda text, end: drawn.append(text))
     for many in False, True:
         progress = h.Progress(h.parsed(["get", "/"]))
         if many:
@@ -3770,7 +3771,7 @@ def test_the_line_of_progress_never_wraps(monkeypatch, columns):
 def test_the_line_of_progress_shows_the_name_rather_than_a_bar(monkeypatch, columns):
     drawn = []
     monkeypatch.setattr(h.os, "get_terminal_size", lambda fd: os.terminal_size((columns, 24)))
-    monkeypatch.setattr(h.Progress, "write", lambda self, text: drawn.append(text))
+    monkeypatch.setattr(h, "say", lambda text, end: drawn.append(text))
     for name in "ubuntu-24.04.1-desktop-amd64.iso", "a.iso":
         progress = h.Progress(h.parsed(["get", "/"]))
         progress.begin(name, 0, 10**8)

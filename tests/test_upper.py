@@ -414,11 +414,14 @@ def test_standard_streams_that_do_not_block_lose_nothing(spawn, script):
         stdout=outer,
         stderr=subprocess.PIPE,
     )
+    for line in b"one\n", b"more\n":
+        os.write(typed, line)
+        assert select.select([screen], [], [], DEADLINE)[0]
+        assert os.read(screen, 9) == line.upper()
+        os.set_blocking(inner, False)  # once more, in the middle of it
+        os.set_blocking(outer, False)
     os.close(inner)
     os.close(outer)
-    os.write(typed, b"one\n")
-    assert select.select([screen], [], [], DEADLINE)[0]
-    assert os.read(screen, 4) == b"ONE\n"
     os.write(typed, b"\n".join(lines))
     os.close(typed)
     waiting = lambda: int.from_bytes(fcntl.ioctl(screen, termios.FIONREAD, bytes(4)), sys.byteorder)  # noqa: E731
