@@ -18,7 +18,17 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, Listener, Process, Terminal, free_port, interpreters, until
+from conftest import (
+    COMPILED,
+    DEADLINE,
+    ROOT,
+    Listener,
+    Process,
+    Terminal,
+    free_port,
+    interpreters,
+    until,
+)
 
 sys.path.insert(0, str(ROOT))
 import client as script
@@ -375,7 +385,7 @@ def test_a_destination_that_cannot_be_opened_and_a_current_folder_that_is_gone_a
             f'{before} exec "$@" {words}',
             "sh",
             sys.executable,
-            ROOT / "client.py",
+            COMPILED["client.py"],
             "--port",
             str(server.port),
         ]
@@ -418,7 +428,7 @@ def test_an_output_that_takes_nothing_is_told(server, box, here):
                     f'exec "$@" {redirect}',
                     "sh",
                     sys.executable,
-                    ROOT / "client.py",
+                    COMPILED["client.py"],
                     "--port",
                     str(server.port),
                     *words,
@@ -450,7 +460,7 @@ def test_an_input_that_cannot_be_read_is_told_at_once(server, box, here):
             f'exec "$@" {redirect}',
             "sh",
             sys.executable,
-            ROOT / "client.py",
+            COMPILED["client.py"],
             "--port",
             str(server.port),
             "--timeout",
