@@ -1267,13 +1267,13 @@ class Wire:
                 continue
             try:
                 text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+                found = parse(text) if text else None  # an empty line means nothing
             except UnicodeDecodeError:  # Windows' names are Unicode; a TLS client's bytes are not
                 tls = self.buffer.startswith(TLS, self.start)
                 raise Broken("this-is-tls" if tls else "bad-line") from None
             self.start = stop + 1
-            if not text:  # an empty line means nothing
+            if not found:
                 continue
-            found = parse(text)
             if found.verb == "data":
                 if not is_number(" ".join(found.words)):
                     raise Broken("bad-number")
