@@ -311,6 +311,7 @@ LAST_LINE = {
     "same": "{:,} already there",
     "skipped": "skipped {}",
     "deleted": "deleted {:,}",
+    "delete": "would delete {:,}",
     "failed": "{:,} failed",
 }
 # what is left out of a tree, and why
@@ -534,10 +535,13 @@ class Batch:
         """What --delete removes of a folder's content: more than half of it only with --force."""
         found = [below for below in content if not self.kept_out(below)]
         doomed = [below for below in found if not is_kept(below.rstrip("/"))]
-        if len(doomed) * 2 > len(found) and not (self.args.force or self.args.dry_run):
+        if len(doomed) * 2 > len(found) and not self.args.force:
             what = f"--delete would remove {len(doomed):,} of the {len(found):,} files and folders"
             what += f" in {printable(name)}"
             why = "that is more than half: perhaps another folder is meant"
+            if self.args.dry_run:
+                self.say(f"without --force it refuses that: {what}")
+                return doomed
             hint = "--dry-run shows them, --force removes them"
             raise Failure(23 if self.verb == "get" else 25, what, why, hint)
         return doomed
@@ -595,6 +599,7 @@ class Batch:
         if self.args.json:
             return tell_json(facts)
         rate = readable_size(self.bytes / max(elapsed, 0.001))
+        facts |= {"deleted": counts["deleted"], "delete": counts["delete"]}
         facts["skipped"] = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
         clauses = [form.format(facts[key]) for key, form in LAST_LINE.items() if facts[key]]
         text = f"{plural(facts['files'], 'file')}, {readable_size(self.bytes)}"

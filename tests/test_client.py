@@ -2130,6 +2130,8 @@ def test_delete_removes_what_the_source_lost_but_nothing_excluded_or_hidden(
     plan = do(*words, "--dry-run", port=port)
     doomed = {"build/x.o", "gone.txt", "old/deep/er/x", "old/deep/er", "old/deep", "old/y", "old"}
     assert {line[9:].decode() for line in plan.out.splitlines()} == doomed, plan
+    warning = "without --force it refuses that: --delete would remove 7 of the 11 files and"
+    assert warning in plan.err and plan.err.endswith("; would delete 7\n"), plan
     refused = do(*words, port=port)
     assert refused.code == {"put": 25, "get": 23}[verb], refused
     assert "--delete would remove 7 of the 11 files and folders in t" in refused.err, refused
