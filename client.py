@@ -336,7 +336,8 @@ class Batch:
         self.progress = Progress(args)
         self.files: list[Iterator[File]] = []  # still to begin, the last first
         self.waiting: deque[tuple[File, Conversation]] = deque()  # in the order of their requests
-        self.code = self.bytes = 0
+        self.code = self.bytes = self.there = 0  # bytes that came or went, or had before this run
+        self.began: dict[str, int] = {}  # of files on their way: how much was there before this run
         self.counts: Counter[str] = Counter()  # what became of how many
         self.furthest = (0, 0)  # files, and bytes, at the last loss of the connection
         self.lost_at = ""  # where that was
@@ -369,13 +370,20 @@ class Batch:
         except BaseException as end:
             self.progress.clear()
             if isinstance(end, KeyboardInterrupt):
-                reached = plural(self.counts["ok"], "file") + " and "
-                reached += readable_size(self.progress.done + self.progress.current)
-                end.args = (f"stopped after {reached}; {self.again}",)
+                end.args = (f"stopped after {self.reached()}; {self.again}",)
             self.hang_up()
             raise
         self.summary()
         return self.code
+
+    def reached(self) -> str:
+        """How far it came. The answer for a file may have come while the next one was sent."""
+        link: Link | None = self.args.link
+        answers = [found for found, _ in link.arrived if found.verb == "ok"] if link else []
+        arrived = [found for found in answers if found.words[:1] in (["put"], ["send"])]
+        size = self.bytes + self.there + self.progress.current
+        size += sum(found.number("size") for found in arrived)
+        return f"{plural(self.counts['ok'] + len(arrived), 'file')} and {readable_size(size)}"
 
     def remove_surplus(self) -> None:
         try:
@@ -453,13 +461,15 @@ class Batch:
         self.settle(file, "failed", error=what)
 
     def done(self, file: File, size: int, sha256: str, offset: int = 0, **facts: object) -> None:
+        self.began.pop(file.name, None)
         self.bytes += size - offset
+        self.there += offset
         self.progress.count_file(size)
         self.settle(file, "ok", size=size, sha256=sha256, **facts)
 
     def skip_same(self, file: File, size: int, sha256: str = "") -> None:
         if file.tried:  # this run sent it, and the answer was lost
-            return self.done(file, size, sha256)
+            return self.done(file, size, sha256, self.began.get(file.name, 0))
         self.progress.resumed += size
         self.progress.count_file(size)
         self.settle(file, "same", size=size)
@@ -563,7 +573,6 @@ class Batch:
             self.furthest, self.args.tries = reached, 0
         files = self.hang_up()
         self.lost_at = self.where(files[0], self.progress.current) if files else ""
-        self.progress.current = 0
         self.progress.clear()
         hints = [*filter(None, map(self.cannot_repeat, files))]
         if hints:
@@ -602,7 +611,8 @@ class Batch:
         facts |= {"deleted": counts["deleted"], "delete": counts["delete"]}
         facts["skipped"] = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
         clauses = [form.format(facts[key]) for key, form in LAST_LINE.items() if facts[key]]
-        text = f"{plural(facts['files'], 'file')}, {readable_size(self.bytes)}"
+        text = f"{plural(facts['files'], 'file')}, {readable_size(self.bytes + self.there)}"
+        text += f" ({readable_size(self.there)} of it already there)" * bool(self.there)
         if self.args.dry_run:
             would = "fetch" if self.verb == "get" else "send"
             text = f"{self.verb} --dry-run: would {would} {text}"
@@ -801,7 +811,7 @@ class Puts(Batch):
     def send_bytes(
         self, file: File, fd: int, status: os.stat_result, part: int, over: bool
     ) -> tuple[int, str, str]:
-        """Where they began, the digest of all, and why they were given up.
+        """How much was there before this run, the digest of all, and why they were given up.
 
         If there are many, or a part was left before, the server is heard first: it refuses what it
         has no room for, or says where to begin."""
@@ -826,8 +836,9 @@ class Puts(Batch):
             sha = hashlib.sha256()
             os.lseek(fd, 0, os.SEEK_SET)
         self.progress.resumed += offset
+        before = self.began.setdefault(file.name, offset)
         given_up = send_body(self.link, fd, size - offset, status, sha, self.may_go_on)
-        return offset, sha.hexdigest(), given_up
+        return before, sha.hexdigest(), given_up
 
     def may_go_on(self, count: int) -> bool:
         """Between chunks: or has the server refused it already?
@@ -1379,12 +1390,13 @@ class Gets(Batch):
         self.done(file, size, part.sha256, offset)
 
     def write_body(self, file: File, part: "Part", answer: "Line", size: int) -> int:
-        """Receive it into the part, which then gets its name. Returns where it began."""
+        """Receive it into the part, which then gets its name. Returns how much this run found."""
         offset = answer.number("offset")
         if part.fd < 0:
             self.claim(file, part)
         part.begin(offset)
         self.progress.resumed += offset
+        before = self.began.setdefault(file.name, offset)
         try:
             tell = self.progress.update
             if receive_body(self.link, answer, part, lambda announced: None, tell) == "no":
@@ -1403,7 +1415,7 @@ class Gets(Batch):
             if there := part.folder.stat(part.leaf):
                 self.is_same(file, answer, part.folder, part.leaf, there)  # or a Failure
             part.drop()
-        return offset
+        return before
 
     def cut_short(
         self, file: File, part: "Part", size: int, error: OSError, kept: bool
