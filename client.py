@@ -536,6 +536,11 @@ class Batch:
         finally:
             os.close(fd)
 
+    def closer_look(self, theirs: "Line", ours: os.stat_result) -> str:
+        """A hint for files that may be the same: another client may have lost part of the time."""
+        alike = theirs.number("size") == ours.st_size and self.args.compare == "time"
+        return "--compare content tells whether they are the same; " * alike
+
     def show_checked(self, count: int) -> None:
         self.progress.update(count, "checked")
 
@@ -882,9 +887,9 @@ class Puts(Batch):
             raise Failure(
                 25,
                 f"server already has another {printable(file.name)}",
-                f"{described(there.number('size'), there.number('mtime_ns'))}; "
-                f"yours: {described(status.st_size, status.st_mtime_ns)}",
-                "--as NAME stores yours beside it; --force replaces it",
+                difference(there, status),
+                self.closer_look(there, status)
+                + "--as NAME stores yours beside it; --force replaces it",
             )
 
     def put_folder(self, file: File) -> Conversation:
@@ -1328,7 +1333,6 @@ class Gets(Batch):
         there: os.stat_result,
     ) -> bool:
         """Whether what is here is what the server has. Another file is replaced with --force."""
-        size = facts.number("size")
         if not stat.S_ISREG(there.st_mode):
             raise Failure(
                 23,
@@ -1341,9 +1345,9 @@ class Gets(Batch):
             raise Failure(
                 23,
                 f"another {printable(file.path)} is already here",
-                f"{described(there.st_size, there.st_mtime_ns)}; "
-                f"the server's: {described(size, facts.number('mtime_ns'))}",
-                "-o DEST puts the server's elsewhere; --force replaces yours",
+                difference(facts, there),
+                self.closer_look(facts, there)
+                + "-o DEST puts the server's elsewhere; --force replaces yours",
             )
         return alike
 
@@ -2894,8 +2898,14 @@ def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool
     return size == other_size and mtime_ns // coarsest == other_mtime_ns // coarsest
 
 
-def described(size: int, mtime_ns: int) -> str:
-    return f"{plural(size, 'byte')} of {date_of(mtime_ns)}"
+def difference(theirs: Line, ours: os.stat_result) -> str:
+    """Size and time of two files; also the digits of a second, where only these differ."""
+    sizes = theirs.number("size"), ours.st_size
+    times = theirs.number("mtime_ns"), ours.st_mtime_ns
+    told = [f"{plural(size, 'byte')} of {date_of(ns)}" for size, ns in zip(sizes, times)]
+    if told[0] == told[1]:
+        told = [f"{text}.{ns % 10**9:09}" for text, ns in zip(told, times)]
+    return f"the server's: {told[0]}; yours: {told[1]}"
 
 
 def date_of(mtime_ns: int) -> str:

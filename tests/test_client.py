@@ -1428,6 +1428,20 @@ def test_did_you_mean(do, here):
     )
 
 
+def test_files_that_differ_in_the_digits_of_a_second_are_told_apart_by_their_content(do, here, box):
+    for folder, digits in ((here, 520886729), (box, 33360300)):
+        (folder / "x").write_bytes(b"12")
+        os.utime(folder / "x", ns=(0, 1700000000 * 10**9 + digits))
+    for verb, code in (("put", 25), ("get", 23)):
+        failed = do(verb, "x")
+        assert failed.code == code and "--compare content tells whether they are" in failed.err
+        assert ".033360300; yours: 2 bytes of " in failed.err and ".520886729\n" in failed.err
+        assert do(verb, "x", "--compare", "content").err == f"{verb}: 0 files; 1 already there\n"
+    (here / "x").write_bytes(b"21")
+    failed = do("put", "x", "--compare", "content")
+    assert failed.code == 25 and "--compare" not in failed.err, "that is known already"
+
+
 # --- the shell ---
 def test_the_shell_goes_on_after_a_failure_and_knows_the_words_of_the_labs(do, here, box):
     (here / "a b").write_text("x")
