@@ -311,6 +311,7 @@ LAST_LINE = {
     "same": "{:,} already there",
     "skipped": "skipped {}",
     "deleted": "deleted {:,}",
+    "delete": "would delete {:,}",
     "failed": "{:,} failed",
 }
 # what is left out of a tree, and why
@@ -335,7 +336,8 @@ class Batch:
         self.progress = Progress(args)
         self.files: list[Iterator[File]] = []  # still to begin, the last first
         self.waiting: deque[tuple[File, Conversation]] = deque()  # in the order of their requests
-        self.code = self.bytes = 0
+        self.code = self.bytes = self.there = 0  # bytes that came or went, or had before this run
+        self.began: dict[str, int] = {}  # of files on their way: how much was there before this run
         self.counts: Counter[str] = Counter()  # what became of how many
         self.furthest = (0, 0)  # files, and bytes, at the last loss of the connection
         self.lost_at = ""  # where that was
@@ -368,13 +370,20 @@ class Batch:
         except BaseException as end:
             self.progress.clear()
             if isinstance(end, KeyboardInterrupt):
-                reached = plural(self.counts["ok"], "file") + " and "
-                reached += readable_size(self.progress.done + self.progress.current)
-                end.args = (f"stopped after {reached}; {self.again}",)
+                end.args = (f"stopped after {self.reached()}; {self.again}",)
             self.hang_up()
             raise
         self.summary()
         return self.code
+
+    def reached(self) -> str:
+        """How far it came. The answer for a file may have come while the next one was sent."""
+        link: Link | None = self.args.link
+        answers = [found for found, _ in link.arrived if found.verb == "ok"] if link else []
+        arrived = [found for found in answers if found.words[:1] in (["put"], ["send"])]
+        size = self.bytes + self.there + self.progress.current
+        size += sum(found.number("size") for found in arrived)
+        return f"{plural(self.counts['ok'] + len(arrived), 'file')} and {readable_size(size)}"
 
     def remove_surplus(self) -> None:
         try:
@@ -452,13 +461,15 @@ class Batch:
         self.settle(file, "failed", error=what)
 
     def done(self, file: File, size: int, sha256: str, offset: int = 0, **facts: object) -> None:
+        self.began.pop(file.name, None)
         self.bytes += size - offset
+        self.there += offset
         self.progress.count_file(size)
         self.settle(file, "ok", size=size, sha256=sha256, **facts)
 
     def skip_same(self, file: File, size: int, sha256: str = "") -> None:
         if file.tried:  # this run sent it, and the answer was lost
-            return self.done(file, size, sha256)
+            return self.done(file, size, sha256, self.began.get(file.name, 0))
         self.progress.resumed += size
         self.progress.count_file(size)
         self.settle(file, "same", size=size)
@@ -525,6 +536,11 @@ class Batch:
         finally:
             os.close(fd)
 
+    def closer_look(self, theirs: "Line", ours: os.stat_result) -> str:
+        """A hint for files that may be the same: another client may have lost part of the time."""
+        alike = theirs.number("size") == ours.st_size and self.args.compare == "time"
+        return "--compare content tells whether they are the same; " * alike
+
     def show_checked(self, count: int) -> None:
         self.progress.update(count, "checked")
 
@@ -534,10 +550,13 @@ class Batch:
         """What --delete removes of a folder's content: more than half of it only with --force."""
         found = [below for below in content if not self.kept_out(below)]
         doomed = [below for below in found if not is_kept(below.rstrip("/"))]
-        if len(doomed) * 2 > len(found) and not (self.args.force or self.args.dry_run):
+        if len(doomed) * 2 > len(found) and not self.args.force:
             what = f"--delete would remove {len(doomed):,} of the {len(found):,} files and folders"
             what += f" in {printable(name)}"
             why = "that is more than half: perhaps another folder is meant"
+            if self.args.dry_run:
+                self.say(f"without --force it refuses that: {what}")
+                return doomed
             hint = "--dry-run shows them, --force removes them"
             raise Failure(23 if self.verb == "get" else 25, what, why, hint)
         return doomed
@@ -559,7 +578,6 @@ class Batch:
             self.furthest, self.args.tries = reached, 0
         files = self.hang_up()
         self.lost_at = self.where(files[0], self.progress.current) if files else ""
-        self.progress.current = 0
         self.progress.clear()
         hints = [*filter(None, map(self.cannot_repeat, files))]
         if hints:
@@ -595,9 +613,11 @@ class Batch:
         if self.args.json:
             return tell_json(facts)
         rate = readable_size(self.bytes / max(elapsed, 0.001))
+        facts |= {"deleted": counts["deleted"], "delete": counts["delete"]}
         facts["skipped"] = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
         clauses = [form.format(facts[key]) for key, form in LAST_LINE.items() if facts[key]]
-        text = f"{plural(facts['files'], 'file')}, {readable_size(self.bytes)}"
+        text = f"{plural(facts['files'], 'file')}, {readable_size(self.bytes + self.there)}"
+        text += f" ({readable_size(self.there)} of it already there)" * bool(self.there)
         if self.args.dry_run:
             would = "fetch" if self.verb == "get" else "send"
             text = f"{self.verb} --dry-run: would {would} {text}"
@@ -801,7 +821,7 @@ class Puts(Batch):
     def send_bytes(
         self, file: File, fd: int, status: os.stat_result, part: int, over: bool
     ) -> tuple[int, str, str]:
-        """Where they began, the digest of all, and why they were given up.
+        """How much was there before this run, the digest of all, and why they were given up.
 
         If there are many, or a part was left before, the server is heard first: it refuses what it
         has no room for, or says where to begin."""
@@ -823,8 +843,9 @@ class Puts(Batch):
             sha = hashlib.sha256()
             os.lseek(fd, 0, os.SEEK_SET)
         self.progress.resumed += offset
+        before = self.began.setdefault(file.name, offset)
         given_up = send_body(self.link, fd, size - offset, status, sha, self.may_go_on)
-        return offset, sha.hexdigest(), given_up
+        return before, sha.hexdigest(), given_up
 
     def may_go_on(self, count: int) -> bool:
         """Between chunks: or has the server refused it already?
@@ -868,9 +889,9 @@ class Puts(Batch):
             raise Failure(
                 25,
                 f"server already has another {printable(file.name)}",
-                f"{described(there.number('size'), there.number('mtime_ns'))}; "
-                f"yours: {described(status.st_size, status.st_mtime_ns)}",
-                "--as NAME stores yours beside it; --force replaces it",
+                difference(there, status),
+                self.closer_look(there, status)
+                + "--as NAME stores yours beside it; --force replaces it",
             )
 
     def put_folder(self, file: File) -> Conversation:
@@ -1313,7 +1334,6 @@ class Gets(Batch):
         there: os.stat_result,
     ) -> bool:
         """Whether what is here is what the server has. Another file is replaced with --force."""
-        size = facts.number("size")
         if not stat.S_ISREG(there.st_mode):
             raise Failure(
                 23,
@@ -1326,9 +1346,9 @@ class Gets(Batch):
             raise Failure(
                 23,
                 f"another {printable(file.path)} is already here",
-                f"{described(there.st_size, there.st_mtime_ns)}; "
-                f"the server's: {described(size, facts.number('mtime_ns'))}",
-                "-o DEST puts the server's elsewhere; --force replaces yours",
+                difference(facts, there),
+                self.closer_look(facts, there)
+                + "-o DEST puts the server's elsewhere; --force replaces yours",
             )
         return alike
 
@@ -1362,7 +1382,7 @@ class Gets(Batch):
             part.mtime_ns, part.executable = answer.number("mtime_ns"), answer.is_set("exec")
         size = part.size or 0
         try:
-            self.write_body(file, part, answer, offset)
+            offset = self.write_body(file, part, answer, offset)
         except (Lost, KeyboardInterrupt):
             self.progress.current = part.received
             part.keep()
@@ -1377,12 +1397,13 @@ class Gets(Batch):
             raise
         self.done(file, size, part.sha256, offset)
 
-    def write_body(self, file: File, part: "Part", answer: "Line", offset: int) -> None:
-        """Receive it into the part, which then gets its name."""
+    def write_body(self, file: File, part: "Part", answer: "Line", offset: int) -> int:
+        """Receive it into the part, which then gets its name. Returns how much this run found."""
         if part.fd < 0:
             self.claim(file, part)
         part.begin(offset)
         self.progress.resumed += offset
+        before = self.began.setdefault(file.name, offset)
         try:
             tell = self.progress.update
             if receive_body(self.link, answer, part, lambda announced: None, tell) == "no":
@@ -1401,6 +1422,7 @@ class Gets(Batch):
             if there := part.folder.stat(part.leaf):
                 self.is_same(file, answer, part.folder, part.leaf, there)  # or a Failure
             part.drop()
+        return before
 
     def cut_short(
         self, file: File, part: "Part", size: int, error: OSError, kept: bool
@@ -2892,8 +2914,14 @@ def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool
     return size == other_size and mtime_ns // coarsest == other_mtime_ns // coarsest
 
 
-def described(size: int, mtime_ns: int) -> str:
-    return f"{plural(size, 'byte')} of {date_of(mtime_ns)}"
+def difference(theirs: Line, ours: os.stat_result) -> str:
+    """Size and time of two files; also the digits of a second, where only these differ."""
+    sizes = theirs.number("size"), ours.st_size
+    times = theirs.number("mtime_ns"), ours.st_mtime_ns
+    told = [f"{plural(size, 'byte')} of {date_of(ns)}" for size, ns in zip(sizes, times)]
+    if told[0] == told[1]:
+        told = [f"{text}.{ns % 10**9:09}" for text, ns in zip(told, times)]
+    return f"the server's: {told[0]}; yours: {told[1]}"
 
 
 def date_of(mtime_ns: int) -> str:
