@@ -636,12 +636,10 @@ def do_put(session: "Session", request: "Line", name: str) -> None:
         session.moved = part.received
         part.drop()
         session.disclaim(part)
-    told = f"ok put {quote(name)} size={part.received} sha256={part.sha256} verified={verified}"
+    given = "/".join([*name.split("/")[:-1], part.leaf]) if drop_box else ""
+    session.put(stored_answer(name, part, verified, given))
     if drop_box:
-        given = "/".join([*name.split("/")[:-1], part.leaf])
         session.log_handed_in(name, given, part, verified)
-        told += f" as={quote(given)}"
-    session.put(f"{told}\n".encode())
 
 
 def store(session: "Session", request: "Line", name: str, part: "Part") -> str:
@@ -980,9 +978,9 @@ ESCAPE = re.compile(rb"%(..)")
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all below
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
-# how a file begins and ends that is small enough to come whole: most do
+# how a file begins that comes in one piece: most small ones do
 BEGIN = re.compile(
-    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]+)"
+    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]{1,19})"
     rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
@@ -1284,23 +1282,20 @@ class Wire:
         return self.early.popleft()
 
     def message(self, idle: bool = False) -> Line:
-        """The next line. That of a small file is read in one step with all that belongs to it."""
-        begun = not (self.remaining or self.early) and BEGIN.match(
-            self.buffer, self.start, min(self.end, self.start + MAX_LINE)
-        )
-        if not begun:
+        """The next line. Where it begins a small file that has come whole, all of that is read."""
+        limit = min(self.end, self.start + MAX_LINE)
+        begun = BEGIN.match(self.buffer, self.start, limit)
+        stop = begun.end() + int(begun[3]) if begun else 0
+        ended = END.match(self.buffer, stop, self.end)
+        if not begun or not ended or self.remaining or self.early:
             return self.line(idle)
-        start = begun.end()
-        ended = END.match(self.buffer, start + int(begun[3]), self.end)
-        if not ended:
-            return self.line(idle)
-        self.start = ended.end()
         verb, name, size, mtime_ns, more = map(bytes.decode, begun.groups())
         verb, *words = f"{verb} {name}".split()
         keys = {"size": size, "mtime_ns": mtime_ns}
-        if more:
-            keys.update((word.split("=")[0], word.split("=")[1]) for word in more[1:].split(" "))
-        return Line(verb, words, keys, self.view[start : ended.start()], ended[1].decode())
+        for word in more.split():
+            key, _, keys[key] = word.partition("=")
+        self.start = ended.end()
+        return Line(verb, words, keys, self.view[begun.end() : stop], ended[1].decode())
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
         try:
@@ -1830,7 +1825,7 @@ def send_body(
     if reason:
         wire.send_line("abort", reason=reason)
     else:
-        wire.send_line("end", sha256=sha.hexdigest())
+        wire.put(b"end sha256=%b\n" % sha.hexdigest().encode())
     return reason
 
 
@@ -1866,6 +1861,12 @@ def receive_body(
     if theirs not in (None, part.sha256):
         raise Refused("wrong-digest", sha256=part.sha256)
     return "no" if theirs is None else "yes"
+
+
+def stored_answer(name: str, part: Part, verified: str, given: str = "") -> bytes:
+    """What the sender of a file is told, also under which other name it was stored."""
+    text = f"ok put {quote(name)} size={part.received} sha256={part.sha256} verified={verified}"
+    return f"{text} as={quote(given)}\n".encode() if given else f"{text}\n".encode()
 
 
 def receive_chunks(
