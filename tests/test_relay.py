@@ -750,15 +750,20 @@ def test_the_abort_of_a_sender_that_goes_never_comes_inside_a_body(server, peer)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="has /proc")
+@pytest.mark.parametrize("keys", [b"", b" mtime_ns=7"])
 @pytest.mark.parametrize("how", ["is reset", "breaks the protocol", "does so and closes"])
-def test_a_small_file_that_came_whole_is_delivered_also_if_its_sender_is_lost(server, peer, how):
+def test_a_small_file_that_came_whole_is_delivered_also_if_its_sender_is_lost(
+    server, peer, how, keys
+):
     """Its receiver answers it, and can be sent to again."""
     sender, bob = peer(), peer("receive nick=bob")
     with stopped(server):
-        sender.tell(b"send bob x size=6\n" + body(HELLO) + b"a\0\n" * (how != "is reset"))
+        sender.tell(b"send bob x size=6%b\n%b" % (keys, body(HELLO)))
         if how == "is reset":
             sender.reset()
-        elif how == "does so and closes":
+        else:
+            sender.tell(b"a\0\n")
+        if how == "does so and closes":
             sender.close()
     another = peer()
     sending = meanwhile(another.send, "bob", "y")
