@@ -396,17 +396,22 @@ def test_one_receiver_that_fails_in_mid_body_is_told_at_once_and_the_other_gets_
         assert bob.body()[1] == "ok bye"
 
 
-def asleep(server, state="S"):
-    """Whether no thread of the server runs or could; or, with T, whether all are stopped."""
+def asleep(server):
+    """Whether no thread of the server runs or could."""
+    return states(server) == {"S"}
+
+
+def states(server):
+    """Of its threads, as Linux calls them: S waits, T is stopped."""
     stats = Path(f"/proc/{server.pid}/task").glob("*/stat")
-    return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats} == {state}
+    return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats}
 
 
 @contextlib.contextmanager
 def stopped(server):
     """What is sent meanwhile comes to it all at once."""
     server.process.send_signal(signal.SIGSTOP)
-    until(lambda: asleep(server, "T"), "the server to stand still")
+    until(lambda: states(server) == {"T"}, "the server to stand still")
     yield
     server.process.send_signal(signal.SIGCONT)
 
