@@ -20,7 +20,7 @@ import threading
 import zlib
 
 import pytest
-from conftest import DEADLINE, ROOT, Listener, Process, interpreters, until
+from conftest import COMPILED, DEADLINE, ROOT, Listener, Process, interpreters, until
 
 SCRIPT = ROOT / "httpclient.py"
 spec = importlib.util.spec_from_file_location("httpclient", SCRIPT)
@@ -1855,7 +1855,7 @@ def test_standard_input_that_was_read_is_not_sent_again_with_a_password(canned):
         answer(b"", "201 Created"),
         read_until=b"0\r\n\r\n",
     )
-    command = f"printf hello | {sys.executable} {SCRIPT} put --force - http://127.0.0.1:{server.port}/a; echo exit $?"
+    command = f"printf hello | {sys.executable} {COMPILED[SCRIPT.name]} put --force - http://127.0.0.1:{server.port}/a; echo exit $?"
     pid, end = pty.fork()
     if not pid:
         os.execvp("bash", ["bash", "-c", command])
@@ -2327,7 +2327,7 @@ def test_a_missing_local_file_is_26_and_the_others_are_sent(run, canned, tmp_pat
 
 # --- folders ---
 def test_a_missing_local_file_is_26_also_where_the_current_folder_is_gone(tmp_path):
-    command = f"cd {tmp_path} && rmdir {tmp_path} && {sys.executable} {SCRIPT} put gone http://127.0.0.1:1/"
+    command = f"cd {tmp_path} && rmdir {tmp_path} && {sys.executable} {COMPILED[SCRIPT.name]} put gone http://127.0.0.1:1/"
     done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
     assert done.returncode == 26 and b"the current folder is gone" in done.stderr, done.stderr
 
@@ -2856,7 +2856,7 @@ def test_a_download_outlives_its_terminal(files, proxy, tmp_path):
 
 
 def test_output_to_a_closed_pipe_ends_quietly(files, tmp_path):
-    command = f"{sys.executable} {SCRIPT} get {files(BODY * 10).url} -o - | head -c 1; exit ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} {COMPILED[SCRIPT.name]} get {files(BODY * 10).url} -o - | head -c 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
     assert done.returncode == 0 and not done.stderr
 
@@ -2880,7 +2880,7 @@ def test_a_connection_is_never_taken_for_a_closed_standard_stream(
     url = f"http://127.0.0.1:{server.port}/"
     command = [
         sys.executable,
-        SCRIPT,
+        COMPILED[SCRIPT.name],
         *(url + "x" * (code == 26) if word == "URL" else word for word in words),
     ]
     done = subprocess.run(
@@ -3274,6 +3274,7 @@ ROUTES = {
     "given by -o": ["{url}/x", "-o", "{name}"],
     "several connections": ["{url}/big", "-o", "{name}", "--connections", "3"],
     "into a folder": ["{url}/{name}", "-o", "."],
+    "by a link to the folder": ["{url}/{name}", "-o", "{link}"],
 }
 
 
@@ -3290,7 +3291,8 @@ def test_no_route_brings_a_program_into_being(alone, files, tmp_path, route, nam
 
     server = files(body, hook=hook)
     url = f"http://127.0.0.1:{server.port}"
-    words = [word.format(url=url, name=name) for word in ROUTES[route]]
+    words = [word.format(url=url, name=name, link=tmp_path / "link") for word in ROUTES[route]]
+    (tmp_path / "link").symlink_to(tmp_path / "alone")
     before = alone("httpclient.py").read_bytes()
     done = started(alone, tmp_path, "get", *words, *filter(None, [force]))
     assert done.returncode == 23 and "part of a program" in done.stderr, done

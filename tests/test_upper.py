@@ -16,7 +16,7 @@ import termios
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, Process, assert_clean, free_port, until
+from conftest import COMPILED, DEADLINE, ROOT, Process, assert_clean, free_port, until
 
 F_SETPIPE_SZ = 1031  # of Linux; the fcntl module names it from Python 3.10 on
 BOTH = pytest.mark.parametrize("script", ["tcp_upper.py", "udp_upper.py"])
@@ -440,7 +440,7 @@ def test_standard_streams_that_do_not_block_lose_nothing(spawn, script):
 def test_a_closed_standard_stream_is_not_mistaken_for_the_connection(spawn, script, closed):
     server = spawn(script, "server")
     done = subprocess.run(
-        f"{sys.executable} {ROOT / script} client --port {server.port} hi {closed}",
+        f"{sys.executable} {COMPILED[script]} client --port {server.port} hi {closed}",
         shell=True,
         capture_output=True,
         text=True,
