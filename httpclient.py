@@ -183,7 +183,8 @@ ADVICE = {  # what the user may do about a status
     " SIXSOCKETS_PASSWORD for --host and --port",
     403: "use another login or another name",
     404: "check the name; list shows what is there",
-    405: "use a server or folder that allows this change",
+    405: "list shows whether that name exists; else use a server that allows this change",
+    409: "list shows what is in the way: move or delete that first",
     411: "put a file, not standard input: the server wants its length first",
     407: "--proxy http://USER:PASSWORD@HOST:PORT",
     412: "--force replaces what is there",
@@ -2032,7 +2033,7 @@ def put(client: Client) -> None:
             2,
             f"{len(paths)} files and {int(args.text is not None)} texts cannot become {url}",
             "nothing was sent",
-            f"files, or --text and a URL with a name; {folder_url(url)} is a folder",
+            f"put FILE {url}, or --text TEXT; more files into a folder: {folder_url(url)}",
         )
     if into and ("-" in paths or not paths):
         what = "a text" if not paths else "standard input"
