@@ -1457,7 +1457,7 @@ class Connection:
         try:
             if self.state is HANDSHAKE:
                 self.handshake()
-            data = self.sock.recv(SMALL)
+            data = self.sock.recv(MAX_HEAD)
         except self.server.waits:
             return self.await_head()
         except Refusal as refused:
@@ -1803,7 +1803,7 @@ class Connection:
         alone = len(self.server.queues[HANDED_OVER]) == 1
         if not self.buffer and alone and poll(self.sock, False, NEXT_WAIT):
             with contextlib.suppress(*self.server.waits):
-                self.buffer = self.sock.recv(SMALL)
+                self.buffer = self.sock.recv(MAX_HEAD)
         return self.next_request()
 
     def cork(self, on: int) -> None:
