@@ -2134,12 +2134,11 @@ class Server:
         conn.state = state
         if state is not CLOSED:
             self.queues[state][conn] = None
-        if not before and after:
-            self.selector.register(conn.sock, after, conn.ready)
-        elif before and not after:
-            self.selector.unregister(conn.sock)
-        elif before != after:
-            self.selector.modify(conn.sock, after, conn.ready)
+        if before != after:
+            if before:
+                self.selector.unregister(conn.sock)
+            if after:
+                self.selector.register(conn.sock, after, conn.ready)
 
     def accept(self) -> None:
         """Let in all that wait, up to a number: each turn of the loop has its price too."""
