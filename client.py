@@ -87,6 +87,12 @@ if __name__ == "__main__":
             continue
         if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
+
+    import signal
+
+    # Ctrl-C while the rest is loaded: the end of any program, and no traceback
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 # --- end imports ---
 
 import _thread  # the locks of threading, which takes a client long to load
@@ -105,6 +111,7 @@ import re
 import select
 import selectors
 import shlex
+import signal
 import site
 import socket
 import stat
@@ -304,6 +311,7 @@ LAST_LINE = {
     "same": "{:,} already there",
     "skipped": "skipped {}",
     "deleted": "deleted {:,}",
+    "delete": "would delete {:,}",
     "failed": "{:,} failed",
 }
 # what is left out of a tree, and why
@@ -328,7 +336,8 @@ class Batch:
         self.progress = Progress(args)
         self.files: list[Iterator[File]] = []  # still to begin, the last first
         self.waiting: deque[tuple[File, Conversation]] = deque()  # in the order of their requests
-        self.code = self.bytes = 0
+        self.code = self.bytes = self.there = 0  # bytes that came or went, or had before this run
+        self.began: dict[str, int] = {}  # of files on their way: how much was there before this run
         self.counts: Counter[str] = Counter()  # what became of how many
         self.furthest = (0, 0)  # files, and bytes, at the last loss of the connection
         self.lost_at = ""  # where that was
@@ -361,13 +370,20 @@ class Batch:
         except BaseException as end:
             self.progress.clear()
             if isinstance(end, KeyboardInterrupt):
-                reached = plural(self.counts["ok"], "file") + " and "
-                reached += readable_size(self.progress.done + self.progress.current)
-                end.args = (f"stopped after {reached}; {self.again}",)
+                end.args = (f"stopped after {self.reached()}; {self.again}",)
             self.hang_up()
             raise
         self.summary()
         return self.code
+
+    def reached(self) -> str:
+        """How far it came. The answer for a file may have come while the next one was sent."""
+        link: Link | None = self.args.link
+        answers = [found for found, _ in link.arrived if found.verb == "ok"] if link else []
+        arrived = [found for found in answers if found.words[:1] in (["put"], ["send"])]
+        size = self.bytes + self.there + self.progress.current
+        size += sum(found.number("size") for found in arrived)
+        return f"{plural(self.counts['ok'] + len(arrived), 'file')} and {readable_size(size)}"
 
     def remove_surplus(self) -> None:
         try:
@@ -445,13 +461,15 @@ class Batch:
         self.settle(file, "failed", error=what)
 
     def done(self, file: File, size: int, sha256: str, offset: int = 0, **facts: object) -> None:
+        self.began.pop(file.name, None)
         self.bytes += size - offset
+        self.there += offset
         self.progress.count_file(size)
         self.settle(file, "ok", size=size, sha256=sha256, **facts)
 
     def skip_same(self, file: File, size: int, sha256: str = "") -> None:
         if file.tried:  # this run sent it, and the answer was lost
-            return self.done(file, size, sha256)
+            return self.done(file, size, sha256, self.began.get(file.name, 0))
         self.progress.resumed += size
         self.progress.count_file(size)
         self.settle(file, "same", size=size)
@@ -518,6 +536,11 @@ class Batch:
         finally:
             os.close(fd)
 
+    def closer_look(self, theirs: "Line", ours: os.stat_result) -> str:
+        """A hint for files that may be the same: another client may have lost part of the time."""
+        alike = theirs.number("size") == ours.st_size and self.args.compare == "time"
+        return "--compare content tells whether they are the same; " * alike
+
     def show_checked(self, count: int) -> None:
         self.progress.update(count, "checked")
 
@@ -527,10 +550,13 @@ class Batch:
         """What --delete removes of a folder's content: more than half of it only with --force."""
         found = [below for below in content if not self.kept_out(below)]
         doomed = [below for below in found if not is_kept(below.rstrip("/"))]
-        if len(doomed) * 2 > len(found) and not (self.args.force or self.args.dry_run):
+        if len(doomed) * 2 > len(found) and not self.args.force:
             what = f"--delete would remove {len(doomed):,} of the {len(found):,} files and folders"
             what += f" in {printable(name)}"
             why = "that is more than half: perhaps another folder is meant"
+            if self.args.dry_run:
+                self.say(f"without --force it refuses that: {what}")
+                return doomed
             hint = "--dry-run shows them, --force removes them"
             raise Failure(23 if self.verb == "get" else 25, what, why, hint)
         return doomed
@@ -552,7 +578,6 @@ class Batch:
             self.furthest, self.args.tries = reached, 0
         files = self.hang_up()
         self.lost_at = self.where(files[0], self.progress.current) if files else ""
-        self.progress.current = 0
         self.progress.clear()
         hints = [*filter(None, map(self.cannot_repeat, files))]
         if hints:
@@ -588,9 +613,11 @@ class Batch:
         if self.args.json:
             return tell_json(facts)
         rate = readable_size(self.bytes / max(elapsed, 0.001))
+        facts |= {"deleted": counts["deleted"], "delete": counts["delete"]}
         facts["skipped"] = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
         clauses = [form.format(facts[key]) for key, form in LAST_LINE.items() if facts[key]]
-        text = f"{plural(facts['files'], 'file')}, {readable_size(self.bytes)}"
+        text = f"{plural(facts['files'], 'file')}, {readable_size(self.bytes + self.there)}"
+        text += f" ({readable_size(self.there)} of it already there)" * bool(self.there)
         if self.args.dry_run:
             would = "fetch" if self.verb == "get" else "send"
             text = f"{self.verb} --dry-run: would {would} {text}"
@@ -773,7 +800,12 @@ class Puts(Batch):
             offset, sha256, given_up = self.send_bytes(file, fd, status, part, over)
         finally:
             os.close(fd)
+        if self.verb == "put":
+            told = f"ok put {quote(file.name)} size={status.st_size} sha256={sha256} verified=yes"
+            self.link.expect(f"{told}\n".encode())
         answer = yield file._replace(status=status, fresh=False, tried=True)
+        if answer is LIKELY:
+            return self.done(file, status.st_size, sha256, offset)
         if answer.keys.get("reason") == "exists" and not file.tried:
             # another client was quicker: look whether it was with the same
             return self.files.append(iter([file._replace(tried=True, fresh=False)]))
@@ -789,24 +821,21 @@ class Puts(Batch):
     def send_bytes(
         self, file: File, fd: int, status: os.stat_result, part: int, over: bool
     ) -> tuple[int, str, str]:
-        """Where they began, the digest of all, and why they were given up.
+        """How much was there before this run, the digest of all, and why they were given up.
 
         If there are many, or a part was left before, the server is heard first: it refuses what it
         has no room for, or says where to begin."""
         size, sha = status.st_size, hashlib.sha256()
         begun = part if part <= size else 0
         asks = self.verb == "put" and (begun or size >= ASKED_FIRST)
-        mine = digest(fd, begun, sha, self.show_checked) if asks else None
-        self.announce(
-            file,
-            "put",
-            size=size,
-            mtime_ns=status.st_mtime_ns,
-            over="yes" if over else None,
-            exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None,
-            offset=begun if asks else None,
-            sha256=mine,
-        )
+        keys: dict[str, object] = {"size": size, "mtime_ns": status.st_mtime_ns}
+        if over:
+            keys["over"] = "yes"
+        if status.st_mode & stat.S_IXUSR and os.name != "nt":
+            keys["exec"] = "yes"
+        if asks:
+            keys |= {"offset": begun, "sha256": digest(fd, begun, sha, self.show_checked)}
+        self.announce(file, "put", **keys)
         offset = self.link.accepted_offset() if asks else 0
         if offset is None:
             return 0, "", "refused"
@@ -814,8 +843,9 @@ class Puts(Batch):
             sha = hashlib.sha256()
             os.lseek(fd, 0, os.SEEK_SET)
         self.progress.resumed += offset
+        before = self.began.setdefault(file.name, offset)
         given_up = send_body(self.link, fd, size - offset, status, sha, self.may_go_on)
-        return offset, sha.hexdigest(), given_up
+        return before, sha.hexdigest(), given_up
 
     def may_go_on(self, count: int) -> bool:
         """Between chunks: or has the server refused it already?
@@ -859,9 +889,9 @@ class Puts(Batch):
             raise Failure(
                 25,
                 f"server already has another {printable(file.name)}",
-                f"{described(there.number('size'), there.number('mtime_ns'))}; "
-                f"yours: {described(status.st_size, status.st_mtime_ns)}",
-                "--as NAME stores yours beside it; --force replaces it",
+                difference(there, status),
+                self.closer_look(there, status)
+                + "--as NAME stores yours beside it; --force replaces it",
             )
 
     def put_folder(self, file: File) -> Conversation:
@@ -1126,7 +1156,6 @@ class Gets(Batch):
         # for --delete: a folder's path here -> the names that the server has in it
         self.known: dict[str, set[str]] = {}
         self.folder = functools.lru_cache(OPEN_FOLDERS)(self.open_folder)
-        self.empty: set[str] = set()  # paths of folders here that were empty before
 
     def choose(self, output: Optional[str]) -> Optional["Folder"]:
         """DEST: a folder, a name, - for standard output, or a device or FIFO."""
@@ -1222,20 +1251,19 @@ class Gets(Batch):
 
     def make_folder(self, path: str) -> None:
         if self.stream is None and not self.args.dry_run:
-            folder = self.folder(tuple(check_name(path)))
-            self.empty.add(path)
+            folder = self.folder(path)
             for name in folder.entries():
-                self.empty.discard(path)
                 remove_if_old(folder, name)
 
     def local(self, path: str) -> tuple["Folder", str]:
         """Where a name leads here, below DEST. Each component is checked."""
-        *above, leaf = check_name(path)
-        return self.folder(tuple(above)), leaf
+        above, _, leaf = path.rpartition("/")
+        check_name(leaf)
+        return self.folder(above), leaf
 
-    def open_folder(self, above: tuple[str, ...]) -> "Folder":
+    def open_folder(self, path: str) -> "Folder":
         assert self.top
-        return self.top.descend(above, make=True)
+        return self.top.descend(check_name(path) if path else [], make=True)
 
     def get_file(self, file: File, facts: "Line") -> Conversation:
         """What is here of that name decides whether the bytes are asked for."""
@@ -1244,9 +1272,10 @@ class Gets(Batch):
             return self.plan("new", file, size)
         if self.stream is not None:
             stream = file.stream or Stream(self.stream)
+            stream.size = size
             return (yield from self.fetch(file._replace(stream=stream), stream))
         folder, leaf = self.local(file.path)
-        there = None if file.path[: -len(leaf) - 1] in self.empty else folder.stat(leaf)
+        there = folder.stat(leaf)
         if there and self.is_same(file, facts, folder, leaf, there):
             return self.skip_same(file, size)
         if self.args.dry_run:
@@ -1305,7 +1334,6 @@ class Gets(Batch):
         there: os.stat_result,
     ) -> bool:
         """Whether what is here is what the server has. Another file is replaced with --force."""
-        size = facts.number("size")
         if not stat.S_ISREG(there.st_mode):
             raise Failure(
                 23,
@@ -1318,9 +1346,9 @@ class Gets(Batch):
             raise Failure(
                 23,
                 f"another {printable(file.path)} is already here",
-                f"{described(there.st_size, there.st_mtime_ns)}; "
-                f"the server's: {described(size, facts.number('mtime_ns'))}",
-                "-o DEST puts the server's elsewhere; --force replaces yours",
+                difference(facts, there),
+                self.closer_look(facts, there)
+                + "-o DEST puts the server's elsewhere; --force replaces yours",
             )
         return alike
 
@@ -1347,11 +1375,14 @@ class Gets(Batch):
 
     def receive(self, file: File, part: "Part", answer: "Line") -> None:
         """The body that follows the answer."""
-        size = part.size = answer.number("size")
-        # it may have changed since its part was checked
-        part.mtime_ns, part.executable = answer.number("mtime_ns"), answer.is_set("exec")
+        offset = 0
+        # it may go on, or have changed since its part was checked
+        if file.listed is None or answer.keys != file.listed.keys:
+            offset, part.size = answer.number("offset"), answer.number("size")
+            part.mtime_ns, part.executable = answer.number("mtime_ns"), answer.is_set("exec")
+        size = part.size or 0
         try:
-            offset = self.write_body(file, part, answer, size)
+            offset = self.write_body(file, part, answer, offset)
         except (Lost, KeyboardInterrupt):
             self.progress.current = part.received
             part.keep()
@@ -1366,21 +1397,22 @@ class Gets(Batch):
             raise
         self.done(file, size, part.sha256, offset)
 
-    def write_body(self, file: File, part: "Part", answer: "Line", size: int) -> int:
-        """Receive it into the part, which then gets its name. Returns where it began."""
-        offset = answer.number("offset")
+    def write_body(self, file: File, part: "Part", answer: "Line", offset: int) -> int:
+        """Receive it into the part, which then gets its name. Returns how much this run found."""
         if part.fd < 0:
             self.claim(file, part)
         part.begin(offset)
         self.progress.resumed += offset
+        before = self.began.setdefault(file.name, offset)
         try:
-            if receive_body(self.link, part, lambda announced: None, self.progress.update) == "no":
+            tell = self.progress.update
+            if receive_body(self.link, answer, part, lambda announced: None, tell) == "no":
                 raise Refused("wrong-digest")
         except Refused as refused:
             code, what, why, hint = UNFIT[refused.reason]
             raise Failure(
                 code,
-                f"{printable(file.name)} {what} ({part.received:,} of {size:,} bytes)",
+                f"{printable(file.name)} {what} ({part.received:,} of {part.size or 0:,} bytes)",
                 why,
                 hint,
             ) from None
@@ -1390,7 +1422,7 @@ class Gets(Batch):
             if there := part.folder.stat(part.leaf):
                 self.is_same(file, answer, part.folder, part.leaf, there)  # or a Failure
             part.drop()
-        return offset
+        return before
 
     def cut_short(
         self, file: File, part: "Part", size: int, error: OSError, kept: bool
@@ -1413,7 +1445,7 @@ class Gets(Batch):
             return cannot_write(file.path, error)
         why = error.keys.get("why", WHYS[error.reason][0])
         code = 56 if error.reason == "bad-name" else 23
-        what = f"will not write {printable(file.path)} here"
+        what = f"will not write {printable(file.path or file.name)} here"
         return Failure(code, what, str(why), "-o DEST for another place")
 
 
@@ -1466,6 +1498,7 @@ class Sends(Puts):
         self.results: dict[str, Counter[str]] = {}
         self.targets = ",".join(filter(None, args.to or []))
         self.nicks: set[str] = set()  # of those receivers that have one
+        self.absent: dict[str, str] = {}  # address or nick of who gets nothing more -> its result
         if not self.targets and not args.all:
             raise Failure(
                 2,
@@ -1527,7 +1560,10 @@ class Sends(Puts):
             return False
         if not self.link.got:
             raise refusal(answer, "send", file.name)
-        reasons = [self.count_result(file, found, size, sha256) for found in self.link.got]
+        for target in set(self.absent.values()):
+            self.results[target]["unsent"] += 1
+        heard = [found for found in self.link.got if self.absent.keys().isdisjoint(names_of(found))]
+        reasons = [self.count_result(file, found, size, sha256) for found in heard]
         if all(reasons) and NO_RECEIVER.issuperset(reasons):
             self.nobody = True
             if self.waiting or self.next_file():
@@ -1540,7 +1576,7 @@ class Sends(Puts):
         verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (sha256 or None)
         target = peer_name(found.words[0], found.keys.get("nick"))
         counts = self.results.setdefault(target, Counter())
-        counts.update(sent=1, verified=verified, bytes=size * verified)
+        counts.update(sent=1, verified=int(verified), bytes=size * verified)
         if verified:
             return ""
         reason = found.keys.get("reason") or "wrong-digest"
@@ -1548,7 +1584,16 @@ class Sends(Puts):
         why, hint = THERE.get(reason) or WHYS.get(reason, told)
         what = f"{target} did not get {printable(file.name)} ({printable(reason)})"
         self.fail(file, Failure(25, what, printable(found.keys.get("why", why)), hint))
+        if reason in NO_RECEIVER:
+            self.leave_out(names_of(found), target)
         return reason
+
+    def leave_out(self, names: list[str], target: str) -> None:
+        """Who is not there is told of once. What is asked from now on does not name it."""
+        self.absent |= dict.fromkeys(names, target)
+        rest = (each for each in self.targets.split(",") if each.lower() not in self.absent)
+        self.targets = ",".join(rest)
+        self.nicks = {nick for nick in self.nicks if nick.lower() not in self.absent}
 
     def summary(self) -> None:
         super().summary()
@@ -1557,7 +1602,14 @@ class Sends(Puts):
                 tell_json({"verb": "send", "receiver": target, **counts})
             elif not self.args.quiet:
                 verified = f"verified {counts['verified']:,} of {counts['sent']:,}"
-                say(f"{target}: {verified}, {readable_size(counts['bytes'])}")
+                text = f"{target}: {verified}, {readable_size(counts['bytes'])}"
+                unsent = counts["unsent"]
+                say(text + f"; not sent to it: {unsent:,} more" * (unsent > 0))
+
+
+def names_of(found: "Line") -> list[str]:
+    """What a receiver can have been called: its address or what stood for it, and its nick."""
+    return [name.lower() for name in (found.words[0], found.keys.get("nick")) if name]
 
 
 class Inbox:
@@ -1568,6 +1620,8 @@ class Inbox:
         # (sender, file or folder) -> what it is called here; "" if its user did not want it
         self.names: dict[tuple[str, str], str] = {}
         self.last_note = 0.0  # when the sender was last told how far it is
+        self.progress = Progress(args)  # of one file after another
+        self.shows = is_terminal(1) and not args.quiet  # for a person
         self.top = destination(args.output or ".")
         self.folder = functools.lru_cache(OPEN_FOLDERS)(
             functools.partial(self.top.descend, make=True)
@@ -1584,7 +1638,7 @@ class Inbox:
         while self.args.count:  # below zero, without --count, it comes to no end
             if not self.link.has_unread():
                 self.folder.cache_clear()  # before the next comes, they may be gone
-            self.handle_request(self.link.line(idle=True))
+            self.handle_request(self.link.message(idle=True))
         self.leave()
         return 0
 
@@ -1609,7 +1663,8 @@ class Inbox:
         try:
             parts = self.admit(name, request)
             folder = self.folder(tuple(parts[:-1]))
-            folder.protect(parts[-1], folder.stat(parts[-1]))
+            # nothing is replaced without --force
+            folder.protect(parts[-1], folder.stat(parts[-1]) if self.args.force else None)
             (self.store if request.verb == "put" else self.make)(folder, parts, request)
         except (Refused, OSError) as error:
             reason, why = reason_of(error), getattr(error, "keys", {}).get("why")
@@ -1621,6 +1676,8 @@ class Inbox:
     def admit(self, name: str, request: "Line") -> list[str]:
         """The components of its name here. The first may differ from what the sender calls it."""
         top, *below = check_name(name, self.args.hidden)
+        if not self.is_from_wanted(request):
+            raise Refused("not-wanted")
         key = request.keys.get("from", ""), top
         if key not in self.names:
             self.names[key] = top if self.is_wanted(top, request) else ""
@@ -1630,12 +1687,14 @@ class Inbox:
             raise Refused("not-wanted")
         return [self.names[key], *below]
 
-    def is_wanted(self, top: str, request: "Line") -> bool:
-        """Say who sends what before it is taken; --from and --ask can refuse it."""
+    def is_from_wanted(self, request: "Line") -> bool:
+        """Each time: only the names of those whom --from lets in are remembered."""
         endpoint, nick = request.keys.get("from", ""), request.keys.get("nick", "")
         known = {endpoint, endpoint.rpartition(":")[0].strip("[]"), nick.lower()}
-        if self.args.senders and known.isdisjoint(map(str.lower, self.args.senders)):
-            return False
+        return not self.args.senders or not known.isdisjoint(map(str.lower, self.args.senders))
+
+    def is_wanted(self, top: str, request: "Line") -> bool:
+        """Say who sends what before it is taken; --ask can refuse it."""
         if not self.args.quiet and (self.args.ask or is_terminal(2)):
             size = f", {readable_size(request.number('size'))}" if "size" in request.keys else ""
             say_in_rows(f"{sender_of(request)} sends {printable(top)}{size}")
@@ -1643,9 +1702,9 @@ class Inbox:
 
     def is_taken(self) -> bool:
         """Ask; no answer for half of the time that the server waits for us means no."""
-        draw("take it? [y/N] ")
+        say("take it? [y/N] ", "")
         if not sys.stdin or not select.select([0], [], [], self.args.timeout / 2)[0]:
-            draw("no answer: refused\n")
+            say("no answer: refused")
             return False
         return sys.stdin.readline().strip().lower().startswith("y")
 
@@ -1665,8 +1724,8 @@ class Inbox:
     def store(self, folder: "Folder", parts: list[str], request: "Line") -> None:
         name, size = request.words[0], request.number_or_none("size")
         mtime_ns, executable = request.number_or_none("mtime_ns"), request.is_set("exec")
-        part, progress = Part(folder, parts[-1], None, mtime_ns, executable), Progress(self.args)
-        part.size, progress.total = size, size or 0
+        part, progress = Part(folder, parts[-1], None, mtime_ns, executable), self.progress
+        part.size, progress.total, progress.began = size, size or 0, time.monotonic()
 
         def tell_both(received: int) -> None:
             progress.update(received)
@@ -1678,7 +1737,7 @@ class Inbox:
         try:
             part.claim()
             part.begin(0)
-            verified = receive_body(self.link, part, lambda announced: None, tell_both)
+            verified = receive_body(self.link, request, part, lambda announced: None, tell_both)
             for leaf in numbered_names(part.leaf):
                 part.leaf = leaf
                 with contextlib.suppress(FileExistsError):
@@ -1697,17 +1756,16 @@ class Inbox:
     def tell_stored(self, parts: list[str], part: "Part", verified: str, request: "Line") -> None:
         """To the sender, and to who reads what we print."""
         name, given, sender = request.words[0], "/".join(parts), sender_of(request)
-        facts = {"size": part.received, "sha256": part.sha.hexdigest()}
-        other = {"as": given} if given != name else {}
-        self.link.send_line("ok", "put", name, **facts, verified=verified, **other)
+        self.link.put(stored_answer(name, part, verified, given if given != name else ""))
         if not self.link.has_unread():  # else the next file is here, and answers go together
             self.link.flush()
         # also for the connection that follows a lost one
         self.args.tries, self.args.count = 0, self.args.count - 1
         path = os.path.join(self.args.output or "", *parts)
         if self.args.json:
+            facts = {"size": part.received, "sha256": part.sha256}
             tell_json({"verb": "receive", "name": path, "from": sender, **facts})
-        elif is_terminal(1) and not self.args.quiet:
+        elif self.shows:
             # ours comes first: a name can say anything
             tell(f"{readable_size(part.received):>9}  {sender}  {path}")
         else:
@@ -1871,7 +1929,6 @@ class Chat:
         """Interrupt input(): nobody is left to type for.
 
         A signal just before input() blocks is lost, so it is repeated until it works."""
-        import signal
         import threading
 
         # on Windows the next line, or Ctrl-C, ends it
@@ -1883,8 +1940,6 @@ class Chat:
     # the main thread
     def type(self) -> int:
         """Line after line, until the end of them."""
-        import signal
-
         if hasattr(signal, "SIGUSR1"):
             signal.signal(signal.SIGUSR1, self.stop_typing)
         patience = None
@@ -1986,10 +2041,13 @@ TEXT_VERBS = {
 ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-NUMBER = re.compile("[0-8]?[0-9]{1,18}")
-MTIME = re.compile("-?" + NUMBER.pattern)
-BEYOND = 9 * 10**18  # the first number that NUMBER does not match; 64 bits hold all below
+BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all below
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
+# how a file begins that comes in one piece: most small ones do
+BEGIN = re.compile(
+    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]{1,19})"
+    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
+)
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
@@ -2026,6 +2084,9 @@ class Line(NamedTuple):
     verb: str
     words: list[str]
     keys: dict[str, str]
+    # of a small file, until more is received: its bytes, and what its `end` says
+    body: Optional[memoryview] = None
+    sha256: str = ""
 
     def number(self, key: str) -> int:
         return self.number_or_none(key) or 0
@@ -2035,12 +2096,16 @@ class Line(NamedTuple):
         text = self.keys.get(key)
         if text is None:
             return None
-        if not (MTIME if key == "mtime_ns" else NUMBER).fullmatch(text):
+        if not is_number(text.removeprefix("-") if key == "mtime_ns" else text):
             raise BadNumber("bad-number")
         return int(text)
 
     def is_set(self, key: str) -> bool:
         return self.keys.get(key) == "yes"
+
+
+def is_number(text: str) -> bool:
+    return len(text) < 20 and text.isascii() and text.isdecimal() and int(text) < BEYOND
 
 
 def quote(text: str) -> str:
@@ -2093,16 +2158,16 @@ def parse(text: str) -> Line:
     verb = verb.lower()
     if verb in TEXT_VERBS:
         return Line(verb, [rest] if space else [], {})
-    found, plain = Line(verb, [], {}), "%" not in rest
+    words, keys, plain = [], {}, "%" not in rest
     for word in rest.split(" ") if space else ():
         key, equals, value = word.partition("=")
         if equals:
-            found.keys[key.lower()] = value if plain else unquote(value)
+            keys[key.lower()] = value if plain else unquote(value)
         elif key:
-            found.words.append(key if plain else unquote(key))
+            words.append(key if plain else unquote(key))
         else:  # two spaces, or one at the end
             raise Broken("bad-line")
-    return found
+    return Line(verb, words, keys)
 
 
 def printable(text: str) -> str:
@@ -2265,17 +2330,37 @@ class Wire:
                     deadline = time.monotonic() + self.timeout
                 self.receive_more_of_a_line(deadline)
                 continue
-            text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+            try:
+                text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+                found = parse(text) if text else None  # an empty line means nothing
+            except UnicodeDecodeError:  # Windows' names are Unicode; a TLS client's bytes are not
+                tls = self.buffer.startswith(TLS, self.start)
+                raise Broken("this-is-tls" if tls else "bad-line") from None
             self.start = stop + 1
-            if not text:  # an empty line means nothing
+            if not found:
                 continue
-            found = parse(text)
             if found.verb == "data":
-                if not NUMBER.fullmatch(" ".join(found.words)):
+                if not is_number(" ".join(found.words)):
                     raise Broken("bad-number")
                 self.remaining = int(found.words[0])
             return found
         return self.early.popleft()
+
+    def message(self, idle: bool = False) -> Line:
+        """The next line. Where it begins a small file that has come whole, all of that is read."""
+        limit = min(self.end, self.start + MAX_LINE)
+        begun = BEGIN.match(self.buffer, self.start, limit)
+        stop = begun.end() + int(begun[3]) if begun else 0
+        ended = END.match(self.buffer, stop, self.end)
+        if not begun or not ended or self.remaining or self.early:
+            return self.line(idle)
+        verb, name, size, mtime_ns, more = map(bytes.decode, begun.groups())
+        verb, *words = f"{verb} {name}".split()
+        keys = {"size": size, "mtime_ns": mtime_ns}
+        for word in more.split():
+            key, _, keys[key] = word.partition("=")
+        self.start = ended.end()
+        return Line(verb, words, keys, self.view[begun.end() : stop], ended[1].decode())
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
         try:
@@ -2294,18 +2379,6 @@ class Wire:
             raise Broken("line-too-long")
         return stop
 
-    def whole_body(self, size: int) -> Optional[tuple[memoryview, Line]]:
-        """A body of that size in one piece, and its end, if all has come already.
-
-        Most small files are received so."""
-        begun = b"data %d\n" % size
-        start = self.start + len(begun)
-        ended = END.match(self.buffer, start + size, self.end)
-        if self.early or not ended or not self.buffer.startswith(begun, self.start):
-            return None
-        self.start = ended.end()
-        return self.view[start : ended.start()], Line("end", [], {"sha256": ended[1].decode()})
-
     def take_body(self) -> memoryview:
         """The next bytes of the announced body, valid until the next call."""
         if self.start == self.end:
@@ -2320,6 +2393,9 @@ class Wire:
 
 
 # --- the connection: requests go out, answers come back in their order ---
+LIKELY = Line("ok", [], {})  # the answer that was expected
+
+
 class Link(Wire):
     """A connection to the server, and the requests that it has not answered yet."""
 
@@ -2331,7 +2407,8 @@ class Link(Wire):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
         self.endpoint = endpoint(args)
         # what was asked and not answered yet: the words that the answer repeats, the line's length
-        self.asked: deque[tuple[tuple[str, ...], int]] = deque()
+        # and the answer that is likely
+        self.asked: deque[tuple[tuple[str, ...], int, bytes]] = deque()
         self.unanswered = 0  # bytes of these lines
         # answers that came while something was sent, each with what receivers said before it
         self.arrived: deque[tuple[Line, list[Line]]] = deque()
@@ -2462,7 +2539,7 @@ class Link(Wire):
             self.buffer.find(b"\n", self.start, self.end) >= 0
             or select.select([self.sock], [], [], 0)[0]
         ):
-            self.listen()
+            self.listen(self.line())
             count += 1
         return count
 
@@ -2470,20 +2547,30 @@ class Link(Wire):
         text = line(*words, **keys)
         # the answer does not repeat for whom it was
         echoed = words if words[0] != "send" else ("send", words[2])
-        self.asked.append((echoed, len(text)))
+        self.asked.append((echoed, len(text), b""))
         self.unanswered += len(text)
         self.put(text)
+
+    def expect(self, likely: bytes) -> None:
+        """The answer to the last request, if all goes well: it need not be taken to pieces."""
+        words, length, _ = self.asked.pop()
+        self.asked.append((words, length, likely))
 
     def full(self) -> bool:
         return len(self.asked) >= UNANSWERED or self.unanswered > UNANSWERED_BYTES
 
     def answer(self) -> Line:
         """The next line that answers the oldest request: the only one, or one of several."""
+        likely = self.asked[0][2]
+        if likely and not self.arrived and self.buffer.startswith(likely, self.start, self.end):
+            self.start += len(likely)
+            self.unanswered -= self.asked.popleft()[1]
+            return LIKELY
         while not self.arrived:
-            self.listen()
+            self.listen(self.message() if self.asked[0][0][0] == "get" else self.line())
         found, self.got = self.arrived.popleft()
         if found.verb in ("ok", "err"):
-            words, length = self.asked.popleft()
+            words, length, _ = self.asked.popleft()
             self.unanswered -= length
             if found.words != ["-"] and not all(map(str.startswith, words, found.words)):
                 raise Broken(f"{' '.join(found.words)} where {' '.join(words)} was asked")
@@ -2492,14 +2579,13 @@ class Link(Wire):
     def accepted_offset(self) -> Optional[int]:
         """Where the body of the put that was just asked for begins. None: the server refuses it."""
         while len(self.arrived) < len(self.asked):
-            note = self.listen()
+            note = self.listen(self.line())
             if note and "offset" in note.keys:
                 return note.number("offset")
         return None
 
-    def listen(self) -> Optional[Line]:
-        """Read a line. An answer is kept; a note goes to handle_note(), and is returned."""
-        found = self.line()
+    def listen(self, found: Line) -> Optional[Line]:
+        """Keep an answer that has come; pass a note to handle_note(), and return it."""
         if found.verb not in ANSWERS:
             raise Broken(f"{found.verb} where an answer was awaited")
         if found.verb not in ("ok", "err") and not found.words:
@@ -2828,8 +2914,14 @@ def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool
     return size == other_size and mtime_ns // coarsest == other_mtime_ns // coarsest
 
 
-def described(size: int, mtime_ns: int) -> str:
-    return f"{plural(size, 'byte')} of {date_of(mtime_ns)}"
+def difference(theirs: Line, ours: os.stat_result) -> str:
+    """Size and time of two files; also the digits of a second, where only these differ."""
+    sizes = theirs.number("size"), ours.st_size
+    times = theirs.number("mtime_ns"), ours.st_mtime_ns
+    told = [f"{plural(size, 'byte')} of {date_of(ns)}" for size, ns in zip(sizes, times)]
+    if told[0] == told[1]:
+        told = [f"{text}.{ns % 10**9:09}" for text, ns in zip(told, times)]
+    return f"the server's: {told[0]}; yours: {told[1]}"
 
 
 def date_of(mtime_ns: int) -> str:
@@ -2871,7 +2963,7 @@ RANDOM = ".six-" + "0" * 8  # how the name of a part begins that nothing can res
 UNIQUE = itertools.count(int.from_bytes(os.urandom(12), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
 KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with a random name
-NAMING = _thread.allocate_lock()  # held by the thread that gives or takes names
+NAMING = _thread.allocate_lock()  # held by the thread that takes or replaces names
 # seconds from one try to lock a folder to the next: two in all
 PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; those after them come as the disk has them
@@ -2933,17 +3025,19 @@ def os_error(number: int) -> OSError:
 
 def check_name(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
     """Split a name from the network, or refuse one that leads outside, to a device or to a part."""
-    parts, too_long = name.split("/"), len(os.fsencode(name)) > MAX_NAME
+    parts = name.split("/")
+    if (
+        "\0" in name
+        or len(os.fsencode(name)) > MAX_NAME
+        or (windows and any(map(DEVICE.fullmatch, parts)))
+    ):
+        raise Refused("bad-name")
     for part in parts:
-        if (
-            too_long
-            or part in ("", ".", "..")
-            or "\0" in part
-            or PART.fullmatch(part)
-            or (windows and DEVICE.fullmatch(part))
-        ):
+        if part and part[0] != ".":
+            continue
+        if part in ("", ".", "..") or PART.fullmatch(part):
             raise Refused("bad-name")
-        if part[0] == "." and not hidden:
+        if not hidden:
             raise Refused("hidden-name")
     if len(parts) > MAX_DEPTH:
         raise Refused("too-deep")
@@ -3069,7 +3163,7 @@ class Folder:
     def rename(self, old: str, other: "Folder", new: str, replace: bool) -> None:
         """Move a file or folder to that name. Without replace, fail if the name is taken."""
         if not replace and self.link(old, other, new):
-            return self.remove(old)
+            return
         if not replace and other.stat(new):
             raise os_error(errno.EEXIST)
         # Windows' rename() replaces nothing
@@ -3077,23 +3171,30 @@ class Folder:
         move(self.at(old), other.at(new), src_dir_fd=self.fd, dst_dir_fd=other.fd)
 
     def link(self, old: str, other: "Folder", new: str) -> bool:
-        """Give a file that name too. A hard link fails if it is taken: to check and to change are
+        """Move a file by a hard link, which fails if the name is taken: to check and to change are
         one step. False for a folder, and where the file system has no hard links (FAT)."""
-        source, target = self.at(old), other.at(new)
-        fds = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
+        here, there = self.fd, other.fd
         try:
-            os.link(source, target, **fds, follow_symlinks=False)
+            os.link(
+                self.at(old),
+                other.at(new),
+                src_dir_fd=here,
+                dst_dir_fd=there,
+                follow_symlinks=False,
+            )
         except FileExistsError:
             raise
         except OSError:
             return False
+        self.remove(old)
         return True
 
     @contextlib.contextmanager
     def locked(self, other: "Optional[Folder]" = None) -> Iterator[None]:
-        """Nobody else gives or takes names in these folders meanwhile, in any process.
+        """Nobody else takes or replaces names in these folders meanwhile, in any process.
 
         Otherwise a rename() could remove a file that was put between its link() and its remove().
+        A link() to a name that is free needs no lock: while there is such a name, it fails.
         Where folders have no locks, this excludes only the threads of this process."""
         fds = [self.fd] if self.fd is not None else []
         if other and other.fd is not None and other.identity("") != self.identity(""):
@@ -3270,9 +3371,7 @@ class Part:
             sync_to_disk(self.fd)
         if os.name == "nt":
             self.close()  # Windows renames no open file
-        if not over and self.folder.link(self.name, self.folder, self.leaf):
-            self.folder.remove(self.name)
-        else:
+        if over or not self.folder.link(self.name, self.folder, self.leaf):
             with self.folder.locked():
                 self.folder.rename(self.name, self.folder, self.leaf, replace=over)
         self.folder.sync()
@@ -3345,7 +3444,7 @@ def send_body(
     if reason:
         wire.send_line("abort", reason=reason)
     else:
-        wire.send_line("end", sha256=sha.hexdigest())
+        wire.put(b"end sha256=%b\n" % sha.hexdigest().encode())
     return reason
 
 
@@ -3361,23 +3460,45 @@ def digest(fd: int, upto: int, sha: "hashlib._Hash", tell: Callable[[int], None]
 
 def receive_body(
     wire: Wire,
+    begun: Line,
     part: Part,
     check: Callable[[int], None],
     tell: Callable[[int], None],
 ) -> str:
     """Write a body into the part until `end`: "yes" if its digest agrees, "no" if it had none.
 
-    Refused if the body is not what was announced. Of an unknown size, check() may refuse so many
-    bytes. A verb that belongs to no body ends it like `abort`, and is carried out afterwards."""
-    whole = None if part.size is None else wire.whole_body(part.size - part.received)
-    if whole:
-        chunk, found = whole
-        part.write(chunk)
-    while not whole and (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
-        if part.size is None:
-            check(part.received + wire.remaining)
-        elif part.received + wire.remaining > part.size:
+    Refused if the body is not what was announced. check() may refuse so many bytes. A verb that
+    belongs to no body ends it like `abort`, and is carried out afterwards."""
+    theirs: str | None = begun.sha256
+    if begun.body is None:
+        theirs = receive_chunks(wire, part, check, tell)
+    else:
+        part.write(begun.body)
+    if part.size not in (None, part.received):
+        raise Refused("incomplete", received=part.received, size=part.size)
+    part.sha256 = part.sha.hexdigest()
+    if theirs not in (None, part.sha256):
+        raise Refused("wrong-digest", sha256=part.sha256)
+    return "no" if theirs is None else "yes"
+
+
+def stored_answer(name: str, part: Part, verified: str, given: str = "") -> bytes:
+    """What the sender of a file is told, also under which other name it was stored."""
+    text = f"ok put {quote(name)} size={part.received} sha256={part.sha256} verified={verified}"
+    return f"{text} as={quote(given)}\n".encode() if given else f"{text}\n".encode()
+
+
+def receive_chunks(
+    wire: Wire,
+    part: Part,
+    check: Callable[[int], None],
+    tell: Callable[[int], None],
+) -> Optional[str]:
+    """Until `end`: the digest that it says."""
+    while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
+        if part.size is not None and part.received + wire.remaining > part.size:
             raise Refused("too-long", size=part.size)
+        check(part.received + wire.remaining)  # others may have filled the disk meanwhile
         while wire.remaining:
             part.write(wire.take_body())
             tell(part.received)
@@ -3385,12 +3506,7 @@ def receive_body(
         wire.early.append(found)
     if found.verb != "end":
         raise Refused("aborted")
-    if part.size not in (None, part.received):
-        raise Refused("incomplete", received=part.received, size=part.size)
-    theirs, part.sha256 = found.keys.get("sha256"), part.sha.hexdigest()
-    if theirs is not None and theirs.lower() != part.sha256:
-        raise Refused("wrong-digest", sha256=part.sha256)
-    return "no" if theirs is None else "yes"
+    return found.keys["sha256"].lower() if "sha256" in found.keys else None
 
 
 # --- end bodies ---
@@ -3483,13 +3599,6 @@ def columns_of(fd: int) -> int:
     return 80
 
 
-def draw(text: str) -> None:
-    """On a terminal. One whose window was closed does not end what goes on in the background."""
-    with contextlib.suppress(OSError):
-        sys.stderr.write(text)
-        sys.stderr.flush()
-
-
 class Progress:
     """One bar for the whole command, on a terminal. It counts bytes that the receiver has."""
 
@@ -3519,7 +3628,7 @@ class Progress:
             self.due = now + REDRAW
             self.shown = True
             checked = f"checking: {readable_size(current)}"
-            draw(f"\r{checked if verb else self.bar(now)}\x1b[K")
+            say(f"\r{checked if verb else self.bar(now)}\x1b[K", "")
 
     def bar(self, now: float) -> str:
         """As much as fits into one row, the most important first."""
@@ -3540,7 +3649,7 @@ class Progress:
 
     def clear(self) -> None:
         if self.shown:
-            draw("\r\x1b[K")
+            say("\r\x1b[K", "")
             self.shown = False
 
 
@@ -4126,8 +4235,12 @@ def holds_program(path: str) -> bool:
 # --- end programs ---
 
 
-# whether any name in a folder could be that of a program: one answer for its thousands of files
-nears_program = functools.lru_cache(maxsize=64)(holds_program)
+@functools.lru_cache(maxsize=64)
+def nears_program(folder: str) -> bool:
+    """Whether any name in a folder could be that of a program: one answer for all its files.
+
+    holds_program() takes a last component that is a link for a name, but DEST may be a link."""
+    return holds_program(os.path.realpath(folder))
 
 
 # --- locks: the same in the four file scripts (tests/test_twins.py) ---
@@ -4625,12 +4738,23 @@ def speak_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
-def say(text: str) -> None:
+def hear_ctrl_c() -> None:
+    """From now on it is an exception; while the script was loaded it ended the process."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def say(text: str, end: str = "\n") -> None:
     """Write a line for people at once. The program goes on if nobody is left to read it."""
     # AttributeError: started with stderr closed
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        try:
+            sys.stderr.write(text + end)
+            sys.stderr.flush()
+        except OSError:
+            # Forget that text: Python would try it again at the end, and make the exit code 120.
+            code, errors = sys.stderr.encoding, "backslashreplace"
+            sys.stderr = open(2, "w", 1, code, errors, closefd=False)  # noqa: SIM115  (it stays)
 
 
 def address(place: Address) -> str:
@@ -4646,11 +4770,12 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
         return [(each[0], each[4]) for each in socket.getaddrinfo(name, port, type=kind)]
+    both = re.fullmatch("([^:]+):([0-9]+)", host)
     raise Failure(
         6,
         f'cannot find host "{printable(host)}"',
         "it is neither an address nor a name that this machine can look up",
-        "check the spelling, or use the address",
+        f"--host {both[1]} --port {both[2]}" if both else "check the spelling, or use the address",
     )
 
 
@@ -4661,7 +4786,7 @@ def between(low: float, high: float, kind: Callable[[str], float] = int) -> Call
         with contextlib.suppress(ValueError):
             if low <= kind(text) <= high:
                 return kind(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high:.13g}")
 
     return number
 
@@ -4670,9 +4795,12 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
+        wide = 100  # as our lines, if that is not the width of a terminal
+        with contextlib.suppress(OSError):
+            wide = min(wide, os.get_terminal_size(1).columns or wide)
         super().__init__(
-            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            # if argparse had to ask for the width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, wide),
             add_help=False,
             allow_abbrev=False,  # `get --as NAME` would ask for a password
             **settings,
@@ -4685,7 +4813,8 @@ class Parser(argparse.ArgumentParser):
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
         brief = super().format_help().replace("\n\n", "\n")
         # the usage need not name the options that are explained below it
-        return manual + re.sub(r"(\s+\[-[^]]*\])+(\n +(?= ))?", " [OPTION ...]", brief, count=1)
+        option = r"(\s+\[-([^][]|\[[^]]*\])*\])+(\n +(?= ))?"
+        return manual + re.sub(option, " [OPTION ...]", brief, count=1)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""
@@ -4968,8 +5097,6 @@ class Killed(KeyboardInterrupt):
 
 
 def catch_signals() -> None:
-    import signal
-
     deadly = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
 
     def end(number: int, frame: object) -> None:
@@ -4988,6 +5115,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     speak_utf8()
     args = build_parser().parse_args(argv)
     args.typed = typed(["python3", "client.py", *(sys.argv[1:] if argv is None else argv)])
+    hear_ctrl_c()
     catch_signals()
     with contextlib.suppress(AttributeError):  # None: it was closed
         # as in file names: what is typed or piped need not be text

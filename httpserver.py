@@ -114,6 +114,12 @@ if __name__ == "__main__":
             continue
         if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
+
+    import signal
+
+    # Ctrl-C while the rest is loaded: the end of any program, and no traceback
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 # --- end imports ---
 
 import argparse
@@ -211,7 +217,6 @@ BUSY_TRIES, BUSY_PAUSE = 1000, 0.002
 PART_AGE = 7 * 86400  # seconds for which an interrupted upload can be resumed
 # the token of an upload that nobody can resume begins so; its part stays so long after a kill
 PLAIN, PLAIN_AGE = "0" * 8, 3600
-TICK = 10**7  # ns: a disk that keeps times less exactly keeps multiples of this
 HOLE = 4096  # bytes: shorter runs of zeros are written, because no file system makes holes of them
 FREE_CHECK = 1 << 20  # bytes of an upload between two checks of the free space
 MAX_NUMBER = 1000  # files of one name that get different numbers
@@ -1287,8 +1292,12 @@ def remove_old_parts(place: Place) -> None:
     """Delete parts that nobody has continued for too long.
 
     A part with an old time may be on its way to its place: its lock shows that."""
+    before = time.time() - PLAIN_AGE
     with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
-        for name in [item.name for item in scan if PART.fullmatch(item.name)]:
+        found = [item for item in scan if PART.fullmatch(item.name)]
+        # open no young one: its writer may be about to lock it, or to rename it
+        old = [item.name for item in found if item.stat(follow_symlinks=False).st_mtime < before]
+        for name in old:
             part = Part(place, name[5:-5])
             # a part of another user must not stop the search
             with contextlib.suppress(OSError), contextlib.closing(part):
@@ -2218,6 +2227,7 @@ class Server:
             # the loop does this in its next turn, which the bell begins
             self.later.append(task())
             self.stop.wake()
+            del task  # while this waits, it must not keep open what the client had
 
     def digest(self, conn: Connection, found: Opened) -> Optional[bytes]:
         """SHA-256 of a file, cached while the file stays the same and unchanged.
@@ -2783,7 +2793,7 @@ def check_conditions(fields: Fields, info: Optional[os.stat_result]) -> Optional
 
 PLAN = re.compile(
     "upload=([0-9a-f]{32})&over=(new|replace|number|[0-9a-f-]{5,60})(?:&length=([0-9]{1,18}))?"
-    "(?:&sha256=([0-9a-f]{64}))?&time=(-?[0-9]{1,20})&file=([0-9]{1,40})"
+    "(?:&sha256=([0-9a-f]{64}))?(?:&mtime=(-?[0-9]{1,20}))?&time=(-?[0-9]{1,20})&file=([0-9]{1,40})"
 )
 
 
@@ -2799,8 +2809,9 @@ class Plan(NamedTuple):
     over: str = "replace"
     length: Optional[int] = None
     sha256: Optional[str] = None
-    # By these two the finished file is known: its time in ns, which is the client's or else when
-    # the upload began, and the number of its inode, which is the part's.
+    mtime: Optional[int] = None  # the client's, in ns
+    # By these two the finished file is known: its time as the disk keeps it, which is mtime or else
+    # when the upload began, and the number of its inode, which is the part's.
     time: Optional[int] = None
     file: Optional[int] = None
 
@@ -2811,19 +2822,14 @@ class Plan(NamedTuple):
             f"{key}={value}" for key, value in known.items() if value is not None
         )
 
-    def is_time(self, kept: int) -> bool:
-        """Whether a disk that was given its time kept this: many know but every second one."""
-        wanted = self.time or 0
-        return kept == wanted or kept % TICK == 0 and abs(kept - wanted) < 2 * 10**9
-
 
 def read_plan(request: Request) -> Plan:
     found = PLAN.fullmatch(request.query)
     if not found or not request.names:
         raise Refusal(404, "there is no such upload")
-    upload, over, length, sha256, mtime, file = found.groups()
-    size = None if length is None else int(length)
-    return Plan(request.names, upload, over, size, sha256, int(mtime), int(file))
+    upload, over, length, sha256, *numbers = found.groups()
+    size, mtime, kept, file = (int(each) if each else None for each in (length, *numbers))
+    return Plan(request.names, upload, over, size, sha256, mtime, kept, file)
 
 
 def receive_upload(conn: Connection, request: Request, place: Place, plan: Plan) -> Answer:
@@ -2833,10 +2839,12 @@ def receive_upload(conn: Connection, request: Request, place: Place, plan: Plan)
     check_space(conn, place, max(request.length, length or 0))
     conn.server.search_old_parts(place)
     with new_part(place, resumable, fields.get(EXECUTABLE.lower()) == "1") as part:
-        plan = plan._replace(length=length, sha256=digest.hex() if digest else None, time=mtime)
+        plan = plan._replace(length=length, sha256=digest.hex() if digest else None, mtime=mtime)
         if resumable:
-            file, mtime = os.fstat(part.descriptor).st_ino, began if mtime is None else mtime
-            plan = plan._replace(upload=part.token, time=mtime, file=file)
+            # how the disk keeps that time; then back to now, or the part could look too old
+            kept = part.date(began if mtime is None else mtime)
+            part.date(began)
+            plan = plan._replace(upload=part.token, time=kept.st_mtime_ns, file=kept.st_ino)
             there = {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
             send_interim(conn, request, there)
         return fill_part(conn, request, part, plan, complete != "?0")
@@ -2930,7 +2938,7 @@ def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) 
         raise
     names, info, replaced = finish_upload(conn, part, plan, digest)
     fields["ETag"] = etag(info)
-    if plan.time is not None and plan.time // 10**9 == info.st_mtime_ns // 10**9:
+    if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
         fields["X-OC-Mtime"] = "accepted"
     if digest:
         fields["Repr-Digest"] = digest_field(digest)
@@ -2953,7 +2961,8 @@ def finish_upload(
             raise Refusal(412, "what it was to replace has changed meanwhile")
         # The system's own times come in ticks of some ms: of three files of one size that follow
         # each other within one, the third may have the inode, and so the ETag, of the first.
-        info = part.prepare(old, time.time_ns() if plan.time is None else plan.time)
+        mtime = plan.mtime if plan.time is None else plan.time
+        info = part.prepare(old, time.time_ns() if mtime is None else mtime)
         name = part.rename_to(plan.names[-1], plan.over)
     if conn.args.durable:
         sync_folder(part.place)
@@ -3043,6 +3052,12 @@ def form_file_name(head: bytes) -> str:
 def post_form(conn: Connection, request: Request) -> Answer:
     """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
     check_size(conn, request)
+    names: Names = (*request.names, "-")
+    # before the body: who waits for 100 Continue need not send it in vain
+    with conn.shared.locate(
+        passing_files(conn, names) if conn.args.drop_box else names, change=True, make=True
+    ) as place:
+        check_space(conn, place, request.length)
     stored: list[Names] = []
     count = 0
     for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
@@ -3190,7 +3205,7 @@ def finished_upload(conn: Connection, place: Place, plan: Plan) -> Refusal:
     last = plan.names[-1]
     for name in numbered_names(last) if plan.over == "number" else [last]:
         info = place.beside(name).stat()
-        same = info and info.st_ino == plan.file and plan.is_time(info.st_mtime_ns)
+        same = info and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
         if info and same and plan.length in (None, info.st_size):
             fields = {
                 **place_fields(conn, [*plan.names[:-1], name]),
@@ -3536,12 +3551,13 @@ def cut(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
         size = size_of(piece)
         low, high = max(0, start), min(size, end)
         start, end = start - size, end - size
-        if low >= high:
-            continue
-        if isinstance(piece, Span):
-            yield Span(piece.descriptor, piece.start + low, piece.start + high)
-        else:
-            yield piece[low:high]
+        if low < high:
+            if isinstance(piece, Span):
+                yield Span(piece.descriptor, piece.start + low, piece.start + high)
+            else:
+                yield piece[low:high]
+        if end <= 0:  # the files of the rest need not be opened
+            return
 
 
 def zip_common(entry: Entry, crc: int, more: int) -> bytes:
@@ -5737,12 +5753,23 @@ def speak_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
-def say(text: str) -> None:
+def hear_ctrl_c() -> None:
+    """From now on it is an exception; while the script was loaded it ended the process."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def say(text: str, end: str = "\n") -> None:
     """Write a line for people at once. The program goes on if nobody is left to read it."""
     # AttributeError: started with stderr closed
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        try:
+            sys.stderr.write(text + end)
+            sys.stderr.flush()
+        except OSError:
+            # Forget that text: Python would try it again at the end, and make the exit code 120.
+            code, errors = sys.stderr.encoding, "backslashreplace"
+            sys.stderr = open(2, "w", 1, code, errors, closefd=False)  # noqa: SIM115  (it stays)
 
 
 def address(place: Address) -> str:
@@ -5758,11 +5785,12 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
         return [(each[0], each[4]) for each in socket.getaddrinfo(name, port, type=kind)]
+    both = re.fullmatch("([^:]+):([0-9]+)", host)
     raise Failure(
         6,
         f'cannot find host "{printable(host)}"',
         "it is neither an address nor a name that this machine can look up",
-        "check the spelling, or use the address",
+        f"--host {both[1]} --port {both[2]}" if both else "check the spelling, or use the address",
     )
 
 
@@ -5773,7 +5801,7 @@ def between(low: float, high: float, kind: Callable[[str], float] = int) -> Call
         with contextlib.suppress(ValueError):
             if low <= kind(text) <= high:
                 return kind(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high:.13g}")
 
     return number
 
@@ -5782,9 +5810,12 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
+        wide = 100  # as our lines, if that is not the width of a terminal
+        with contextlib.suppress(OSError):
+            wide = min(wide, os.get_terminal_size(1).columns or wide)
         super().__init__(
-            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            # if argparse had to ask for the width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, wide),
             add_help=False,
             allow_abbrev=False,  # `get --as NAME` would ask for a password
             **settings,
@@ -5797,7 +5828,8 @@ class Parser(argparse.ArgumentParser):
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
         brief = super().format_help().replace("\n\n", "\n")
         # the usage need not name the options that are explained below it
-        return manual + re.sub(r"(\s+\[-[^]]*\])+(\n +(?= ))?", " [OPTION ...]", brief, count=1)
+        option = r"(\s+\[-([^][]|\[[^]]*\])*\])+(\n +(?= ))?"
+        return manual + re.sub(option, " [OPTION ...]", brief, count=1)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""
@@ -5835,7 +5867,8 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
     """Where the server listens: on stdout for programs, on stderr for people."""
     host, port = sock.getsockname()[:2]
     try:
-        print(f"listening on {url_of(door, host, port)}", flush=True)
+        if sys.stdout is not None:  # else descriptor 1 is something of ours
+            os.write(1, f"listening on {url_of(door, host, port)}\n".encode())
     except OSError as error:
         sock.close()
         raise Failure(
@@ -6021,6 +6054,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         args = parser.parse_args(["--port", args.directory], args)
         args.directory = None
     args.directory = args.directory or args.folder
+    hear_ctrl_c()
     try:
         return serve(args)
     except Failure as failure:

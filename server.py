@@ -367,6 +367,12 @@ if __name__ == "__main__":
             continue
         if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
+
+    import signal
+
+    # Ctrl-C while the rest is loaded: the end of any program, and no traceback
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 # --- end imports ---
 
 import _thread  # the locks of threading, which takes a client long to load
@@ -450,7 +456,7 @@ def converse(session: "Session") -> None:
             session.flush()  # before Ctrl-C may take it for idle
             session.between_requests = True
         try:
-            request = session.line(idle=session.admitted)
+            request = session.message(idle=session.admitted)
         except Ended:  # it may have closed only its own half, and await what receivers answer
             session.finish_sends()
             raise
@@ -606,9 +612,8 @@ def do_put(session: "Session", request: "Line", name: str) -> None:
     if drop_box and over:
         raise Refused("drop-box")
     part = session.part(request, name, make=drop_box)
-    session.check_room(part.size or 0, min(request.number("offset"), part.length()))
-    at_once = part.size is not None and part.size < session.end - session.start
-    if over or drop_box or not at_once:
+    session.check_room(part.size or 0, part)
+    if over or drop_box or request.body is None:
         session.check_vacant(part.folder, part.leaf, over or drop_box)
     else:  # store() finds out by itself whether there is such a file
         part.folder.protect(part.leaf, None)
@@ -631,11 +636,10 @@ def do_put(session: "Session", request: "Line", name: str) -> None:
         session.moved = part.received
         part.drop()
         session.disclaim(part)
-    told = {"size": part.received, "sha256": part.sha256, "verified": verified}
+    given = "/".join([*name.split("/")[:-1], part.leaf]) if drop_box else ""
+    session.put(stored_answer(name, part, verified, given))
     if drop_box:
-        told["as"] = "/".join([*name.split("/")[:-1], part.leaf])
-        session.log_handed_in(name, told)
-    session.ok(request, **told)
+        session.log_handed_in(name, given, part, verified)
 
 
 def store(session: "Session", request: "Line", name: str, part: "Part") -> str:
@@ -646,8 +650,9 @@ def store(session: "Session", request: "Line", name: str, part: "Part") -> str:
         part.begin(0)
     verified = receive_body(
         session,
+        request,
         part,
-        lambda announced: session.check_room(announced, part.received),
+        lambda announced: session.check_room(announced, part),
         session.progress(name, "received"),
     )
     if session.args.drop_box:
@@ -971,10 +976,13 @@ TEXT_VERBS = {
 ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-NUMBER = re.compile("[0-8]?[0-9]{1,18}")
-MTIME = re.compile("-?" + NUMBER.pattern)
-BEYOND = 9 * 10**18  # the first number that NUMBER does not match; 64 bits hold all below
+BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all below
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
+# how a file begins that comes in one piece: most small ones do
+BEGIN = re.compile(
+    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]{1,19})"
+    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
+)
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
@@ -1011,6 +1019,9 @@ class Line(NamedTuple):
     verb: str
     words: list[str]
     keys: dict[str, str]
+    # of a small file, until more is received: its bytes, and what its `end` says
+    body: Optional[memoryview] = None
+    sha256: str = ""
 
     def number(self, key: str) -> int:
         return self.number_or_none(key) or 0
@@ -1020,12 +1031,16 @@ class Line(NamedTuple):
         text = self.keys.get(key)
         if text is None:
             return None
-        if not (MTIME if key == "mtime_ns" else NUMBER).fullmatch(text):
+        if not is_number(text.removeprefix("-") if key == "mtime_ns" else text):
             raise BadNumber("bad-number")
         return int(text)
 
     def is_set(self, key: str) -> bool:
         return self.keys.get(key) == "yes"
+
+
+def is_number(text: str) -> bool:
+    return len(text) < 20 and text.isascii() and text.isdecimal() and int(text) < BEYOND
 
 
 def quote(text: str) -> str:
@@ -1078,16 +1093,16 @@ def parse(text: str) -> Line:
     verb = verb.lower()
     if verb in TEXT_VERBS:
         return Line(verb, [rest] if space else [], {})
-    found, plain = Line(verb, [], {}), "%" not in rest
+    words, keys, plain = [], {}, "%" not in rest
     for word in rest.split(" ") if space else ():
         key, equals, value = word.partition("=")
         if equals:
-            found.keys[key.lower()] = value if plain else unquote(value)
+            keys[key.lower()] = value if plain else unquote(value)
         elif key:
-            found.words.append(key if plain else unquote(key))
+            words.append(key if plain else unquote(key))
         else:  # two spaces, or one at the end
             raise Broken("bad-line")
-    return found
+    return Line(verb, words, keys)
 
 
 def printable(text: str) -> str:
@@ -1250,17 +1265,37 @@ class Wire:
                     deadline = time.monotonic() + self.timeout
                 self.receive_more_of_a_line(deadline)
                 continue
-            text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+            try:
+                text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+                found = parse(text) if text else None  # an empty line means nothing
+            except UnicodeDecodeError:  # Windows' names are Unicode; a TLS client's bytes are not
+                tls = self.buffer.startswith(TLS, self.start)
+                raise Broken("this-is-tls" if tls else "bad-line") from None
             self.start = stop + 1
-            if not text:  # an empty line means nothing
+            if not found:
                 continue
-            found = parse(text)
             if found.verb == "data":
-                if not NUMBER.fullmatch(" ".join(found.words)):
+                if not is_number(" ".join(found.words)):
                     raise Broken("bad-number")
                 self.remaining = int(found.words[0])
             return found
         return self.early.popleft()
+
+    def message(self, idle: bool = False) -> Line:
+        """The next line. Where it begins a small file that has come whole, all of that is read."""
+        limit = min(self.end, self.start + MAX_LINE)
+        begun = BEGIN.match(self.buffer, self.start, limit)
+        stop = begun.end() + int(begun[3]) if begun else 0
+        ended = END.match(self.buffer, stop, self.end)
+        if not begun or not ended or self.remaining or self.early:
+            return self.line(idle)
+        verb, name, size, mtime_ns, more = map(bytes.decode, begun.groups())
+        verb, *words = f"{verb} {name}".split()
+        keys = {"size": size, "mtime_ns": mtime_ns}
+        for word in more.split():
+            key, _, keys[key] = word.partition("=")
+        self.start = ended.end()
+        return Line(verb, words, keys, self.view[begun.end() : stop], ended[1].decode())
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
         try:
@@ -1278,18 +1313,6 @@ class Wire:
         if (self.end if stop < 0 else stop) - self.start >= MAX_LINE:
             raise Broken("line-too-long")
         return stop
-
-    def whole_body(self, size: int) -> Optional[tuple[memoryview, Line]]:
-        """A body of that size in one piece, and its end, if all has come already.
-
-        Most small files are received so."""
-        begun = b"data %d\n" % size
-        start = self.start + len(begun)
-        ended = END.match(self.buffer, start + size, self.end)
-        if self.early or not ended or not self.buffer.startswith(begun, self.start):
-            return None
-        self.start = ended.end()
-        return self.view[start : ended.start()], Line("end", [], {"sha256": ended[1].decode()})
 
     def take_body(self) -> memoryview:
         """The next bytes of the announced body, valid until the next call."""
@@ -1321,7 +1344,7 @@ RANDOM = ".six-" + "0" * 8  # how the name of a part begins that nothing can res
 UNIQUE = itertools.count(int.from_bytes(os.urandom(12), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
 KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with a random name
-NAMING = _thread.allocate_lock()  # held by the thread that gives or takes names
+NAMING = _thread.allocate_lock()  # held by the thread that takes or replaces names
 # seconds from one try to lock a folder to the next: two in all
 PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; those after them come as the disk has them
@@ -1383,17 +1406,19 @@ def os_error(number: int) -> OSError:
 
 def check_name(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
     """Split a name from the network, or refuse one that leads outside, to a device or to a part."""
-    parts, too_long = name.split("/"), len(os.fsencode(name)) > MAX_NAME
+    parts = name.split("/")
+    if (
+        "\0" in name
+        or len(os.fsencode(name)) > MAX_NAME
+        or (windows and any(map(DEVICE.fullmatch, parts)))
+    ):
+        raise Refused("bad-name")
     for part in parts:
-        if (
-            too_long
-            or part in ("", ".", "..")
-            or "\0" in part
-            or PART.fullmatch(part)
-            or (windows and DEVICE.fullmatch(part))
-        ):
+        if part and part[0] != ".":
+            continue
+        if part in ("", ".", "..") or PART.fullmatch(part):
             raise Refused("bad-name")
-        if part[0] == "." and not hidden:
+        if not hidden:
             raise Refused("hidden-name")
     if len(parts) > MAX_DEPTH:
         raise Refused("too-deep")
@@ -1519,7 +1544,7 @@ class Folder:
     def rename(self, old: str, other: "Folder", new: str, replace: bool) -> None:
         """Move a file or folder to that name. Without replace, fail if the name is taken."""
         if not replace and self.link(old, other, new):
-            return self.remove(old)
+            return
         if not replace and other.stat(new):
             raise os_error(errno.EEXIST)
         # Windows' rename() replaces nothing
@@ -1527,23 +1552,30 @@ class Folder:
         move(self.at(old), other.at(new), src_dir_fd=self.fd, dst_dir_fd=other.fd)
 
     def link(self, old: str, other: "Folder", new: str) -> bool:
-        """Give a file that name too. A hard link fails if it is taken: to check and to change are
+        """Move a file by a hard link, which fails if the name is taken: to check and to change are
         one step. False for a folder, and where the file system has no hard links (FAT)."""
-        source, target = self.at(old), other.at(new)
-        fds = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
+        here, there = self.fd, other.fd
         try:
-            os.link(source, target, **fds, follow_symlinks=False)
+            os.link(
+                self.at(old),
+                other.at(new),
+                src_dir_fd=here,
+                dst_dir_fd=there,
+                follow_symlinks=False,
+            )
         except FileExistsError:
             raise
         except OSError:
             return False
+        self.remove(old)
         return True
 
     @contextlib.contextmanager
     def locked(self, other: "Optional[Folder]" = None) -> Iterator[None]:
-        """Nobody else gives or takes names in these folders meanwhile, in any process.
+        """Nobody else takes or replaces names in these folders meanwhile, in any process.
 
         Otherwise a rename() could remove a file that was put between its link() and its remove().
+        A link() to a name that is free needs no lock: while there is such a name, it fails.
         Where folders have no locks, this excludes only the threads of this process."""
         fds = [self.fd] if self.fd is not None else []
         if other and other.fd is not None and other.identity("") != self.identity(""):
@@ -1720,9 +1752,7 @@ class Part:
             sync_to_disk(self.fd)
         if os.name == "nt":
             self.close()  # Windows renames no open file
-        if not over and self.folder.link(self.name, self.folder, self.leaf):
-            self.folder.remove(self.name)
-        else:
+        if over or not self.folder.link(self.name, self.folder, self.leaf):
             with self.folder.locked():
                 self.folder.rename(self.name, self.folder, self.leaf, replace=over)
         self.folder.sync()
@@ -1795,7 +1825,7 @@ def send_body(
     if reason:
         wire.send_line("abort", reason=reason)
     else:
-        wire.send_line("end", sha256=sha.hexdigest())
+        wire.put(b"end sha256=%b\n" % sha.hexdigest().encode())
     return reason
 
 
@@ -1811,23 +1841,45 @@ def digest(fd: int, upto: int, sha: "hashlib._Hash", tell: Callable[[int], None]
 
 def receive_body(
     wire: Wire,
+    begun: Line,
     part: Part,
     check: Callable[[int], None],
     tell: Callable[[int], None],
 ) -> str:
     """Write a body into the part until `end`: "yes" if its digest agrees, "no" if it had none.
 
-    Refused if the body is not what was announced. Of an unknown size, check() may refuse so many
-    bytes. A verb that belongs to no body ends it like `abort`, and is carried out afterwards."""
-    whole = None if part.size is None else wire.whole_body(part.size - part.received)
-    if whole:
-        chunk, found = whole
-        part.write(chunk)
-    while not whole and (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
-        if part.size is None:
-            check(part.received + wire.remaining)
-        elif part.received + wire.remaining > part.size:
+    Refused if the body is not what was announced. check() may refuse so many bytes. A verb that
+    belongs to no body ends it like `abort`, and is carried out afterwards."""
+    theirs: str | None = begun.sha256
+    if begun.body is None:
+        theirs = receive_chunks(wire, part, check, tell)
+    else:
+        part.write(begun.body)
+    if part.size not in (None, part.received):
+        raise Refused("incomplete", received=part.received, size=part.size)
+    part.sha256 = part.sha.hexdigest()
+    if theirs not in (None, part.sha256):
+        raise Refused("wrong-digest", sha256=part.sha256)
+    return "no" if theirs is None else "yes"
+
+
+def stored_answer(name: str, part: Part, verified: str, given: str = "") -> bytes:
+    """What the sender of a file is told, also under which other name it was stored."""
+    text = f"ok put {quote(name)} size={part.received} sha256={part.sha256} verified={verified}"
+    return f"{text} as={quote(given)}\n".encode() if given else f"{text}\n".encode()
+
+
+def receive_chunks(
+    wire: Wire,
+    part: Part,
+    check: Callable[[int], None],
+    tell: Callable[[int], None],
+) -> Optional[str]:
+    """Until `end`: the digest that it says."""
+    while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
+        if part.size is not None and part.received + wire.remaining > part.size:
             raise Refused("too-long", size=part.size)
+        check(part.received + wire.remaining)  # others may have filled the disk meanwhile
         while wire.remaining:
             part.write(wire.take_body())
             tell(part.received)
@@ -1835,12 +1887,7 @@ def receive_body(
         wire.early.append(found)
     if found.verb != "end":
         raise Refused("aborted")
-    if part.size not in (None, part.received):
-        raise Refused("incomplete", received=part.received, size=part.size)
-    theirs, part.sha256 = found.keys.get("sha256"), part.sha.hexdigest()
-    if theirs is not None and theirs.lower() != part.sha256:
-        raise Refused("wrong-digest", sha256=part.sha256)
-    return "no" if theirs is None else "yes"
+    return found.keys["sha256"].lower() if "sha256" in found.keys else None
 
 
 # --- end bodies ---
@@ -1964,6 +2011,9 @@ class Session(Wire):
             self.out += line("err", "-", reason=broken)  # hang_up() sends it
             self.log(f"hung up on: {broken}")
         finally:
+            if self.relays:  # what has come whole still reaches its receivers
+                self.relays[-1].leave()
+                self.relays.clear()
             self.lobby.leave(self, "gone")
             if self.reason:
                 self.out += line("err", "-", reason=self.reason)
@@ -2062,7 +2112,7 @@ class Session(Wire):
         self.serve_others()  # also if this client never stops talking
         self.fill(patience)
         if self.mode == "chat":  # what was said before comes before the next answer
-            self.out += b"".join(self.take_queued(UNHEARD))
+            self.put(b"".join(self.take_queued(UNHEARD)))
         self.hear()
 
     def wait(self, patience: Optional[float], event: int = READ) -> None:
@@ -2102,17 +2152,17 @@ class Session(Wire):
     def log(self, text: str, **more: object) -> None:
         self.logged.append(log_line(self.args.json, printable(text), self.peer, **more))
 
-    def log_handed_in(self, name: str, facts: Mapping[str, object]) -> None:
+    def log_handed_in(self, name: str, given: str, part: Part, verified: str) -> None:
         by = self.nick or host_of(self.peer)
-        there = f"{sender_folder(by)}/{facts['as']}"
+        there = f"{sender_folder(by)}/{given}"
         self.log(
-            f"handed in by {by}: {there}, {facts['size']} bytes, verified={facts['verified']}",
+            f"handed in by {by}: {there}, {part.received} bytes, verified={verified}",
             handed_in=printable(there),
             by=by,
             name=printable(name),
-            size=facts["size"],
-            sha256=facts["sha256"],
-            verified=facts["verified"] == "yes",
+            size=part.received,
+            sha256=part.sha256,
+            verified=verified == "yes",
         )
 
     def hang_up(self) -> None:
@@ -2310,11 +2360,11 @@ class Session(Wire):
 
     def find(self, name: str, make: bool = False) -> tuple[Folder, str]:
         """The folder that a name from the network is in, and its last component."""
-        only = self.args.only
-        if self.args.drop_box:
+        args = self.args
+        if args.drop_box:
             name = f"{sender_folder(self.nick or host_of(self.peer))}/{name}"
-        *above, leaf = check_name(name, self.args.hidden or name == only)
-        if only and name != only:
+        *above, leaf = check_name(name, args.hidden or name == args.only)
+        if args.only and name != args.only:
             raise Refused("no-such-file")
         return self.folder(above, make), leaf
 
@@ -2349,12 +2399,13 @@ class Session(Wire):
         if there and not over:
             raise Refused("exists", size=there.st_size, mtime_ns=there.st_mtime_ns)
 
-    def check_room(self, whole: int, received: int) -> None:
+    def check_room(self, whole: int, part: Part) -> None:
+        """Refuse so many bytes. What the part has of them is on the disk already."""
         if 0 < self.args.max_size < whole:
             raise Refused("too-large", limit=self.args.max_size)
         if self.args.min_free:
-            free = shutil.disk_usage(self.args.directory).free
-            if free - (whole - received) < self.args.min_free:
+            free = shutil.disk_usage(self.args.directory).free + part.length()
+            if free - whole < self.args.min_free:
                 raise Refused("disk-full")
 
     # parts: one connection at a time writes one
@@ -2604,9 +2655,12 @@ class Relay:
 
     def give(self, text: bytes, body: memoryview = NOTHING) -> None:
         """Pass on a line, or `data` and its bytes. Few bytes gather until the sender waits."""
+        many = len(self.sender.gathered) + len(text) + len(body) >= BATCH
+        if many:  # before anything is begun: if this fails, give_up() ends what is gathered
+            self.await_receivers()
         self.sender.gathered += text
         self.sender.gathered += body[:BATCH]
-        if len(self.sender.gathered) >= BATCH:
+        if many:
             self.pass_on(body[BATCH:])
 
     def pass_on(self, body: memoryview = NOTHING) -> None:
@@ -2805,7 +2859,9 @@ class Server:
         If the disk is full it may take only a part: then the next write begins a new line."""
         lost = self.lost_lines
         before = [log_line(self.args.json, f"{lost} lines lost before this one")] * bool(lost)
-        left = ("\n" * bool(lost) + "".join(f"{each}\n" for each in [*before, *lines])).encode()
+        now = "" if self.args.json else time.strftime("%Y-%m-%d %H:%M:%S ")
+        text = "".join([f"{now}{each}\n" for each in [*before, *lines]])
+        left = ("\n" * bool(lost) + text).encode()
         try:
             while left and self.log_fd >= 0:
                 left = left[os.write(self.log_fd, left) :]
@@ -2841,9 +2897,9 @@ class Server:
 
 
 def log_line(as_json: bool, text: str, client: str = "", **facts: object) -> str:
-    """A line of the log, or an object of JSON Lines."""
+    """A line of the log, which begins with the time when it is written, or an object of JSON."""
     if not as_json:
-        return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {client}{' ' * bool(client)}{text}"
+        return f"{client} {text}" if client else text
     import json  # not at the top: few need it
 
     return json.dumps(
@@ -3210,8 +3266,12 @@ def holds_program(path: str) -> bool:
 # --- end programs ---
 
 
-# whether any name in a folder could be that of a program: one answer for its thousands of files
-nears_program = functools.lru_cache(maxsize=64)(holds_program)
+@functools.lru_cache(maxsize=64)
+def nears_program(folder: str) -> bool:
+    """Whether any name in a folder could be that of a program: one answer for all its files.
+
+    holds_program() takes a last component that is a link for a name, but DEST may be a link."""
+    return holds_program(os.path.realpath(folder))
 
 
 # --- locks: the same in the four file scripts (tests/test_twins.py) ---
@@ -3766,12 +3826,23 @@ def speak_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
-def say(text: str) -> None:
+def hear_ctrl_c() -> None:
+    """From now on it is an exception; while the script was loaded it ended the process."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def say(text: str, end: str = "\n") -> None:
     """Write a line for people at once. The program goes on if nobody is left to read it."""
     # AttributeError: started with stderr closed
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        try:
+            sys.stderr.write(text + end)
+            sys.stderr.flush()
+        except OSError:
+            # Forget that text: Python would try it again at the end, and make the exit code 120.
+            code, errors = sys.stderr.encoding, "backslashreplace"
+            sys.stderr = open(2, "w", 1, code, errors, closefd=False)  # noqa: SIM115  (it stays)
 
 
 def address(place: Address) -> str:
@@ -3787,11 +3858,12 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
         return [(each[0], each[4]) for each in socket.getaddrinfo(name, port, type=kind)]
+    both = re.fullmatch("([^:]+):([0-9]+)", host)
     raise Failure(
         6,
         f'cannot find host "{printable(host)}"',
         "it is neither an address nor a name that this machine can look up",
-        "check the spelling, or use the address",
+        f"--host {both[1]} --port {both[2]}" if both else "check the spelling, or use the address",
     )
 
 
@@ -3802,7 +3874,7 @@ def between(low: float, high: float, kind: Callable[[str], float] = int) -> Call
         with contextlib.suppress(ValueError):
             if low <= kind(text) <= high:
                 return kind(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high:.13g}")
 
     return number
 
@@ -3811,9 +3883,12 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
+        wide = 100  # as our lines, if that is not the width of a terminal
+        with contextlib.suppress(OSError):
+            wide = min(wide, os.get_terminal_size(1).columns or wide)
         super().__init__(
-            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            # if argparse had to ask for the width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, wide),
             add_help=False,
             allow_abbrev=False,  # `get --as NAME` would ask for a password
             **settings,
@@ -3826,7 +3901,8 @@ class Parser(argparse.ArgumentParser):
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
         brief = super().format_help().replace("\n\n", "\n")
         # the usage need not name the options that are explained below it
-        return manual + re.sub(r"(\s+\[-[^]]*\])+(\n +(?= ))?", " [OPTION ...]", brief, count=1)
+        option = r"(\s+\[-([^][]|\[[^]]*\])*\])+(\n +(?= ))?"
+        return manual + re.sub(option, " [OPTION ...]", brief, count=1)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""
@@ -3864,7 +3940,8 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
     """Tell where the server listens: programs on stdout; people on stderr, with a command."""
     host, port = sock.getsockname()[:2]
     try:
-        print(f"listening on {address((host, port))}", flush=True)
+        if sys.stdout is not None:  # else descriptor 1 is something of ours
+            os.write(1, f"listening on {address((host, port))}\n".encode())
     except OSError as error:
         sock.close()
         raise Failure(
@@ -3975,6 +4052,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     speak_utf8()
     args = build_parser().parse_args(argv)
+    hear_ctrl_c()
     try:
         return serve(args)
     except Failure as failure:
