@@ -199,12 +199,8 @@ FOLD = r"\n[ \t]+"  # obs-fold: a user agent reads it as a space (RFC 9112 secti
 HOST = r"[!-,\-/-~]{1,63}(?:\.[!-,\-/-~]{1,63})*\.?"
 LENGTH = r"[0-9]{1,18}"
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
-CLOCK = r"(?P<H>[0-9]{2}):(?P<M>[0-9]{2}):(?P<S>[0-9]{2})"
-DATE = (
-    rf"[A-Z][a-z]{{2}}, (?P<D>[0-9]{{2}}) (?P<month>[A-Z][a-z]{{2}}) (?P<Y>[0-9]{{4}}) {CLOCK} GMT"
-)
-# in Caddy's indexes
-ISO_DATE = rf"(?P<Y>[0-9]{{4}})-(?P<month>[0-9]{{2}})-(?P<D>[0-9]{{2}})T{CLOCK}(?:\.[0-9]+)?Z"
+DATE = r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9:]{8}) GMT"
+ISO_DATE = r"([0-9-]{10}T[0-9:]{8})(?:\.[0-9]+)?Z"  # in Caddy's indexes
 CHUNK_LINE = rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n"
 CONTENT_RANGE = r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)"
 SHA256_FIELD = r"(?i)(?:^|,)\s*sha-256=:?([A-Za-z0-9+/]{43}=):?"
@@ -3014,17 +3010,17 @@ def content_range(fields: Fields) -> Optional[tuple[int, int, int]]:
 def parse_date(text: str) -> Optional[float]:
     """Seconds since 1970. Reads the date of RFC 9110 section 5.6.7 that is not obsolete, and ISO
     8601."""
-    found = re.fullmatch(DATE, text) or re.fullmatch(ISO_DATE, text)
+    if found := re.fullmatch(DATE, text):
+        day, month, year, clock = found.groups()
+        text = f"{year}-{MONTHS.find(month) // 3 + 1:02}-{day}T{clock}Z"
+    # a leap second is read as the one before it
+    found = re.fullmatch(ISO_DATE, text.replace(":60Z", ":59Z"))
     if not found:
         return None
     import datetime  # not at the top: few replies have a date that matters
 
-    name = found["month"]
-    month = int(name) if name.isdigit() else MONTHS.find(name) // 3 + 1
-    year, day, hour, minute, second = map(int, found.group(*"YDHMS"))
     with contextlib.suppress(ValueError):  # such as 30 February
-        date = datetime.datetime(year, month, day, hour, minute, tzinfo=datetime.timezone.utc)
-        return date.timestamp() + second  # 60 is a leap second
+        return datetime.datetime.fromisoformat(f"{found[1]}+00:00").timestamp()
     return None
 
 

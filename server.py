@@ -636,12 +636,10 @@ def do_put(session: "Session", request: "Line", name: str) -> None:
         session.moved = part.received
         part.drop()
         session.disclaim(part)
-    told = f"ok put {quote(name)} size={part.received} sha256={part.sha256} verified={verified}"
+    given = "/".join([*name.split("/")[:-1], part.leaf]) if drop_box else ""
+    session.put(stored_answer(name, part, verified, given))
     if drop_box:
-        given = "/".join([*name.split("/")[:-1], part.leaf])
         session.log_handed_in(name, given, part, verified)
-        told += f" as={quote(given)}"
-    session.put(f"{told}\n".encode())
 
 
 def store(session: "Session", request: "Line", name: str, part: "Part") -> str:
@@ -980,10 +978,10 @@ ESCAPE = re.compile(rb"%(..)")
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all below
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
-# the line of a file as most are, and what follows it if all bytes come at once
-USUAL = re.compile(
-    rb"(put|ok get|file) ([!-$&-<>-~]+) size=([0-9]{1,18}) mtime_ns=([0-9]{1,19})"
-    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\n(?:data \3\n)?"
+# how a file begins that comes in one piece: most small ones do
+BEGIN = re.compile(
+    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]{1,19})"
+    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
 TLS = b"\x16\x03"  # how a TLS client begins
@@ -1269,13 +1267,13 @@ class Wire:
                 continue
             try:
                 text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+                found = parse(text) if text else None  # an empty line means nothing
             except UnicodeDecodeError:  # Windows' names are Unicode; a TLS client's bytes are not
                 tls = self.buffer.startswith(TLS, self.start)
                 raise Broken("this-is-tls" if tls else "bad-line") from None
             self.start = stop + 1
-            if not text:  # an empty line means nothing
+            if not found:
                 continue
-            found = parse(text)
             if found.verb == "data":
                 if not is_number(" ".join(found.words)):
                     raise Broken("bad-number")
@@ -1284,27 +1282,20 @@ class Wire:
         return self.early.popleft()
 
     def message(self, idle: bool = False) -> Line:
-        """The next line. A file's usual one is read in one step, and with it all that belongs to it
-        if the file is small, as most are, and has come whole."""
-        usual = not (self.remaining or self.early) and USUAL.match(
-            self.buffer, self.start, min(self.end, self.start + MAX_LINE)
-        )
-        if not usual:
+        """The next line. Where it begins a small file that has come whole, all of that is read."""
+        limit = min(self.end, self.start + MAX_LINE)
+        begun = BEGIN.match(self.buffer, self.start, limit)
+        stop = begun.end() + int(begun[3]) if begun else 0
+        ended = END.match(self.buffer, stop, self.end)
+        if not begun or not ended or self.remaining or self.early:
             return self.line(idle)
-        verb, name, size, mtime_ns, more = map(bytes.decode, usual.groups())
+        verb, name, size, mtime_ns, more = map(bytes.decode, begun.groups())
         verb, *words = f"{verb} {name}".split()
         keys = {"size": size, "mtime_ns": mtime_ns}
         for word in more.split():
             key, _, keys[key] = word.partition("=")
-        start, self.start = usual.end(), usual.end(5) + 1
-        stop = start + int(size)
-        # the size may be more than match() takes, which is 31 bits on some machines
-        come = self.start < start and stop < self.end
-        ended = END.match(self.buffer, stop, self.end) if come else None
-        if not ended:
-            return Line(verb, words, keys)
         self.start = ended.end()
-        return Line(verb, words, keys, self.view[start:stop], ended[1].decode())
+        return Line(verb, words, keys, self.view[begun.end() : stop], ended[1].decode())
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
         try:
@@ -1834,7 +1825,7 @@ def send_body(
     if reason:
         wire.send_line("abort", reason=reason)
     else:
-        wire.send_line("end", sha256=sha.hexdigest())
+        wire.put(b"end sha256=%b\n" % sha.hexdigest().encode())
     return reason
 
 
@@ -1870,6 +1861,12 @@ def receive_body(
     if theirs not in (None, part.sha256):
         raise Refused("wrong-digest", sha256=part.sha256)
     return "no" if theirs is None else "yes"
+
+
+def stored_answer(name: str, part: Part, verified: str, given: str = "") -> bytes:
+    """What the sender of a file is told, also under which other name it was stored."""
+    text = f"ok put {quote(name)} size={part.received} sha256={part.sha256} verified={verified}"
+    return f"{text} as={quote(given)}\n".encode() if given else f"{text}\n".encode()
 
 
 def receive_chunks(

@@ -3274,7 +3274,7 @@ ROUTES = {
     "given by -o": ["{url}/x", "-o", "{name}"],
     "several connections": ["{url}/big", "-o", "{name}", "--connections", "3"],
     "into a folder": ["{url}/{name}", "-o", "."],
-    "by a link to the folder": ["{url}/{name}", "-o", "../link"],
+    "by a link to the folder": ["{url}/{name}", "-o", "{link}"],
 }
 
 
@@ -3291,7 +3291,8 @@ def test_no_route_brings_a_program_into_being(alone, files, tmp_path, route, nam
 
     server = files(body, hook=hook)
     url = f"http://127.0.0.1:{server.port}"
-    words = [word.format(url=url, name=name) for word in ROUTES[route]]
+    words = [word.format(url=url, name=name, link=tmp_path / "link") for word in ROUTES[route]]
+    (tmp_path / "link").symlink_to(tmp_path / "alone")
     before = alone("httpclient.py").read_bytes()
     done = started(alone, tmp_path, "get", *words, *filter(None, [force]))
     assert done.returncode == 23 and "part of a program" in done.stderr, done

@@ -279,3 +279,27 @@ def test_a_receiver_takes_no_script_and_goes_on(start, spawn, run, here, tmp_pat
     assert (here / "server.py").read_bytes() == before
     assert (here / "client.py").is_file() and not (here / "httpclient.py").exists()
     assert (here / "note").exists()
+
+
+def test_a_destination_that_is_a_link_to_the_folder_of_the_scripts_takes_none(
+    start,  # noqa: F811
+    run,
+    box,  # noqa: F811
+    here,
+    tmp_path,
+):
+    from conftest import Process
+
+    server, link = start(), tmp_path / "link"
+    (box / "udp_upper.py").write_bytes(POISON)
+    link.symlink_to(here)
+    client = [str(here / "client.py"), "--port", server.port]
+    for target in link, link / "udp_upper.py":
+        done = run(*client, "get", "udp_upper.py", "-o", target, cwd=tmp_path)
+        assert done.code == 23 and "part of a program" in done.err, (target, done)
+    receiver = Process(*client, "receive", "--nick", "bob", "-o", link, cwd=tmp_path)
+    receiver.wait_for("waiting for files")
+    sent = run(*client, "send", box / "udp_upper.py", "--to", "bob", cwd=tmp_path)
+    receiver.kill()
+    assert sent.code == 25 and "part of a program" in sent.err, sent
+    assert names(here) == ["client.py", "server.py"]
