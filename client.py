@@ -3498,8 +3498,8 @@ def receive_chunks(
     while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
         if part.size is not None and part.received + wire.remaining > part.size:
             raise Refused("too-long", size=part.size)
-        check(part.received + wire.remaining)  # others may have filled the disk meanwhile
         while wire.remaining:
+            check(part.received + wire.remaining)  # others may have filled the disk meanwhile
             part.write(wire.take_body())
             tell(part.received)
     if found.verb not in ("end", "abort"):
