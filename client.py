@@ -2846,6 +2846,8 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
     """What an `err` means, in three lines."""
     reason = answer.keys.get("reason", "?")
     why, hint = WHYS.get(reason, ("the server says so", "the server's log tells more"))
+    if reason == "no-such-folder" and verb not in ("put", "mkdir", "rename"):
+        why, hint = WHYS["no-such-file"]
     if "why" in answer.keys:
         why, hint = printable(answer.keys["why"]), "use another name or folder"
     upload = verb in ("put", "send") and reason != "wrong-digest"
@@ -3860,7 +3862,7 @@ TLS_TROUBLE = (  # by the endings of OpenSSL's reason
         56,
         "speaks no TLS on that port",
         "what came was not encrypted",
-        "leave out --tls, --pin, --cacert and --insecure, or write http:// instead of https://",
+        "leave out --tls, --pin, --cacert, --insecure; in a URL write http:// instead of https://",
     ),
     (
         ("UNSUPPORTED_PROTOCOL", "PROTOCOL_VERSION"),

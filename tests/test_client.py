@@ -1442,6 +1442,15 @@ def test_files_that_differ_in_the_digits_of_a_second_are_told_apart_by_their_con
     assert failed.code == 25 and "--compare" not in failed.err, "that is known already"
 
 
+def test_who_lists_what_is_not_there_is_not_told_to_make_it(do, here):
+    (here / "x").touch()
+    for words in (["list", "no"], ["get", "no/x"], ["stat", "no/x"], ["delete", "no/x"]):
+        failed = do(*words)
+        assert failed.code == 78 and "try:   list shows what there is" in failed.err, failed
+    failed = do("put", "x", "--as", "no/x")
+    assert failed.code == 25 and "mkdir makes it; put --into FOLDER does too" in failed.err, failed
+
+
 # --- the shell ---
 def test_the_shell_goes_on_after_a_failure_and_knows_the_words_of_the_labs(do, here, box):
     (here / "a b").write_text("x")
