@@ -130,6 +130,7 @@ PROTOCOL = "1"
 PORT = 9000
 SERVER = "python3 server.py"
 PROMPT = "sixsockets> "
+WHICH = "which file (empty: none)? "
 UNANSWERED = 256  # requests that may wait for their answers
 # and their length: what both kernels hold, so that neither side ever waits for the other to read
 UNANSWERED_BYTES = 24576
@@ -732,7 +733,7 @@ class Puts(Batch):
     def sources(self) -> Iterator[File]:
         """What the command line names. Folders on the way to --into are made."""
         into = remote_name(self.args, self.args.into) if self.args.into else self.args.cwd or ""
-        if self.args.into:
+        if self.args.into and into:  # in the shell, / and .. can mean all that is shared
             yield File(into, status=os.stat("."))
         for path in self.args.paths:
             # "" is the root folder's
@@ -2869,7 +2870,12 @@ def remote_name(args: argparse.Namespace, text: str) -> str:
     name = plain_name(text)
     if args.cwd is None or args.command == "send":
         return name
-    return posixpath.normpath(posixpath.join("/", args.cwd, name)).strip("/")
+    found = posixpath.normpath(posixpath.join("/", args.cwd, name)).strip("/")
+    if not found and args.command not in ("list", "cd", "put"):
+        what = f"{printable(text)} is all that is shared"
+        why = f"it has no name with which to {args.command} it"
+        raise Failure(2, what, why, "a name in it, such as /NAME")
+    return found
 
 
 def plain_name(text: str) -> str:
@@ -3727,7 +3733,7 @@ def next_line(prompt: str) -> str:
 
 
 def split(text: str) -> list[str]:
-    """The words of a line. What some commands cannot do without is asked for."""
+    """The words of a line. What some commands need is asked for: no answer, no words."""
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -3741,13 +3747,16 @@ def split(text: str) -> list[str]:
     if alone == "upload":
         return asked_upload()
     if WORDS.get(alone, alone) in ("put", "get", "delete"):
-        words.append(next_line("which file? "))
+        name = next_line(WHICH)
+        return [*words, name] if name else []
     return words
 
 
 def asked_upload() -> list[str]:
-    """`upload` alone asks for the path, and to whom it goes."""
-    path = next_line("which file? ")
+    """`upload` alone asks for the path, and to whom it goes; no path means no upload."""
+    path = next_line(WHICH)
+    if not path:
+        return []
     to = next_line("to whom (empty: the server): ").replace(",", " ").split()
     if len(to) == 2 and to[1].isdigit():
         to = [address((to[0].strip("[]"), to[1]))]
@@ -5020,8 +5029,8 @@ def run_command(args: argparse.Namespace, given: Union[str, Sequence[str]]) -> i
         words = split(given) if isinstance(given, str) else given
         if isinstance(given, str):
             args.typed = typed(words)
-        if words:
-            return run_words(args, words)
+        if words or args.cwd is not None:
+            return run_words(args, words) if words else 0
         prepare(args)
         return shell(args)
     except SystemExit as end:  # what argparse thinks of the words

@@ -2314,6 +2314,18 @@ def test_the_shell_has_folders_on_both_sides_and_commands_of_this_machine(do, he
     assert "there" in done.err and done.code == 1 and "no-such-file" in done.err, done
 
 
+def test_in_the_shell_no_name_is_a_way_out_and_all_that_is_shared_has_none(do, here, box):
+    (box / "d").mkdir()
+    (here / "x").touch()
+    lines = "\nget\n\nput\n\nupload\n\ndelete\n\ncd d\n\npwd\n"
+    lines += "delete -r ..\nget /\nrename x ..\nput x --into ..\nbye\nlist\n"
+    done = do(input=lines.encode())
+    assert done.out == b"/d\n" and done.code == 2, f"nothing else is done, and bye ends it: {done}"
+    whole = [line for line in done.err.splitlines() if line.endswith(" is all that is shared")]
+    assert whole == [f"error: {name} is all that is shared" for name in ("..", "/", "..")], done
+    assert paths(box) == ["x"] and (box / "d").is_dir() and done.err.count("error:") == 3
+
+
 def test_a_link_that_is_lost_by_cd_does_not_end_the_shell(run, canned):
     found = b"ok stat d type=dir mtime_ns=1\n"
     peer = canned(GREETING, GREETING + b"what\n", GREETING + found)
