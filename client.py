@@ -801,7 +801,12 @@ class Puts(Batch):
             offset, sha256, given_up = self.send_bytes(file, fd, status, part, over)
         finally:
             os.close(fd)
+        if self.verb == "put":
+            told = f"ok put {quote(file.name)} size={status.st_size} sha256={sha256} verified=yes"
+            self.link.expect(f"{told}\n".encode())
         answer = yield file._replace(status=status, fresh=False, tried=True)
+        if answer is LIKELY:
+            return self.done(file, status.st_size, sha256, offset)
         if answer.keys.get("reason") == "exists" and not file.tried:
             # another client was quicker: look whether it was with the same
             return self.files.append(iter([file._replace(tried=True, fresh=False)]))
@@ -824,17 +829,14 @@ class Puts(Batch):
         size, sha = status.st_size, hashlib.sha256()
         begun = part if part <= size else 0
         asks = self.verb == "put" and (begun or size >= ASKED_FIRST)
-        mine = digest(fd, begun, sha, self.show_checked) if asks else None
-        self.announce(
-            file,
-            "put",
-            size=size,
-            mtime_ns=status.st_mtime_ns,
-            over="yes" if over else None,
-            exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None,
-            offset=begun if asks else None,
-            sha256=mine,
-        )
+        keys: dict[str, object] = {"size": size, "mtime_ns": status.st_mtime_ns}
+        if over:
+            keys["over"] = "yes"
+        if status.st_mode & stat.S_IXUSR and os.name != "nt":
+            keys["exec"] = "yes"
+        if asks:
+            keys |= {"offset": begun, "sha256": digest(fd, begun, sha, self.show_checked)}
+        self.announce(file, "put", **keys)
         offset = self.link.accepted_offset() if asks else 0
         if offset is None:
             return 0, "", "refused"
@@ -1155,7 +1157,6 @@ class Gets(Batch):
         # for --delete: a folder's path here -> the names that the server has in it
         self.known: dict[str, set[str]] = {}
         self.folder = functools.lru_cache(OPEN_FOLDERS)(self.open_folder)
-        self.empty: set[str] = set()  # paths of folders here that were empty before
 
     def choose(self, output: Optional[str]) -> Optional["Folder"]:
         """DEST: a folder, a name, - for standard output, or a device or FIFO."""
@@ -1251,20 +1252,19 @@ class Gets(Batch):
 
     def make_folder(self, path: str) -> None:
         if self.stream is None and not self.args.dry_run:
-            folder = self.folder(tuple(check_name(path)))
-            self.empty.add(path)
+            folder = self.folder(path)
             for name in folder.entries():
-                self.empty.discard(path)
                 remove_if_old(folder, name)
 
     def local(self, path: str) -> tuple["Folder", str]:
         """Where a name leads here, below DEST. Each component is checked."""
-        *above, leaf = check_name(path)
-        return self.folder(tuple(above)), leaf
+        above, _, leaf = path.rpartition("/")
+        check_name(leaf)
+        return self.folder(above), leaf
 
-    def open_folder(self, above: tuple[str, ...]) -> "Folder":
+    def open_folder(self, path: str) -> "Folder":
         assert self.top
-        return self.top.descend(above, make=True)
+        return self.top.descend(check_name(path) if path else [], make=True)
 
     def get_file(self, file: File, facts: "Line") -> Conversation:
         """What is here of that name decides whether the bytes are asked for."""
@@ -1273,9 +1273,10 @@ class Gets(Batch):
             return self.plan("new", file, size)
         if self.stream is not None:
             stream = file.stream or Stream(self.stream)
+            stream.size = size
             return (yield from self.fetch(file._replace(stream=stream), stream))
         folder, leaf = self.local(file.path)
-        there = None if file.path[: -len(leaf) - 1] in self.empty else folder.stat(leaf)
+        there = folder.stat(leaf)
         if there and self.is_same(file, facts, folder, leaf, there):
             return self.skip_same(file, size)
         if self.args.dry_run:
@@ -1375,11 +1376,14 @@ class Gets(Batch):
 
     def receive(self, file: File, part: "Part", answer: "Line") -> None:
         """The body that follows the answer."""
-        size = part.size = answer.number("size")
-        # it may have changed since its part was checked
-        part.mtime_ns, part.executable = answer.number("mtime_ns"), answer.is_set("exec")
+        offset = 0
+        # it may go on, or have changed since its part was checked
+        if file.listed is None or answer.keys != file.listed.keys:
+            offset, part.size = answer.number("offset"), answer.number("size")
+            part.mtime_ns, part.executable = answer.number("mtime_ns"), answer.is_set("exec")
+        size = part.size or 0
         try:
-            offset = self.write_body(file, part, answer, size)
+            offset = self.write_body(file, part, answer, offset)
         except (Lost, KeyboardInterrupt):
             self.progress.current = part.received
             part.keep()
@@ -1394,9 +1398,8 @@ class Gets(Batch):
             raise
         self.done(file, size, part.sha256, offset)
 
-    def write_body(self, file: File, part: "Part", answer: "Line", size: int) -> int:
+    def write_body(self, file: File, part: "Part", answer: "Line", offset: int) -> int:
         """Receive it into the part, which then gets its name. Returns how much this run found."""
-        offset = answer.number("offset")
         if part.fd < 0:
             self.claim(file, part)
         part.begin(offset)
@@ -1410,7 +1413,7 @@ class Gets(Batch):
             code, what, why, hint = UNFIT[refused.reason]
             raise Failure(
                 code,
-                f"{printable(file.name)} {what} ({part.received:,} of {size:,} bytes)",
+                f"{printable(file.name)} {what} ({part.received:,} of {part.size or 0:,} bytes)",
                 why,
                 hint,
             ) from None
@@ -1443,7 +1446,7 @@ class Gets(Batch):
             return cannot_write(file.path, error)
         why = error.keys.get("why", WHYS[error.reason][0])
         code = 56 if error.reason == "bad-name" else 23
-        what = f"will not write {printable(file.path)} here"
+        what = f"will not write {printable(file.path or file.name)} here"
         return Failure(code, what, str(why), "-o DEST for another place")
 
 
@@ -1618,6 +1621,8 @@ class Inbox:
         # (sender, file or folder) -> what it is called here; "" if its user did not want it
         self.names: dict[tuple[str, str], str] = {}
         self.last_note = 0.0  # when the sender was last told how far it is
+        self.progress = Progress(args)  # of one file after another
+        self.shows = is_terminal(1) and not args.quiet  # for a person
         self.top = destination(args.output or ".")
         self.folder = functools.lru_cache(OPEN_FOLDERS)(
             functools.partial(self.top.descend, make=True)
@@ -1659,7 +1664,8 @@ class Inbox:
         try:
             parts = self.admit(name, request)
             folder = self.folder(tuple(parts[:-1]))
-            folder.protect(parts[-1], folder.stat(parts[-1]))
+            # nothing is replaced without --force
+            folder.protect(parts[-1], folder.stat(parts[-1]) if self.args.force else None)
             (self.store if request.verb == "put" else self.make)(folder, parts, request)
         except (Refused, OSError) as error:
             reason, why = reason_of(error), getattr(error, "keys", {}).get("why")
@@ -1719,8 +1725,8 @@ class Inbox:
     def store(self, folder: "Folder", parts: list[str], request: "Line") -> None:
         name, size = request.words[0], request.number_or_none("size")
         mtime_ns, executable = request.number_or_none("mtime_ns"), request.is_set("exec")
-        part, progress = Part(folder, parts[-1], None, mtime_ns, executable), Progress(self.args)
-        part.size, progress.total = size, size or 0
+        part, progress = Part(folder, parts[-1], None, mtime_ns, executable), self.progress
+        part.size, progress.total, progress.began = size, size or 0, time.monotonic()
 
         def tell_both(received: int) -> None:
             progress.update(received)
@@ -1751,17 +1757,16 @@ class Inbox:
     def tell_stored(self, parts: list[str], part: "Part", verified: str, request: "Line") -> None:
         """To the sender, and to who reads what we print."""
         name, given, sender = request.words[0], "/".join(parts), sender_of(request)
-        facts = {"size": part.received, "sha256": part.sha.hexdigest()}
-        other = {"as": given} if given != name else {}
-        self.link.send_line("ok", "put", name, **facts, verified=verified, **other)
+        self.link.put(stored_answer(name, part, verified, given if given != name else ""))
         if not self.link.has_unread():  # else the next file is here, and answers go together
             self.link.flush()
         # also for the connection that follows a lost one
         self.args.tries, self.args.count = 0, self.args.count - 1
         path = os.path.join(self.args.output or "", *parts)
         if self.args.json:
+            facts = {"size": part.received, "sha256": part.sha256}
             tell_json({"verb": "receive", "name": path, "from": sender, **facts})
-        elif is_terminal(1) and not self.args.quiet:
+        elif self.shows:
             # ours comes first: a name can say anything
             tell(f"{readable_size(part.received):>9}  {sender}  {path}")
         else:
@@ -2039,9 +2044,9 @@ ESCAPE = re.compile(rb"%(..)")
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all below
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
-# how a file begins and ends that is small enough to come whole: most do
+# how a file begins that comes in one piece: most small ones do
 BEGIN = re.compile(
-    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]+)"
+    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]{1,19})"
     rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
@@ -2328,13 +2333,13 @@ class Wire:
                 continue
             try:
                 text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+                found = parse(text) if text else None  # an empty line means nothing
             except UnicodeDecodeError:  # Windows' names are Unicode; a TLS client's bytes are not
                 tls = self.buffer.startswith(TLS, self.start)
                 raise Broken("this-is-tls" if tls else "bad-line") from None
             self.start = stop + 1
-            if not text:  # an empty line means nothing
+            if not found:
                 continue
-            found = parse(text)
             if found.verb == "data":
                 if not is_number(" ".join(found.words)):
                     raise Broken("bad-number")
@@ -2343,23 +2348,20 @@ class Wire:
         return self.early.popleft()
 
     def message(self, idle: bool = False) -> Line:
-        """The next line. That of a small file is read in one step with all that belongs to it."""
-        begun = not (self.remaining or self.early) and BEGIN.match(
-            self.buffer, self.start, min(self.end, self.start + MAX_LINE)
-        )
-        if not begun:
+        """The next line. Where it begins a small file that has come whole, all of that is read."""
+        limit = min(self.end, self.start + MAX_LINE)
+        begun = BEGIN.match(self.buffer, self.start, limit)
+        stop = begun.end() + int(begun[3]) if begun else 0
+        ended = END.match(self.buffer, stop, self.end)
+        if not begun or not ended or self.remaining or self.early:
             return self.line(idle)
-        start = begun.end()
-        ended = END.match(self.buffer, start + int(begun[3]), self.end)
-        if not ended:
-            return self.line(idle)
-        self.start = ended.end()
         verb, name, size, mtime_ns, more = map(bytes.decode, begun.groups())
         verb, *words = f"{verb} {name}".split()
         keys = {"size": size, "mtime_ns": mtime_ns}
-        if more:
-            keys.update((word.split("=")[0], word.split("=")[1]) for word in more[1:].split(" "))
-        return Line(verb, words, keys, self.view[start : ended.start()], ended[1].decode())
+        for word in more.split():
+            key, _, keys[key] = word.partition("=")
+        self.start = ended.end()
+        return Line(verb, words, keys, self.view[begun.end() : stop], ended[1].decode())
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
         try:
@@ -2392,6 +2394,9 @@ class Wire:
 
 
 # --- the connection: requests go out, answers come back in their order ---
+LIKELY = Line("ok", [], {})  # the answer that was expected
+
+
 class Link(Wire):
     """A connection to the server, and the requests that it has not answered yet."""
 
@@ -2403,7 +2408,8 @@ class Link(Wire):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
         self.endpoint = endpoint(args)
         # what was asked and not answered yet: the words that the answer repeats, the line's length
-        self.asked: deque[tuple[tuple[str, ...], int]] = deque()
+        # and the answer that is likely
+        self.asked: deque[tuple[tuple[str, ...], int, bytes]] = deque()
         self.unanswered = 0  # bytes of these lines
         # answers that came while something was sent, each with what receivers said before it
         self.arrived: deque[tuple[Line, list[Line]]] = deque()
@@ -2542,20 +2548,30 @@ class Link(Wire):
         text = line(*words, **keys)
         # the answer does not repeat for whom it was
         echoed = words if words[0] != "send" else ("send", words[2])
-        self.asked.append((echoed, len(text)))
+        self.asked.append((echoed, len(text), b""))
         self.unanswered += len(text)
         self.put(text)
+
+    def expect(self, likely: bytes) -> None:
+        """The answer to the last request, if all goes well: it need not be taken to pieces."""
+        words, length, _ = self.asked.pop()
+        self.asked.append((words, length, likely))
 
     def full(self) -> bool:
         return len(self.asked) >= UNANSWERED or self.unanswered > UNANSWERED_BYTES
 
     def answer(self) -> Line:
         """The next line that answers the oldest request: the only one, or one of several."""
+        likely = self.asked[0][2]
+        if likely and not self.arrived and self.buffer.startswith(likely, self.start, self.end):
+            self.start += len(likely)
+            self.unanswered -= self.asked.popleft()[1]
+            return LIKELY
         while not self.arrived:
-            self.listen(self.message())
+            self.listen(self.message() if self.asked[0][0][0] == "get" else self.line())
         found, self.got = self.arrived.popleft()
         if found.verb in ("ok", "err"):
-            words, length = self.asked.popleft()
+            words, length, _ = self.asked.popleft()
             self.unanswered -= length
             if found.words != ["-"] and not all(map(str.startswith, words, found.words)):
                 raise Broken(f"{' '.join(found.words)} where {' '.join(words)} was asked")
@@ -2955,7 +2971,7 @@ RANDOM = ".six-" + "0" * 8  # how the name of a part begins that nothing can res
 UNIQUE = itertools.count(int.from_bytes(os.urandom(12), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
 KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with a random name
-NAMING = _thread.allocate_lock()  # held by the thread that gives or takes names
+NAMING = _thread.allocate_lock()  # held by the thread that takes or replaces names
 # seconds from one try to lock a folder to the next: two in all
 PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; those after them come as the disk has them
@@ -3183,9 +3199,10 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self, other: "Optional[Folder]" = None) -> Iterator[None]:
-        """Nobody else gives or takes names in these folders meanwhile, in any process.
+        """Nobody else takes or replaces names in these folders meanwhile, in any process.
 
         Otherwise a rename() could remove a file that was put between its link() and its remove().
+        A link() to a name that is free needs no lock: while there is such a name, it fails.
         Where folders have no locks, this excludes only the threads of this process."""
         fds = [self.fd] if self.fd is not None else []
         if other and other.fd is not None and other.identity("") != self.identity(""):
@@ -3435,7 +3452,7 @@ def send_body(
     if reason:
         wire.send_line("abort", reason=reason)
     else:
-        wire.send_line("end", sha256=sha.hexdigest())
+        wire.put(b"end sha256=%b\n" % sha.hexdigest().encode())
     return reason
 
 
@@ -3471,6 +3488,12 @@ def receive_body(
     if theirs not in (None, part.sha256):
         raise Refused("wrong-digest", sha256=part.sha256)
     return "no" if theirs is None else "yes"
+
+
+def stored_answer(name: str, part: Part, verified: str, given: str = "") -> bytes:
+    """What the sender of a file is told, also under which other name it was stored."""
+    text = f"ok put {quote(name)} size={part.received} sha256={part.sha256} verified={verified}"
+    return f"{text} as={quote(given)}\n".encode() if given else f"{text}\n".encode()
 
 
 def receive_chunks(

@@ -111,7 +111,7 @@ import struct
 import time
 import unicodedata
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
 from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
@@ -121,6 +121,7 @@ if TYPE_CHECKING:
     import ssl
 
 Fields = dict[str, str]
+Facts = dict[str, Any]  # an object of JSON
 Data = Union[bytes, memoryview]
 
 VERSION = "1.0"
@@ -198,12 +199,8 @@ FOLD = r"\n[ \t]+"  # obs-fold: a user agent reads it as a space (RFC 9112 secti
 HOST = r"[!-,\-/-~]{1,63}(?:\.[!-,\-/-~]{1,63})*\.?"
 LENGTH = r"[0-9]{1,18}"
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
-CLOCK = r"(?P<H>[0-9]{2}):(?P<M>[0-9]{2}):(?P<S>[0-9]{2})"
-DATE = (
-    rf"[A-Z][a-z]{{2}}, (?P<D>[0-9]{{2}}) (?P<month>[A-Z][a-z]{{2}}) (?P<Y>[0-9]{{4}}) {CLOCK} GMT"
-)
-# in Caddy's indexes
-ISO_DATE = rf"(?P<Y>[0-9]{{4}})-(?P<month>[0-9]{{2}})-(?P<D>[0-9]{{2}})T{CLOCK}(?:\.[0-9]+)?Z"
+DATE = r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9:]{8}) GMT"
+ISO_DATE = r"([0-9-]{10}T[0-9:]{8})(?:\.[0-9]+)?Z"  # in Caddy's indexes
 CHUNK_LINE = rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n"
 CONTENT_RANGE = r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)"
 SHA256_FIELD = r"(?i)(?:^|,)\s*sha-256=:?([A-Za-z0-9+/]{43}=):?"
@@ -277,7 +274,7 @@ class Head(NamedTuple):
 
     status: int
     reason: str
-    fields: dict[str, str]
+    fields: Fields
     length: Optional[int]  # Content-Length, if the body has one
     range: Optional[tuple[int, int, int]]  # see content_range()
     modified: Optional[float]
@@ -1132,6 +1129,8 @@ class Entry(NamedTuple):
 
 
 Output = Union["Part", "Stream"]
+Place = Union[str, URL]  # of a file or folder: here, or on the server
+Files = dict[URL, Entry]
 
 
 def get(client: Client) -> None:
@@ -1517,18 +1516,27 @@ def same_here(args: argparse.Namespace, path: str, url: URL, entry: Entry) -> bo
     """Whether a file here is the one that a server describes.
 
     The ETag that came with it is the best proof. Without one, compare the times: a saved file
-    has the time of Last-Modified. With --newer, a later time here is as good. If the server
-    tells no time, compare sizes."""
-    theirs = entry.mtime
-    by_time = args.newer and theirs is not None
-    if entry.etag and not by_time and (known := remembered_etag(path, url)):
+    has the time of Last-Modified. With --newer, a later time here is as good, and so is an equal
+    size if the server tells no time."""
+    by_etag = entry.etag and (not args.newer or entry.mtime is None)
+    if by_etag and (known := remembered_etag(path, url)):
         return known == entry.etag
     found = stat_or_none(path)
-    if found is None or entry.size not in (None, found.st_size):
+    if not found:
         return False
-    if theirs is None:
-        return bool(args.newer) and entry.size is not None
-    return theirs // 1 == found.st_mtime // 1 or by_time and theirs < found.st_mtime
+    return is_copy(Entry("", False, found.st_size, found.st_mtime), entry, not args.newer)
+
+
+def is_copy(copy: Entry, source: Entry, exact: bool) -> bool:
+    """Whether both ends have the same file: size and time are equal.
+
+    exact means that a copy gets the time of its source. Else it may have that of the copying, which
+    is later."""
+    if copy.mtime is None or source.size not in (None, copy.size):
+        return False
+    if source.mtime is None:
+        return not exact and source.size is not None
+    return source.mtime // 1 == copy.mtime // 1 or not exact and source.mtime < copy.mtime
 
 
 def stat_or_none(path: str, follow: bool = True) -> Optional[os.stat_result]:
@@ -1954,7 +1962,7 @@ def read_note(path: str) -> Any:
 NO_NOTE = OSError, ValueError, OverflowError, TypeError, LookupError, RecursionError
 
 
-def noted_source(note: dict[str, Any]) -> Source:
+def noted_source(note: Facts) -> Source:
     """The source in a note. Raises one of NO_NOTE for a note that no run of ours wrote.
 
     Others may plant a note, and its validator is sent in the head of a request."""
@@ -1965,7 +1973,7 @@ def noted_source(note: dict[str, Any]) -> Source:
     return source
 
 
-def write_note(path: str, note: dict[str, Any]) -> None:
+def write_note(path: str, note: Facts) -> None:
     import json
 
     try:
@@ -2101,7 +2109,7 @@ class Upload:
         servers that say that they check it."""
         if self.body.length is None:
             return {}
-        seconds, fields = self.body.mtime_ns // 10**9, dict[str, str]()
+        seconds, fields = self.body.mtime_ns // 10**9, Fields()
         if self.body.state and EARLIEST <= seconds < LATEST:
             # servers keep whole seconds
             date = http_date(seconds)
@@ -2131,7 +2139,7 @@ class Upload:
             check(reply)
         if head.status == 200:
             ours = Entry("", False, self.body.length, self.body.mtime_ns // 10**9)
-            if not self.body.state or not same_there(ours, entry_of(head), exact=True):
+            if not self.body.state or not is_copy(entry_of(head), ours, exact=True):
                 raise Failure(
                     25,
                     f"{self.url} exists already, and is another file",
@@ -2461,7 +2469,7 @@ class Tree:
         self.sending = client.args.verb == "upload"
         self.there = 0  # entries at the destination
         # of them, what the source does not have: a folder after what is in it
-        self.extra: list[tuple[Union[str, URL], bool]] = []
+        self.extra: list[tuple[Place, bool]] = []
 
     def listing(self, url: URL, path: str) -> tuple[URL, list[Entry]]:
         """The URL of a folder after redirects, and its entries."""
@@ -2516,13 +2524,13 @@ class Tree:
                 why = "its name starts with a dot (--hidden takes such names)"
         else:
             return False
-        progress.skipped[what] = progress.skipped.get(what, 0) + 1
+        progress.skipped[what] += 1
         if why and not args.quiet:
             progress.clear()
             say(f"skipped {printable(path)}: {why}")
         return True
 
-    def find_extra(self, place: Union[str, URL], path: str, names: Container[str] = ()) -> bool:
+    def find_extra(self, place: Place, path: str, names: Container[str] = ()) -> bool:
         """Note what a folder of the destination has besides these names. Returns whether all of it
         may go."""
         whole = True
@@ -2566,7 +2574,7 @@ class Tree:
             for_each(args, extra, lambda each: self.remove(*each))
         args.progress.summary(args)
 
-    def remove(self, place: Union[str, URL], folder: bool) -> None:
+    def remove(self, place: Place, folder: bool) -> None:
         if isinstance(place, str):
             try:
                 os.rmdir(place) if folder else os.unlink(place)
@@ -2600,7 +2608,7 @@ def local_entry(entry: "os.DirEntry[str]") -> Entry:
     return Entry(entry.name, folder, found.st_size, mtime, special=special)
 
 
-def show_plan(args: argparse.Namespace, what: str, place: Union[str, URL]) -> None:
+def show_plan(args: argparse.Namespace, what: str, place: Place) -> None:
     """For --dry-run: say what would be done."""
     name = place if isinstance(place, str) else unquoted(place.path)
     args.progress.count(what)
@@ -2688,7 +2696,7 @@ def copy_files(
         fetch_files(tree, here, base, jobs, there)
 
 
-def find_same(tree: Tree, here: str, jobs: dict[URL, Entry], known: dict[URL, Entry]) -> list[URL]:
+def find_same(tree: Tree, here: str, jobs: Files, known: Files) -> list[URL]:
     """Which files are the same at both ends. known: what the server's index says of those that are
     at both. Where it does not tell, HEAD does."""
     client, args = tree.client, tree.args
@@ -2703,16 +2711,14 @@ def find_same(tree: Tree, here: str, jobs: dict[URL, Entry], known: dict[URL, En
             del known[url]
     if not tree.sending:
         return [url for url in known if same_here(args, here + jobs[url].name, url, known[url])]
-    exact = [url for url in known if same_there(jobs[url], known[url], True)]
+    exact = [url for url in known if is_copy(known[url], jobs[url], True)]
     # a server that keeps one file's time keeps all
     if exact or keeps_times:
         return exact
-    return [url for url in known if same_there(jobs[url], known[url], False)]
+    return [url for url in known if is_copy(known[url], jobs[url], False)]
 
 
-def fetch_files(
-    tree: Tree, folder: str, base: URL, jobs: dict[URL, Entry], there: Iterable[str]
-) -> None:
+def fetch_files(tree: Tree, folder: str, base: URL, jobs: Files, there: Iterable[str]) -> None:
     """Fetch files in a pipeline, and what that leaves one by one."""
     client, args = tree.client, tree.args
 
@@ -2728,7 +2734,7 @@ def fetch_files(
     for_each(args, list(jobs), lambda url: download(url).run())
 
 
-def send_files(tree: Tree, folder: str, jobs: dict[URL, Entry]) -> None:
+def send_files(tree: Tree, folder: str, jobs: Files) -> None:
     """Send short files in a pipeline, the rest one by one."""
     client, uploads = tree.client, dict[URL, Upload]()
 
@@ -2761,16 +2767,6 @@ def remote(tree: Tree, url: URL, path: str) -> Optional[dict[str, Entry]]:
 def entry_of(head: Head) -> Entry:
     """What a reply says of a file."""
     return Entry("", False, head.length, head.modified, head.get("etag"))
-
-
-def same_there(ours: Entry, theirs: Entry, exact: bool) -> bool:
-    """Whether a server has this file: size and time are equal.
-
-    exact means that the server keeps our times. Else it has the time of the upload, which is
-    later."""
-    if ours.mtime is None or theirs.mtime is None or theirs.size != ours.size:
-        return False
-    return theirs.mtime // 1 == ours.mtime or not exact and theirs.mtime // 1 > ours.mtime
 
 
 def folder_url(url: URL) -> URL:
@@ -2957,7 +2953,7 @@ def parse_head(raw: bytes) -> Head:
     found = re.fullmatch(STATUS_LINE, first)
     if not found:
         raise ValueError(f"{first[:60]!r} where HTTP/1.1 and a status belong")
-    fields: dict[str, str] = {}
+    fields: Fields = {}
     for name, value, other in re.findall(FIELD, rest):
         if other:
             raise ValueError(f"{other[:60]!r} where a header belongs")
@@ -2989,7 +2985,7 @@ def listed(fields: Fields, name: str) -> list[str]:
     return [word.strip() for word in words if word.strip()]
 
 
-def content_length(fields: dict[str, str]) -> Optional[int]:
+def content_length(fields: Fields) -> Optional[int]:
     """RFC 9112 section 6.3: Transfer-Encoding overrides it, and repeated numbers must be equal."""
     if "content-length" not in fields or "transfer-encoding" in fields:
         return None
@@ -3014,17 +3010,17 @@ def content_range(fields: Fields) -> Optional[tuple[int, int, int]]:
 def parse_date(text: str) -> Optional[float]:
     """Seconds since 1970. Reads the date of RFC 9110 section 5.6.7 that is not obsolete, and ISO
     8601."""
-    found = re.fullmatch(DATE, text) or re.fullmatch(ISO_DATE, text)
+    if found := re.fullmatch(DATE, text):
+        day, month, year, clock = found.groups()
+        text = f"{year}-{MONTHS.find(month) // 3 + 1:02}-{day}T{clock}Z"
+    # a leap second is read as the one before it
+    found = re.fullmatch(ISO_DATE, text.replace(":60Z", ":59Z"))
     if not found:
         return None
     import datetime  # not at the top: few replies have a date that matters
 
-    name = found["month"]
-    month = int(name) if name.isdigit() else MONTHS.find(name) // 3 + 1
-    year, day, hour, minute, second = map(int, found.group(*"YDHMS"))
     with contextlib.suppress(ValueError):  # such as 30 February
-        date = datetime.datetime(year, month, day, hour, minute, tzinfo=datetime.timezone.utc)
-        return date.timestamp() + second  # 60 is a leap second
+        return datetime.datetime.fromisoformat(f"{found[1]}+00:00").timestamp()
     return None
 
 
@@ -3122,7 +3118,7 @@ def json_entries(text: str, url: URL) -> list[Entry]:
     return [entry for item in index if isinstance(item, dict) and (entry := json_entry(item))]
 
 
-def json_entry(item: dict[str, Any]) -> Optional[Entry]:
+def json_entry(item: Facts) -> Optional[Entry]:
     get = item.get
     name: Any = get("name")
     size, mtime, etag = get("size"), get("mtime", get("mod_time")), get("etag")
@@ -3557,8 +3553,13 @@ def holds_program(path: str) -> bool:
 
 # --- end programs ---
 
-# kept, because each file of a folder asks for it
-nears_program = functools.lru_cache(maxsize=64)(holds_program)
+
+@functools.lru_cache(maxsize=64)
+def nears_program(folder: str) -> bool:
+    """Whether any name in a folder could be that of a program: one answer for all its files.
+
+    holds_program() takes a last component that is a link for a name, but DEST may be a link."""
+    return holds_program(os.path.realpath(folder))
 
 
 # --- locks: the same in the four file scripts (tests/test_twins.py) ---
@@ -4227,8 +4228,8 @@ class Progress:
         # bytes: here or there, without a transfer, and of the current file
         self.done = self.first = self.current = 0
         self.files = 0  # of a folder, as far as they are known
-        self.results: dict[str, int] = {}  # of many files: how many were saved, same, sent
-        self.skipped: dict[str, int] = {}
+        self.results = Counter[str]()  # of many files: how many were saved, same, sent
+        self.skipped = Counter[str]()
         self.code = 0  # the exit code: that of the first failure
         self.pause_ends = 0.0
         self.began = self.drawn = time.monotonic()
@@ -4250,7 +4251,7 @@ class Progress:
 
     def count(self, result: str, size: Optional[int] = 0) -> None:
         """A file is finished; so many bytes of it needed no transfer."""
-        self.results[result] = self.results.get(result, 0) + 1
+        self.results[result] += 1
         self.done, self.first, self.current = self.done + (size or 0), self.first + (size or 0), 0
 
     def add(self, count: int) -> None:
@@ -4313,14 +4314,13 @@ class Progress:
         """One line about many files, with the words of client.py."""
         self.clear()
         counts, seconds = self.results, time.monotonic() - self.began
-        done = sum(counts.get(name, 0) for name in ("saved", "sent", "new", "replace"))
-        facts = {"files": done, "bytes": self.done - self.first, "seconds": round(seconds, 3)}
-        facts.update({name: counts.get(name, 0) for name in ("same", "deleted", "failed")})
-        facts["skipped"] = sum(self.skipped.values())
+        done = sum(counts[name] for name in ("saved", "sent", "new", "replace"))
+        moved = self.done - self.first
         if args.json:
-            return emit_json(args, {"verb": args.verb, **facts})
+            facts = {"verb": args.verb, "files": done, "bytes": moved, "seconds": round(seconds, 3)}
+            facts.update({name: counts[name] for name in ("same", "deleted", "failed")})
+            return emit_json(args, {**facts, "skipped": sum(self.skipped.values())})
         files = f"{done} file{'s' * (done != 1)}"
-        moved = facts["bytes"]
         text = f"{args.verb}: {files}, {readable_size(moved)} in {seconds:.2f} s"
         text += f" ({readable_size(moved / max(seconds, 1e-3))}/s)" * bool(moved)
         if args.dry_run:
@@ -4344,7 +4344,7 @@ def emit(args: argparse.Namespace, line: str) -> None:
     Stream("-", args).write(0, f"{line}\n".encode())
 
 
-def emit_json(args: argparse.Namespace, facts: dict[str, Any]) -> None:
+def emit_json(args: argparse.Namespace, facts: Facts) -> None:
     import json
 
     emit(args, json.dumps(facts))

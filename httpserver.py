@@ -247,8 +247,7 @@ READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 # types in which a browser runs scripts
 ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
-MORE = getattr(socket, "MSG_MORE", 0)  # more follows: wait for it with what fills no segment
-CORK = getattr(socket, "TCP_CORK", 0)  # the same until it is taken off
+CORK = getattr(socket, "TCP_CORK", 0)  # send full segments alone, until this is taken off
 UTF_8 = "; charset=utf-8"
 # whether the calls take an open folder: a system has them all, or none
 DIR_FD = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
@@ -1452,7 +1451,10 @@ class Connection:
         self.patience, self.moved = 0.0, 0
         self.piece: Data | Span = b""  # what is to be sent next, and what comes after it
         self.pieces: Iterator[Piece] | None = None
-        self.unsent: tuple[Optional[Request], Answer]  # the answer under way
+        # the answer under way, or the last one, and what it answers (both are here because Python
+        # finds the methods of an object more slowly when it gets attributes later)
+        self.answer = Answer(0)
+        self.request: Optional[Request] = None
         self.held: list[Opened] = []  # what is open for the answer under way
         self.body: BodyReader  # of the request that a worker answers
 
@@ -1604,10 +1606,11 @@ class Connection:
         answer.block = answer.block or self.fields_block(request, answer)
         dated = "date" not in self.server.replaced
         head = status_line(answer.status, int(time.time()), dated) + answer.block
-        self.piece, self.unsent, self.sent = head + answer.body, (request, answer), -len(head)
+        self.piece, self.sent = head + answer.body, -len(head)
+        self.request, self.answer = request, answer
         if answer.pieces is not None:
             self.pieces = self.framed(answer)
-            self.cork(answer, 1)
+            self.cork(1)
 
     def framed(self, answer: Answer) -> Iterator[Piece]:
         """The body, as the head has announced it."""
@@ -1640,30 +1643,28 @@ class Connection:
 
     def answered(self) -> bool:
         """All of it is sent. Whether the connection goes on."""
-        _, answer = self.unsent
         if self.held:
-            self.cork(answer, 0)
+            self.cork(0)
             self.release()
         self.server.count_answer(self)
-        return not answer.close
+        return not self.answer.close
 
     def end(self) -> bool:
         """Close after the last answer.
 
         Nothing is unread where the client has announced that it sends nothing more."""
-        request, _ = self.unsent
+        request = self.request
         ends = request and not request.keep and not request.has_body and not self.buffer
         (self.close if ends and not self.server.door.tls else self.linger)()
         return False
 
     def send_all(self) -> None:
-        """Send what the kernel has room for. There, the head of a short file waits for the file."""
+        """Send what the kernel has room for."""
         while self.piece or self.pieces and self.next_piece():
             if isinstance(self.piece, Span):
                 count = self.send_file(self.piece)
             else:
-                is_head = self.pieces and self.sent < 0 and self.is_quick(self.unsent[1])
-                count = self.sock.send(self.piece[:SLICE], MORE if is_head else 0)
+                count = self.sock.send(self.piece[:SLICE])
                 self.piece = self.piece[count:]
             self.sent += count
             self.moved += count
@@ -1691,8 +1692,7 @@ class Connection:
 
     def give_up(self, why: str) -> bool:
         if self.is_sending():
-            _, answer = self.unsent
-            size = "?" if answer.length is None else answer.length
+            size = "?" if self.answer.length is None else self.answer.length
             self.server.count_answer(self, f"ended at {max(0, self.sent)} of {size} bytes: {why}")
         else:
             self.server.log(why, self.peer)
@@ -1815,13 +1815,12 @@ class Connection:
                 self.buffer = self.sock.recv(SMALL)
         return self.next_request()
 
-    def cork(self, answer: Answer, on: int) -> None:
+    def cork(self, on: int) -> None:
         """Send full segments alone until the end, or each page of a file would be one segment.
 
-        For a short answer MSG_MORE does that for less. A listing, whose length nobody knows, leaves
-        as it is made: a browser draws what has come."""
-        is_long = answer.pieces is not None and (answer.length or 0) > QUICK
-        if is_long and CORK:
+        A listing, whose length nobody knows, leaves as it is made: a browser draws what has come.
+        """
+        if CORK and self.answer.pieces is not None and self.answer.length:
             self.sock.setsockopt(socket.IPPROTO_TCP, CORK, on)
 
     def send(self, data: bytes) -> None:
@@ -2267,7 +2266,7 @@ class Server:
         """Log an answer in Common Log Format, with a note in quotes if there is more to say.
 
         Also count it for --requests and --once."""
-        request, answer = conn.unsent
+        request, answer = conn.request, conn.answer
         note = answer.note or cut
         if answer.status == 304 and answer.fields.get("Cache-Control") == "no-store":
             return  # an open page asks every few seconds whether its folder has changed

@@ -636,12 +636,10 @@ def do_put(session: "Session", request: "Line", name: str) -> None:
         session.moved = part.received
         part.drop()
         session.disclaim(part)
-    told = f"ok put {quote(name)} size={part.received} sha256={part.sha256} verified={verified}"
+    given = "/".join([*name.split("/")[:-1], part.leaf]) if drop_box else ""
+    session.put(stored_answer(name, part, verified, given))
     if drop_box:
-        given = "/".join([*name.split("/")[:-1], part.leaf])
         session.log_handed_in(name, given, part, verified)
-        told += f" as={quote(given)}"
-    session.put(f"{told}\n".encode())
 
 
 def store(session: "Session", request: "Line", name: str, part: "Part") -> str:
@@ -980,9 +978,9 @@ ESCAPE = re.compile(rb"%(..)")
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all below
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
-# how a file begins and ends that is small enough to come whole: most do
+# how a file begins that comes in one piece: most small ones do
 BEGIN = re.compile(
-    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]+)"
+    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]{1,19})"
     rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
@@ -1269,13 +1267,13 @@ class Wire:
                 continue
             try:
                 text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+                found = parse(text) if text else None  # an empty line means nothing
             except UnicodeDecodeError:  # Windows' names are Unicode; a TLS client's bytes are not
                 tls = self.buffer.startswith(TLS, self.start)
                 raise Broken("this-is-tls" if tls else "bad-line") from None
             self.start = stop + 1
-            if not text:  # an empty line means nothing
+            if not found:
                 continue
-            found = parse(text)
             if found.verb == "data":
                 if not is_number(" ".join(found.words)):
                     raise Broken("bad-number")
@@ -1284,23 +1282,20 @@ class Wire:
         return self.early.popleft()
 
     def message(self, idle: bool = False) -> Line:
-        """The next line. That of a small file is read in one step with all that belongs to it."""
-        begun = not (self.remaining or self.early) and BEGIN.match(
-            self.buffer, self.start, min(self.end, self.start + MAX_LINE)
-        )
-        if not begun:
+        """The next line. Where it begins a small file that has come whole, all of that is read."""
+        limit = min(self.end, self.start + MAX_LINE)
+        begun = BEGIN.match(self.buffer, self.start, limit)
+        stop = begun.end() + int(begun[3]) if begun else 0
+        ended = END.match(self.buffer, stop, self.end)
+        if not begun or not ended or self.remaining or self.early:
             return self.line(idle)
-        start = begun.end()
-        ended = END.match(self.buffer, start + int(begun[3]), self.end)
-        if not ended:
-            return self.line(idle)
-        self.start = ended.end()
         verb, name, size, mtime_ns, more = map(bytes.decode, begun.groups())
         verb, *words = f"{verb} {name}".split()
         keys = {"size": size, "mtime_ns": mtime_ns}
-        if more:
-            keys.update((word.split("=")[0], word.split("=")[1]) for word in more[1:].split(" "))
-        return Line(verb, words, keys, self.view[start : ended.start()], ended[1].decode())
+        for word in more.split():
+            key, _, keys[key] = word.partition("=")
+        self.start = ended.end()
+        return Line(verb, words, keys, self.view[begun.end() : stop], ended[1].decode())
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
         try:
@@ -1349,7 +1344,7 @@ RANDOM = ".six-" + "0" * 8  # how the name of a part begins that nothing can res
 UNIQUE = itertools.count(int.from_bytes(os.urandom(12), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
 KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with a random name
-NAMING = _thread.allocate_lock()  # held by the thread that gives or takes names
+NAMING = _thread.allocate_lock()  # held by the thread that takes or replaces names
 # seconds from one try to lock a folder to the next: two in all
 PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; those after them come as the disk has them
@@ -1577,9 +1572,10 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self, other: "Optional[Folder]" = None) -> Iterator[None]:
-        """Nobody else gives or takes names in these folders meanwhile, in any process.
+        """Nobody else takes or replaces names in these folders meanwhile, in any process.
 
         Otherwise a rename() could remove a file that was put between its link() and its remove().
+        A link() to a name that is free needs no lock: while there is such a name, it fails.
         Where folders have no locks, this excludes only the threads of this process."""
         fds = [self.fd] if self.fd is not None else []
         if other and other.fd is not None and other.identity("") != self.identity(""):
@@ -1829,7 +1825,7 @@ def send_body(
     if reason:
         wire.send_line("abort", reason=reason)
     else:
-        wire.send_line("end", sha256=sha.hexdigest())
+        wire.put(b"end sha256=%b\n" % sha.hexdigest().encode())
     return reason
 
 
@@ -1865,6 +1861,12 @@ def receive_body(
     if theirs not in (None, part.sha256):
         raise Refused("wrong-digest", sha256=part.sha256)
     return "no" if theirs is None else "yes"
+
+
+def stored_answer(name: str, part: Part, verified: str, given: str = "") -> bytes:
+    """What the sender of a file is told, also under which other name it was stored."""
+    text = f"ok put {quote(name)} size={part.received} sha256={part.sha256} verified={verified}"
+    return f"{text} as={quote(given)}\n".encode() if given else f"{text}\n".encode()
 
 
 def receive_chunks(

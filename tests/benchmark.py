@@ -150,7 +150,8 @@ GOALS = [
     Goal("start", "client.py", "python: socket, hashlib, argparse", 1 / 1.5),
     Goal("start", "httpclient.py", "python: http.client, argparse", 1 / 1.5),
     Goal("tls", "curl from httpserver.py TLS", "curl from nginx TLS", 0.92),
-    Goal("tls", "client.py from server.py TLS", "scp from sshd", 1.0),
+    Goal("tls", "client.py from server.py TLS", "scp from sshd", 1.4),
+    Goal("tls", "client.py to server.py TLS", "scp to sshd", 1.4),
     Goal("relay", "one to one", "direct put", 0.8),
     Goal("relay", "one to five", "one to one", 1.0),
     Goal("relay-memory", "one to one", None, 80),
@@ -2182,7 +2183,7 @@ def tls(bench):
         ("client.py", "server.py"),
         ("scp", "sshd"),
     ]
-    return [
+    down = [
         Cell(
             f"{tool} from {server}",
             None,
@@ -2192,6 +2193,16 @@ def tls(bench):
         )
         for tool, server in pairs
     ]
+    up = [
+        Cell(
+            f"{tool} to {server}",
+            None,
+            lambda t=tool, s=server: bench.large[0] / 1e6 / push_once(bench, t, s),
+        )
+        for tool, server in pairs
+        if tool in ("client.py", "scp")
+    ]
+    return down + up
 
 
 def relay_once(bench, receivers, what="large.bin"):
@@ -2429,7 +2440,7 @@ SUITES = {
         steady=True,
     ),
     "start": Suite("Start-up of a client", "ms", "less", "", start_up),
-    "tls": Suite("One large file down, with TLS and without", "MB/s", "more", "", tls),
+    "tls": Suite("One large file, with TLS and without", "MB/s", "more", "", tls),
     "lab": Suite(
         "Time of one file, socket against HTTP by the same client code",
         "ms",

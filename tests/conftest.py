@@ -72,10 +72,9 @@ def program(script, python):
     return COMPILED[path.name] if python == sys.executable else str(path)
 
 
-def popen(command, **more):
-    """Start it: by a fork if it is a script of ours on this interpreter, since most of a start is Python's own imports. With --full all starts are real."""
-    ours = forked.SOURCES and command[:3] == [sys.executable, "-W", "error"]
-    return (forked.Popen if ours else subprocess.Popen)(command, **more)
+def place(script, folder):
+    """A script in a folder, to be started there by this interpreter: what it is compiled to, as Python runs a file by what it begins with, not by its name."""
+    return Path(shutil.copy(COMPILED[script] if forked.SOURCES else ROOT / script, folder / script))
 
 
 def interpreters():
@@ -158,7 +157,7 @@ class Process:
             else [python, "-W", "error", program(args[0], python), *map(str, args[1:])]
         )
         environment = {**os.environ, **(env or {})}
-        self.process = popen(
+        self.process = subprocess.Popen(
             command,
             cwd=cwd,
             env=environment,
@@ -300,7 +299,7 @@ class Terminal:
         self.master, slave = os.openpty()
         start = f"import runpy, sys; sys.modules[{without!r}] = None; sys.argv[0] = 'client.py'; runpy.run_path({str(ROOT / 'client.py')!r}, run_name='__main__')"
         what = ["-c", start] if without else [program("client.py", sys.executable)]
-        self.process = popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-W", "error", *what, *map(str, words)],
             cwd=cwd,
             stdin=slave,
@@ -350,7 +349,7 @@ def run():
     def run_to_end(
         script, *args, input=b"", cwd=None, env=None, python=sys.executable, timeout=60, **more
     ):
-        with popen(
+        with subprocess.Popen(
             [python, "-W", "error", program(script, python), *map(str, args)],
             cwd=cwd,
             env={**os.environ, **(env or {})},
@@ -503,12 +502,12 @@ def proxy(listeners):
 
 @pytest.fixture
 def alone(tmp_path):
-    """A copy of one script in an empty folder, as somebody who took only that file has it."""
+    """A copy of one script in an empty folder, as somebody who took only that file has it. One for any interpreter is its source."""
 
-    def copy(script):
+    def copy(script, for_any=False):
         folder = tmp_path / "alone"
         folder.mkdir(exist_ok=True)
-        return Path(shutil.copy(ROOT / script, folder))
+        return Path(shutil.copy(ROOT / script, folder)) if for_any else place(script, folder)
 
     return copy
 
@@ -548,6 +547,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", LONG)
     if config.getoption("--full"):  # real starts, and a real disk
         return
+    # most of a start is Python's own imports
     if forked.POSSIBLE:
         for name, path in COMPILED.items():
             if path.endswith(".pyc"):

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import types
+import warnings
 
 # read by Python or its libraries before the first line runs
 EARLY = ("PYTHON", "LC_", "LANG", "TZ", "LD_", "MALLOC", "GLIBC")
@@ -30,6 +31,8 @@ SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <linux/prctl.h>
 OWN = ("urandom", "perf_counter", "monotonic", "time", "getpid", "getcwd", "environ", "argv")
 SOURCES = {}  # of what is started by a fork, by its bytecode
 STARTERS = {}
+STARTING = threading.Lock()
+REAL = subprocess.Popen
 POSSIBLE = sys.platform == "linux"
 
 
@@ -39,7 +42,7 @@ def early(environment):
 
 # --- in the process of the tests ---
 def prepare(source, bytecode):
-    """From now on it is started by a fork. What the process for it runs lies beside the bytecode."""
+    """From now on it is started by a fork, by whomever in this process. What the process for it runs lies beside the bytecode."""
     with open(source, encoding="utf-8") as file:
         parts = in_two(file.read(), source)
     part = f"{bytecode}.{os.getpid()}"
@@ -47,6 +50,7 @@ def prepare(source, bytecode):
         marshal.dump(parts, file)
     os.replace(part, bytecode + ".parts")
     SOURCES[bytecode] = source
+    subprocess.Popen = Popen
 
 
 def in_two(text, source):
@@ -68,21 +72,28 @@ def own(value):
     return any(getattr(node, "attr", getattr(node, "id", None)) in OWN for node in ast.walk(value))
 
 
-def what_to_run(words):
-    """The bytecode of the script, the words of its command, and the text of the test's program that runs it, if any; None if it is something else."""
-    first, text = os.fspath(words[0]), None
-    if first in SOURCES:
-        return first, words, text
+def what_to_run(command):
+    """The bytecode of the script, and for its process: whether warnings are errors, the text of the test's program that runs it, if any, and its words.
+    None if it is something else."""
+    if not isinstance(command, (list, tuple)) or command[0] != sys.executable:
+        return None
+    words = [os.fspath(word) for word in command[1:]]
+    strict = words[:2] == ["-W", "error"]
+    if strict:
+        del words[:2]
+    first, text = words[0], None
     if first == "-c":
-        text, words = words[1], [first, *words[2:]]
-    elif first.endswith(".py") and not first.startswith(os.path.dirname(__file__)):
-        with open(first, encoding="utf-8") as file:
+        text = words.pop(1)
+    elif first.endswith(".py") and os.path.dirname(first) != os.path.dirname(__file__):
+        with contextlib.suppress(OSError), open(first, errors="replace") as file:
             text = file.read()
     for bytecode, source in SOURCES.items():
         name = os.path.basename(source)[:-3]
+        if first in (bytecode, source):
+            return bytecode, (strict, None, words)
         runs = "runpy.run_path(" in (text or "") and (source in text or source in words)
         if runs or re.search(rf"\bimport {name}\b", text or ""):
-            return bytecode, words, text
+            return bytecode, (strict, text, words)
     return None
 
 
@@ -95,7 +106,7 @@ class Starter:
         self.prctl = ctypes.CDLL(None).prctl
         self.sock, other = socket.socketpair()
         with other:
-            self.process = subprocess.Popen(
+            self.process = REAL(
                 [
                     sys.executable,
                     "-W",
@@ -109,9 +120,9 @@ class Starter:
                 stdin=subprocess.DEVNULL,
             )
 
-    def start(self, text, words, cwd, environment, new_session, streams):
+    def start(self, what, cwd, environment, new_session, streams):
         """The process number of what runs now: a child of ours, since whose parent ends goes to the next reaper above."""
-        order = marshal.dumps((text, words, cwd, environment, new_session))
+        order = marshal.dumps((what, cwd, environment, new_session))
         self.prctl(SUBREAPER, 1, 0, 0, 0)
         try:
             socket.send_fds(self.sock, [len(order).to_bytes(4, "big")], streams)
@@ -130,21 +141,24 @@ class Popen(subprocess.Popen):
         self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, info, flags, shell,
         p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, *rest,
     ):  # fmt: skip
-        streams = [p2cread, c2pwrite, errwrite]
         environment = dict(os.environ if env is None else env)
-        special = preexec_fn or pass_fds or not close_fds or shell or min(streams) < 0
-        what = what_to_run(args[3:])
-        if special or not what or early(environment) != early(os.environ):
+        special = preexec_fn or pass_fds or not close_fds or shell or executable
+        if special or early(environment) != early(os.environ) or not (what := what_to_run(args)):
             return super()._execute_child(
                 args, executable, preexec_fn, close_fds, pass_fds, cwd, env, info, flags, shell,
                 p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, *rest,
             )  # fmt: skip
-        bytecode, words, text = what
-        key = os.getpid(), bytecode
-        if key not in STARTERS:
-            STARTERS[key] = Starter(bytecode)
-        where, new_session = os.fspath(cwd or os.getcwd()), rest[5]
-        self.pid = STARTERS[key].start(text, words, where, environment, new_session, streams)
+        streams = [
+            number if ours < 0 else ours
+            for number, ours in enumerate((p2cread, c2pwrite, errwrite))
+        ]
+        bytecode, what = what
+        with STARTING:
+            key = os.getpid(), bytecode
+            if key not in STARTERS:
+                STARTERS[key] = Starter(bytecode)
+            where, new_session = os.fspath(cwd or os.getcwd()), rest[5]
+            self.pid = STARTERS[key].start(what, where, environment, new_session, streams)
         self._child_created = True
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
 
@@ -172,15 +186,21 @@ def receive_order(sock):
 
 
 def open_streams():
-    """Standard streams as Python makes them at its start."""
+    """Standard streams as Python makes them at its start: unbuffered if PYTHONUNBUFFERED says so."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         old = getattr(sys, name)
         mode = "w" if number else "r"
-        new = open(  # noqa: SIM115
-            number, mode, encoding=old.encoding, errors=old.errors, newline="\n", closefd=False
+        buffer = open(  # noqa: SIM115
+            number, mode + "b", -isinstance(old.buffer, io.BufferedIOBase), closefd=False
         )
-        if number == 2:
-            new.reconfigure(line_buffering=True)
+        new = io.TextIOWrapper(
+            buffer,
+            old.encoding,
+            old.errors,
+            "\n",
+            line_buffering=number == 2,
+            write_through=old.write_through,
+        )
         new.mode = mode
         setattr(sys, name, new)
         setattr(sys, f"__{name}__", new)
@@ -228,6 +248,14 @@ def become(sock, streams, cwd, environment, new_session):
     open_streams()
 
 
+def warn_as_ever():
+    """As a Python that was started without -W."""
+    sys.warnoptions.clear()
+    warnings.resetwarnings()
+    for kind in ImportWarning, PendingDeprecationWarning, DeprecationWarning, ResourceWarning:
+        warnings.simplefilter("ignore", kind)
+
+
 def run_changed(text, words, code, source, path):
     """What a test makes of the script, as `python -c TEXT` or `python FILE` runs it. It has the script's code, so that nobody compiles it again."""
 
@@ -272,8 +300,10 @@ def main(source, bytecode, number):
             if pid := os.fork():
                 sock.sendall(pid.to_bytes(4, "big"))
                 os._exit(0)
-            streams, (text, words, *where) = order
+            streams, ((strict, text, words), *where) = order
             become(sock, streams, *where)
+            if not strict:
+                warn_as_ever()
             sys.argv[:] = words
             if text is None:
                 return end_after(exec, last, vars(module))

@@ -18,7 +18,17 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, Listener, Process, Terminal, free_port, interpreters, until
+from conftest import (
+    COMPILED,
+    DEADLINE,
+    ROOT,
+    Listener,
+    Process,
+    Terminal,
+    free_port,
+    interpreters,
+    until,
+)
 
 sys.path.insert(0, str(ROOT))
 import client as script
@@ -375,7 +385,7 @@ def test_a_destination_that_cannot_be_opened_and_a_current_folder_that_is_gone_a
             f'{before} exec "$@" {words}',
             "sh",
             sys.executable,
-            ROOT / "client.py",
+            COMPILED["client.py"],
             "--port",
             str(server.port),
         ]
@@ -418,7 +428,7 @@ def test_an_output_that_takes_nothing_is_told(server, box, here):
                     f'exec "$@" {redirect}',
                     "sh",
                     sys.executable,
-                    ROOT / "client.py",
+                    COMPILED["client.py"],
                     "--port",
                     str(server.port),
                     *words,
@@ -450,7 +460,7 @@ def test_an_input_that_cannot_be_read_is_told_at_once(server, box, here):
             f'exec "$@" {redirect}',
             "sh",
             sys.executable,
-            ROOT / "client.py",
+            COMPILED["client.py"],
             "--port",
             str(server.port),
             "--timeout",
@@ -1717,7 +1727,7 @@ def test_listing_beyond_memory_comes_back_the_same(monkeypatch):
 
 
 def test_every_python_since_3_9_runs_it_alone(alone, server, box, full):
-    path = alone("client.py")
+    path = alone("client.py", for_any=True)
     (path.parent / "x").write_text("x")
     found = interpreters()
     for version in found if full else [min(found, key=lambda name: int(name[2:]))]:
