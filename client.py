@@ -164,7 +164,7 @@ SENDERS = 1000  # folders from others whose names here are remembered
 OPEN_FOLDERS = 4
 NICK = re.compile(r"[\w.-]{1,32}")
 CHAT_COMMANDS = "/who", "/nick", "/msg", "/quit"
-CHAT_HELP = "/who, /nick NAME, /msg NICK TEXT, /quit; a line that starts with a slash needs two"
+CHAT_HELP = "/who, /nick NAME, /msg NICK TEXT, /quit; //TEXT says /TEXT"
 CONTINUED = "  | "  # how a row begins that goes on with the line above it
 CONTINUED_ROOM = 20  # columns of such a row at least
 LISTED_IN_MEMORY = 12000  # lines of a listing; the rest goes to a nameless file
@@ -1810,7 +1810,8 @@ class Chat:
         self.typist = Typist.ELSEWHERE
         self.to_say: deque[str] = deque()  # lines for the thread
         self.bell, self.ringer = socket.socketpair()
-        self.unanswered = self.code = 0
+        self.unanswered: deque[str] = deque()  # of what was said to one alone: to whom
+        self.code = 0
         self.problem: Exception | None = None
         self.thread = threading.Thread(target=self.run, daemon=True)
 
@@ -1862,13 +1863,16 @@ class Chat:
         elif command == "/who":
             self.request(line("who"))
         elif command == "/msg" and " " in rest.strip():
-            self.request(b"tell %b\n" % rest.strip().encode(errors="surrogateescape"))
+            told = b"tell %b\n" % rest.strip().encode(errors="surrogateescape")
+            self.request(told, rest.split()[0])
         elif command == "/nick" and rest:
             if not NICK.fullmatch(rest):
                 return self.show_line(f"* {WHYS['bad-nick'][0]}")
             self.request(line("chat", rest))
         else:
-            self.show_line(f"* {did_you_mean(command, CHAT_COMMANDS)}{CHAT_HELP}")
+            if command not in CHAT_COMMANDS and (meant := did_you_mean(command, CHAT_COMMANDS)):
+                self.show_line(f"* {meant.rstrip()}")
+            self.show_line(f"* {CHAT_HELP}")
 
     def say(self, text: str) -> None:
         clean = "".join(" " if char < " " or char == "\x7f" else char for char in text)
@@ -1876,9 +1880,9 @@ class Chat:
             piece = clean[start : start + CHAT_LINE].encode(errors="surrogateescape")
             self.request(b"say %b\n" % piece)
 
-    def request(self, text: bytes) -> None:
+    def request(self, text: bytes, to: str = "") -> None:
         self.link.put(text)
-        self.unanswered += 1
+        self.unanswered.append(to)
 
     def show(self, found: "Line") -> None:
         """A line of a peer begins with its name, a line of this program with a star."""
@@ -1890,7 +1894,9 @@ class Chat:
             alone = " to you alone" * (verb == "told")
             self.show_line(f"{said['from']}{alone}: {text}", said)
         elif verb in ("joined", "left"):
-            self.show_line(f"* {words[0]} {verb}", {verb: words[0]})
+            was = {key: name for key, name in keys.items() if key == "was"}
+            text = f"{was['was']} is now {words[0]}" if was else f"{words[0]} {verb}"
+            self.show_line(f"* {text}", {verb: words[0], **was})
         elif verb == "client":
             facts = words[0], keys.get("nick"), keys.get("mode")
             self.show_line(f"* {'  '.join(filter(None, facts))}", {**keys, "client": words[0]})
@@ -1899,10 +1905,11 @@ class Chat:
             text = f"* {plural(lost, 'line')} of others lost: they came faster than you took them"
             self.show_line(text, {"lost": lost})
         elif words[0] in ("say", "tell", "who", "chat"):
-            self.unanswered -= 1
+            to = self.unanswered.popleft() if self.unanswered else ""
             if verb == "err":
                 self.code, reason = 9, keys.get("reason", "?")
-                self.show_line(f"* not said ({reason})", {"error": reason})
+                to = f" to {to}" if to else ""
+                self.show_line(f"* not said{to} ({reason})", {"error": reason})
             elif words[0] == "chat":
                 nick = keys.get("nick", "")
                 self.show_line(f"* you are {nick}", {"nick": nick})
@@ -1971,7 +1978,7 @@ class Chat:
         text = next_line(CHAT_PROMPT)
         if not self.live:  # a pipe is read no faster than the server takes it
             time.sleep((1 + len(text) // CHAT_LINE) / PIPE_RATE)
-            while self.unanswered + len(self.to_say) >= CHAT_UNANSWERED and not self.problem:
+            while len(self.unanswered) + len(self.to_say) >= CHAT_UNANSWERED and not self.problem:
                 time.sleep(REDRAW)
         return text
 
@@ -3836,8 +3843,9 @@ SHELL_COMMANDS = {
 }  # what the shell alone has
 SHELL_HELP = """\
   !COMMAND            a command of this machine
-COMMAND -h lists what else it takes. upload, download, ls, dir, rm and mv mean put, get, list,
-delete and rename; upload IP PORT PATH sends to that client. Names with spaces stand in quotes."""
+COMMAND -h lists what else it takes. Names with spaces stand in quotes.
+upload, download, ls, dir, rm and mv mean put, get, list, delete, rename;
+upload IP PORT PATH sends to that client."""
 
 
 WORDS = {

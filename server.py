@@ -247,9 +247,10 @@ receivers, is refused (stalled).
 Chat. After `ok chat`, until the next request other than help, who, ping, say, tell and chat, these
 lines come between answers: said from=NAME TEXT (one space, then the text to the end of the line),
 told from=NAME TEXT (to this client alone), joined NAME at=HOST:PORT, left NAME. NAME is the nick or
-HOST:PORT. One client may say 40 lines (or join so often) at once and 20 a second; more are refused
-as too-fast. For a client that does not read, 200 lines are kept; of more it loses the oldest, and
-gets `note chat lost=N` before the next.
+HOST:PORT; joined has was=NAME too where a client only takes another name. One client may say 40
+lines (or join so often) at once and 20 a second; more are refused as too-fast. For a client that
+does not read, 200 lines are kept; of more it loses the oldest, and gets `note chat lost=N` before
+the next.
 
 Reason codes. The connection goes on after these; every err that comes inside the body of a put has
 received=N, the bytes that have come.
@@ -2565,9 +2566,8 @@ class Lobby:
         """What was said before; what is said from now on comes after it. Who was in the chat with
         another name has heard all that."""
         with self.lock:
-            if before:
-                self.tell_all(line("left", before), session)
-            self.tell_all(line("joined", session.display_name(), at=session.peer), session)
+            joined = line("joined", session.display_name(), at=session.peer, was=before or None)
+            self.tell_all(joined, session)
             self.chatters[session] = None
             session.mode = "chat"
             return [] if before else list(self.history)

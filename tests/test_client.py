@@ -2324,6 +2324,11 @@ def test_the_shell_has_folders_on_both_sides_and_commands_of_this_machine(do, he
     assert "there" in done.err and done.code == 1 and "no-such-file" in done.err, done
 
 
+def test_the_help_of_the_shell_fits_80_columns(do):
+    rows = do(input=b"help\n").out.decode().splitlines()
+    assert len(rows) > 15 and max(map(len, rows)) <= 76, rows
+
+
 def test_in_the_shell_no_name_is_a_way_out_and_all_that_is_shared_has_none(do, here, box):
     (box / "d").mkdir()
     (here / "x").touch()
