@@ -658,7 +658,9 @@ class Changes(Batch):
         return f": unknown whether {self.verb} was done to {printable(file.name)}"
 
     def summary(self) -> None:
-        """Nothing is said of what went well."""
+        if self.counts["ok"] and not (self.args.quiet or self.args.json):
+            failed = f"; {self.counts['failed']:,} failed" * bool(self.counts["failed"])
+            say(f"{self.verb}: {self.counts['ok']:,} done{failed}")
 
 
 def do_delete(args: argparse.Namespace) -> int:
@@ -1536,11 +1538,14 @@ class Sends(Puts):
         self.link.request("send", self.targets, file.name, **keys, type=kind)
 
     def put_file(self, file: File, status: os.stat_result) -> Conversation:
+        if self.args.dry_run:
+            return self.plan("new", file, status.st_size)
         yield from self.send_file(file, 0, False)
 
     def put_folder(self, file: File) -> Conversation:
-        self.announce(file, "mkdir")
-        if self.has_arrived(file, (yield file)):
+        if not self.args.dry_run:
+            self.announce(file, "mkdir")
+        if self.args.dry_run or self.has_arrived(file, (yield file)):
             self.files.append(self.children(file, True))
 
     def handle_note(self, note: "Line") -> None:
@@ -4953,7 +4958,9 @@ def own_flags(command: str, flag: Callable[..., object]) -> None:
     if command in ("put", "send"):
         flag("--as", dest="name", metavar="NAME", help="what it is called there")
     if command in ("get", "put", "send"):
-        tree_flags(flag)
+        # what others have is not ours to delete
+        kept = "--delete" if command == "send" else ""
+        tree_flags(lambda name, **more: name == kept or flag(name, **more))
     if command in ("get", "put", "send", "receive"):
         flag("--hidden", action="store_true", help="names that start with a dot too")
     if command == "put":

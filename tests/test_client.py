@@ -1461,6 +1461,14 @@ def test_who_lists_what_is_not_there_is_not_told_to_make_it(do, here):
     assert failed.code == 25 and "mkdir makes it; put --into FOLDER does too" in failed.err, failed
 
 
+def test_what_was_changed_is_told_in_one_line(do, box):
+    assert do("mkdir", "d").err == "mkdir: 1 done\n"
+    assert do("rename", "d", "e").err == "rename: 1 done\n"
+    failed = do("delete", "e", "no").err.splitlines()
+    assert failed[0].startswith("error: ") and failed[-1] == "delete: 1 done; 1 failed", failed
+    assert do("mkdir", "d", "--quiet").err == "" and paths(box) == []
+
+
 # --- the shell ---
 def test_the_shell_goes_on_after_a_failure_and_knows_the_words_of_the_labs(do, here, box):
     (here / "a b").write_text("x")

@@ -1098,6 +1098,23 @@ def test_when_nobody_is_left_a_tree_is_given_up_and_told_of_once(do, here, recei
     ) and os.listdir(here / "box" / "t") == ["0"]
 
 
+def test_send_deletes_nothing_on_the_server_and_by_dry_run_sends_nothing(
+    do, here, receiving, tmp_path
+):
+    for folder in (here / "t", tmp_path / "box" / "t"):
+        folder.mkdir(parents=True)
+    (here / "t/x").write_text("xyz")
+    (tmp_path / "box/t/only there").touch()
+    receiving("-o", "inbox", "--nick", "bob")
+    assert "--delete" not in do("send", "-h").out.decode()
+    refused = do("send", "t", "--to", "bob", "--delete", "--force")
+    assert refused.code == 2 and (tmp_path / "box/t/only there").exists(), refused
+    plan = do("send", "t", "--to", "bob", "--dry-run")
+    assert plan.code == 0 and plan.out == b"new t/x\n", plan
+    assert plan.err == "send --dry-run: would send 1 file, 3 bytes\n", plan
+    assert os.listdir(here / "inbox") == []
+
+
 def test_who_is_absent_is_told_of_once_and_the_others_get_the_whole_tree(
     do, here, receiving, server
 ):
