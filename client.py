@@ -3729,7 +3729,7 @@ def shell(args: argparse.Namespace) -> int:
     terminal, code, args.cwd = is_terminal(0), 0, ""
     connected(args)
     if terminal:
-        prepare_completion()
+        prepare_completion(args)
         say(f"connected to {endpoint(args)}; help lists the commands")
     while True:
         try:
@@ -3750,6 +3750,7 @@ def shell(args: argparse.Namespace) -> int:
 def run_line(args: argparse.Namespace, text: str) -> int:
     """One line of the shell: the same words as on the command line."""
     own = argparse.Namespace(**vars(args))
+    args.link = None  # a chat is typed into as well: there Tab shall not ask on its connection
     try:
         return run_command(own, text)
     finally:
@@ -3863,19 +3864,21 @@ WORDS = {
 }  # what the labs and other shells say for ours
 
 
-def prepare_completion() -> None:
-    """History and the Tab key, where Python has readline: commands first, then local paths."""
+# commands that take names on the server, where Tab asks for them
+NAMES_THERE = "cd", "delete", "get", "list", "mkdir", "rename", "stat"
+
+
+def prepare_completion(args: argparse.Namespace) -> None:
+    """History and the Tab key, where Python has readline: commands, then names there or here."""
     with contextlib.suppress(ImportError):
         import readline  # not at the top: loading it can write to a terminal
 
-        def complete(text: str, state: int) -> Optional[str]:
-            import glob
+        found: list[str] = []
 
-            paths = sorted(glob.glob(glob.escape(text) + "*"))
-            found = [shlex.quote(path + "/" * os.path.isdir(path)) for path in paths]
-            if readline.get_begidx() == 0:
-                words = sorted({*COMMANDS, *WORDS, *SHELL_COMMANDS})
-                found = [f"{word} " for word in words if word.startswith(text)]
+        def complete(text: str, state: int) -> Optional[str]:
+            if state == 0:
+                before = readline.get_line_buffer()[: readline.get_begidx()].split()
+                found[:] = completions(args, known_words(before)[0] if before else "", text)
             return found[state] if state < len(found) else None
 
         readline.set_completer_delims(" ")
@@ -3883,6 +3886,34 @@ def prepare_completion() -> None:
         # macOS has another library under that name
         other = "libedit" in (readline.__doc__ or "")
         readline.parse_and_bind("bind ^I rl_complete" if other else "tab: complete")
+
+
+def completions(args: argparse.Namespace, verb: str, text: str) -> list[str]:
+    """What a word of a line can become: a command, a name there, or a path here."""
+    import glob  # not at the top: few need it
+
+    if not verb:
+        words = sorted({*COMMANDS, *WORDS, *SHELL_COMMANDS})
+        return [f"{word} " for word in words if word.startswith(text)]
+    if verb in NAMES_THERE:
+        paths = names_there(args, text) if args.link else []
+    else:
+        paths = [path + "/" * os.path.isdir(path) for path in glob.glob(glob.escape(text) + "*")]
+    return [shlex.quote(path) for path in sorted(paths)]
+
+
+def names_there(args: argparse.Namespace, text: str) -> list[str]:
+    """Names on the server that begin so; none if it does not tell."""
+    own = argparse.Namespace(**{**vars(args), "command": "list", "retries": 0})
+    above = text[: text.rfind("/") + 1]
+    found: list[str] = []
+    with contextlib.suppress(Failure, Lost, Broken):
+        for entry in list_folder(own, remote_name(own, above or "."), False):
+            path = above + entry.words[0].rpartition("/")[2] + "/" * (entry.verb == "dir")
+            if path.startswith(text):
+                found.append(path)
+    args.link, args.reached = own.link, own.reached
+    return found
 
 
 # --- trust: the same in client.py, httpclient.py (tests/test_twins.py) ---

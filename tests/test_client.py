@@ -2332,6 +2332,32 @@ def test_the_shell_has_folders_on_both_sides_and_commands_of_this_machine(do, he
     assert "there" in done.err and done.code == 1 and "no-such-file" in done.err, done
 
 
+def test_in_the_shell_tab_completes_names_there_where_these_are_meant(server, here, box):
+    pytest.importorskip("readline")
+    (here / "here.txt").touch()
+    (box / "deep").mkdir()
+    (box / "deep" / "renamed x.txt").touch()
+    (box / "there.txt").touch()
+    shell = Terminal("--port", server.port, cwd=here)
+    shell.wait_for("sixsockets> ")
+    for typed, completed in (
+        ("stat th\t", "stat there.txt"),
+        ("ls /d\tr\t", "'/deep/renamed x.txt'"),
+        ("stat he\t", "stat he"),
+        ("put he\t", "put here.txt"),
+        ("cd de\t", "cd deep/"),
+        ("rm ren\t", "'renamed x.txt'"),
+    ):
+        shell.type(typed)
+        shell.wait_for(completed)
+        shell.type("\n")
+        shell.wait_for("> ")
+    until(lambda: not (box / "deep" / "renamed x.txt").exists(), "the file to be deleted")
+    assert (box / "there.txt").exists() and "stat here" not in shell.text, shell.text
+    shell.type("bye\n")
+    assert shell.end() == 0
+
+
 def test_the_help_of_the_shell_fits_80_columns(do):
     rows = do(input=b"help\n").out.decode().splitlines()
     assert len(rows) > 15 and max(map(len, rows)) <= 76, rows
