@@ -3903,15 +3903,19 @@ def completions(args: argparse.Namespace, verb: str, text: str) -> list[str]:
 
 
 def names_there(args: argparse.Namespace, text: str) -> list[str]:
-    """Names on the server that begin so; none if it does not tell."""
+    """Names on the server that begin so; none that could move a cursor."""
     own = argparse.Namespace(**{**vars(args), "command": "list", "retries": 0})
     above = text[: text.rfind("/") + 1]
     found: list[str] = []
-    with contextlib.suppress(Failure, Lost, Broken):
+    try:
         for entry in list_folder(own, remote_name(own, above or "."), False):
             path = above + entry.words[0].rpartition("/")[2] + "/" * (entry.verb == "dir")
-            if path.startswith(text):
+            if path.startswith(text) and path == printable(path):
                 found.append(path)
+    except Failure:  # there is no such folder
+        pass
+    except (Lost, Broken, OSError, KeyboardInterrupt):  # readline would drop it
+        close_link(own)  # the rest of the answer may be on its way
     args.link, args.reached = own.link, own.reached
     return found
 

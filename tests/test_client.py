@@ -2337,6 +2337,7 @@ def test_in_the_shell_tab_completes_names_there_where_these_are_meant(server, he
     (here / "here.txt").touch()
     (box / "deep").mkdir()
     (box / "deep" / "renamed x.txt").touch()
+    (box / "escape\x1b[2J").touch()
     (box / "there.txt").touch()
     shell = Terminal("--port", server.port, cwd=here)
     shell.wait_for("sixsockets> ")
@@ -2344,6 +2345,8 @@ def test_in_the_shell_tab_completes_names_there_where_these_are_meant(server, he
         ("stat th\t", "stat there.txt"),
         ("ls /d\tr\t", "'/deep/renamed x.txt'"),
         ("stat he\t", "stat he"),
+        ("stat esc\t", "stat esc"),
+        ("stat no/\t", "stat no/"),
         ("put he\t", "put here.txt"),
         ("cd de\t", "cd deep/"),
         ("rm ren\t", "'renamed x.txt'"),
@@ -2354,6 +2357,7 @@ def test_in_the_shell_tab_completes_names_there_where_these_are_meant(server, he
         shell.wait_for("> ")
     until(lambda: not (box / "deep" / "renamed x.txt").exists(), "the file to be deleted")
     assert (box / "there.txt").exists() and "stat here" not in shell.text, shell.text
+    assert "stat escape" not in shell.text, "a name that clears the screen is not typed"
     shell.type("bye\n")
     assert shell.end() == 0
 
