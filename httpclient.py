@@ -3211,7 +3211,7 @@ TLS_TROUBLE = (  # by the endings of OpenSSL's reason
         56,
         "speaks no TLS on that port",
         "what came was not encrypted",
-        "leave out --tls, --pin, --cacert and --insecure, or write http:// instead of https://",
+        "leave out --tls, --pin, --cacert, --insecure; in a URL write http:// instead of https://",
     ),
     (
         ("UNSUPPORTED_PROTOCOL", "PROTOCOL_VERSION"),
