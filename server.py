@@ -1399,7 +1399,7 @@ def check_name(name: str, hidden: bool = True, windows: bool = os.name == "nt") 
     parts = name.split("/")
     if (
         "\0" in name
-        or len(os.fsencode(name)) > MAX_NAME
+        or (len(name) * 4 > MAX_NAME and len(os.fsencode(name)) > MAX_NAME)
         or (windows and any(map(DEVICE.fullmatch, parts)))
     ):
         raise Refused("bad-name")
