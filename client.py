@@ -87,6 +87,12 @@ if __name__ == "__main__":
             continue
         if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
+
+    import signal
+
+    # Ctrl-C while the rest is loaded: the end of any program, and no traceback
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 # --- end imports ---
 
 import _thread  # the locks of threading, which takes a client long to load
@@ -105,6 +111,7 @@ import re
 import select
 import selectors
 import shlex
+import signal
 import site
 import socket
 import stat
@@ -304,6 +311,7 @@ LAST_LINE = {
     "same": "{:,} already there",
     "skipped": "skipped {}",
     "deleted": "deleted {:,}",
+    "delete": "would delete {:,}",
     "failed": "{:,} failed",
 }
 # what is left out of a tree, and why
@@ -328,7 +336,8 @@ class Batch:
         self.progress = Progress(args)
         self.files: list[Iterator[File]] = []  # still to begin, the last first
         self.waiting: deque[tuple[File, Conversation]] = deque()  # in the order of their requests
-        self.code = self.bytes = 0
+        self.code = self.bytes = self.there = 0  # bytes that came or went, or had before this run
+        self.began: dict[str, int] = {}  # of files on their way: how much was there before this run
         self.counts: Counter[str] = Counter()  # what became of how many
         self.furthest = (0, 0)  # files, and bytes, at the last loss of the connection
         self.lost_at = ""  # where that was
@@ -361,13 +370,20 @@ class Batch:
         except BaseException as end:
             self.progress.clear()
             if isinstance(end, KeyboardInterrupt):
-                reached = plural(self.counts["ok"], "file") + " and "
-                reached += readable_size(self.progress.done + self.progress.current)
-                end.args = (f"stopped after {reached}; {self.again}",)
+                end.args = (f"stopped after {self.reached()}; {self.again}",)
             self.hang_up()
             raise
         self.summary()
         return self.code
+
+    def reached(self) -> str:
+        """How far it came. The answer for a file may have come while the next one was sent."""
+        link: Link | None = self.args.link
+        answers = [found for found, _ in link.arrived if found.verb == "ok"] if link else []
+        arrived = [found for found in answers if found.words[:1] in (["put"], ["send"])]
+        size = self.bytes + self.there + self.progress.current
+        size += sum(found.number("size") for found in arrived)
+        return f"{plural(self.counts['ok'] + len(arrived), 'file')} and {readable_size(size)}"
 
     def remove_surplus(self) -> None:
         try:
@@ -445,13 +461,15 @@ class Batch:
         self.settle(file, "failed", error=what)
 
     def done(self, file: File, size: int, sha256: str, offset: int = 0, **facts: object) -> None:
+        self.began.pop(file.name, None)
         self.bytes += size - offset
+        self.there += offset
         self.progress.count_file(size)
         self.settle(file, "ok", size=size, sha256=sha256, **facts)
 
     def skip_same(self, file: File, size: int, sha256: str = "") -> None:
         if file.tried:  # this run sent it, and the answer was lost
-            return self.done(file, size, sha256)
+            return self.done(file, size, sha256, self.began.get(file.name, 0))
         self.progress.resumed += size
         self.progress.count_file(size)
         self.settle(file, "same", size=size)
@@ -518,6 +536,11 @@ class Batch:
         finally:
             os.close(fd)
 
+    def closer_look(self, theirs: "Line", ours: os.stat_result) -> str:
+        """A hint for files that may be the same: another client may have lost part of the time."""
+        alike = theirs.number("size") == ours.st_size and self.args.compare == "time"
+        return "--compare content tells whether they are the same; " * alike
+
     def show_checked(self, count: int) -> None:
         self.progress.update(count, "checked")
 
@@ -527,10 +550,13 @@ class Batch:
         """What --delete removes of a folder's content: more than half of it only with --force."""
         found = [below for below in content if not self.kept_out(below)]
         doomed = [below for below in found if not is_kept(below.rstrip("/"))]
-        if len(doomed) * 2 > len(found) and not (self.args.force or self.args.dry_run):
+        if len(doomed) * 2 > len(found) and not self.args.force:
             what = f"--delete would remove {len(doomed):,} of the {len(found):,} files and folders"
             what += f" in {printable(name)}"
             why = "that is more than half: perhaps another folder is meant"
+            if self.args.dry_run:
+                self.say(f"without --force it refuses that: {what}")
+                return doomed
             hint = "--dry-run shows them, --force removes them"
             raise Failure(23 if self.verb == "get" else 25, what, why, hint)
         return doomed
@@ -552,7 +578,6 @@ class Batch:
             self.furthest, self.args.tries = reached, 0
         files = self.hang_up()
         self.lost_at = self.where(files[0], self.progress.current) if files else ""
-        self.progress.current = 0
         self.progress.clear()
         hints = [*filter(None, map(self.cannot_repeat, files))]
         if hints:
@@ -588,9 +613,11 @@ class Batch:
         if self.args.json:
             return tell_json(facts)
         rate = readable_size(self.bytes / max(elapsed, 0.001))
+        facts |= {"deleted": counts["deleted"], "delete": counts["delete"]}
         facts["skipped"] = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
         clauses = [form.format(facts[key]) for key, form in LAST_LINE.items() if facts[key]]
-        text = f"{plural(facts['files'], 'file')}, {readable_size(self.bytes)}"
+        text = f"{plural(facts['files'], 'file')}, {readable_size(self.bytes + self.there)}"
+        text += f" ({readable_size(self.there)} of it already there)" * bool(self.there)
         if self.args.dry_run:
             would = "fetch" if self.verb == "get" else "send"
             text = f"{self.verb} --dry-run: would {would} {text}"
@@ -794,7 +821,7 @@ class Puts(Batch):
     def send_bytes(
         self, file: File, fd: int, status: os.stat_result, part: int, over: bool
     ) -> tuple[int, str, str]:
-        """Where they began, the digest of all, and why they were given up.
+        """How much was there before this run, the digest of all, and why they were given up.
 
         If there are many, or a part was left before, the server is heard first: it refuses what it
         has no room for, or says where to begin."""
@@ -816,8 +843,9 @@ class Puts(Batch):
             sha = hashlib.sha256()
             os.lseek(fd, 0, os.SEEK_SET)
         self.progress.resumed += offset
+        before = self.began.setdefault(file.name, offset)
         given_up = send_body(self.link, fd, size - offset, status, sha, self.may_go_on)
-        return offset, sha.hexdigest(), given_up
+        return before, sha.hexdigest(), given_up
 
     def may_go_on(self, count: int) -> bool:
         """Between chunks: or has the server refused it already?
@@ -861,9 +889,9 @@ class Puts(Batch):
             raise Failure(
                 25,
                 f"server already has another {printable(file.name)}",
-                f"{described(there.number('size'), there.number('mtime_ns'))}; "
-                f"yours: {described(status.st_size, status.st_mtime_ns)}",
-                "--as NAME stores yours beside it; --force replaces it",
+                difference(there, status),
+                self.closer_look(there, status)
+                + "--as NAME stores yours beside it; --force replaces it",
             )
 
     def put_folder(self, file: File) -> Conversation:
@@ -1226,10 +1254,11 @@ class Gets(Batch):
         """Whether it is empty: then nothing below it can be there already."""
         if self.stream is not None or self.args.dry_run:
             return False
-        folder, count = self.folder(path), 0
-        for count, name in enumerate(folder.entries(), 1):
+        folder, empty = self.folder(path), True
+        for name in folder.entries():
+            empty = False
             remove_if_old(folder, name)
-        return count == 0
+        return empty
 
     def local(self, path: str) -> tuple["Folder", str]:
         """Where a name leads here, below DEST. Each component is checked."""
@@ -1310,7 +1339,6 @@ class Gets(Batch):
         there: os.stat_result,
     ) -> bool:
         """Whether what is here is what the server has. Another file is replaced with --force."""
-        size = facts.number("size")
         if not stat.S_ISREG(there.st_mode):
             raise Failure(
                 23,
@@ -1323,9 +1351,9 @@ class Gets(Batch):
             raise Failure(
                 23,
                 f"another {printable(file.path)} is already here",
-                f"{described(there.st_size, there.st_mtime_ns)}; "
-                f"the server's: {described(size, facts.number('mtime_ns'))}",
-                "-o DEST puts the server's elsewhere; --force replaces yours",
+                difference(facts, there),
+                self.closer_look(facts, there)
+                + "-o DEST puts the server's elsewhere; --force replaces yours",
             )
         return alike
 
@@ -1359,7 +1387,7 @@ class Gets(Batch):
             part.mtime_ns, part.executable = answer.number("mtime_ns"), answer.is_set("exec")
         size = part.size or 0
         try:
-            self.write_body(file, part, answer, offset)
+            offset = self.write_body(file, part, answer, offset)
         except (Lost, KeyboardInterrupt):
             self.progress.current = part.received
             part.keep()
@@ -1374,12 +1402,13 @@ class Gets(Batch):
             raise
         self.done(file, size, part.sha256, offset)
 
-    def write_body(self, file: File, part: "Part", answer: "Line", offset: int) -> None:
-        """Receive it into the part, which then gets its name."""
+    def write_body(self, file: File, part: "Part", answer: "Line", offset: int) -> int:
+        """Receive it into the part, which then gets its name. Returns how much this run found."""
         if part.fd < 0:
             self.claim(file, part)
         part.begin(offset)
         self.progress.resumed += offset
+        before = self.began.setdefault(file.name, offset)
         try:
             tell = self.progress.update
             if receive_body(self.link, answer, part, lambda announced: None, tell) == "no":
@@ -1398,6 +1427,7 @@ class Gets(Batch):
             if there := part.folder.stat(part.leaf):
                 self.is_same(file, answer, part.folder, part.leaf, there)  # or a Failure
             part.drop()
+        return before
 
     def cut_short(
         self, file: File, part: "Part", size: int, error: OSError, kept: bool
@@ -1420,7 +1450,7 @@ class Gets(Batch):
             return cannot_write(file.path, error)
         why = error.keys.get("why", WHYS[error.reason][0])
         code = 56 if error.reason == "bad-name" else 23
-        what = f"will not write {printable(file.path)} here"
+        what = f"will not write {printable(file.path or file.name)} here"
         return Failure(code, what, str(why), "-o DEST for another place")
 
 
@@ -1473,6 +1503,7 @@ class Sends(Puts):
         self.results: dict[str, Counter[str]] = {}
         self.targets = ",".join(filter(None, args.to or []))
         self.nicks: set[str] = set()  # of those receivers that have one
+        self.absent: dict[str, str] = {}  # address or nick of who gets nothing more -> its result
         if not self.targets and not args.all:
             raise Failure(
                 2,
@@ -1534,7 +1565,10 @@ class Sends(Puts):
             return False
         if not self.link.got:
             raise refusal(answer, "send", file.name)
-        reasons = [self.count_result(file, found, size, sha256) for found in self.link.got]
+        for target in set(self.absent.values()):
+            self.results[target]["unsent"] += 1
+        heard = [found for found in self.link.got if self.absent.keys().isdisjoint(names_of(found))]
+        reasons = [self.count_result(file, found, size, sha256) for found in heard]
         if all(reasons) and NO_RECEIVER.issuperset(reasons):
             self.nobody = True
             if self.waiting or self.next_file():
@@ -1547,7 +1581,7 @@ class Sends(Puts):
         verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (sha256 or None)
         target = peer_name(found.words[0], found.keys.get("nick"))
         counts = self.results.setdefault(target, Counter())
-        counts.update(sent=1, verified=verified, bytes=size * verified)
+        counts.update(sent=1, verified=int(verified), bytes=size * verified)
         if verified:
             return ""
         reason = found.keys.get("reason") or "wrong-digest"
@@ -1555,7 +1589,16 @@ class Sends(Puts):
         why, hint = THERE.get(reason) or WHYS.get(reason, told)
         what = f"{target} did not get {printable(file.name)} ({printable(reason)})"
         self.fail(file, Failure(25, what, printable(found.keys.get("why", why)), hint))
+        if reason in NO_RECEIVER:
+            self.leave_out(names_of(found), target)
         return reason
+
+    def leave_out(self, names: list[str], target: str) -> None:
+        """Who is not there is told of once. What is asked from now on does not name it."""
+        self.absent |= dict.fromkeys(names, target)
+        rest = (each for each in self.targets.split(",") if each.lower() not in self.absent)
+        self.targets = ",".join(rest)
+        self.nicks = {nick for nick in self.nicks if nick.lower() not in self.absent}
 
     def summary(self) -> None:
         super().summary()
@@ -1564,7 +1607,14 @@ class Sends(Puts):
                 tell_json({"verb": "send", "receiver": target, **counts})
             elif not self.args.quiet:
                 verified = f"verified {counts['verified']:,} of {counts['sent']:,}"
-                say(f"{target}: {verified}, {readable_size(counts['bytes'])}")
+                text = f"{target}: {verified}, {readable_size(counts['bytes'])}"
+                unsent = counts["unsent"]
+                say(text + f"; not sent to it: {unsent:,} more" * (unsent > 0))
+
+
+def names_of(found: "Line") -> list[str]:
+    """What a receiver can have been called: its address or what stood for it, and its nick."""
+    return [name.lower() for name in (found.words[0], found.keys.get("nick")) if name]
 
 
 class Inbox:
@@ -1631,6 +1681,8 @@ class Inbox:
     def admit(self, name: str, request: "Line") -> list[str]:
         """The components of its name here. The first may differ from what the sender calls it."""
         top, *below = check_name(name, self.args.hidden)
+        if not self.is_from_wanted(request):
+            raise Refused("not-wanted")
         key = request.keys.get("from", ""), top
         if key not in self.names:
             self.names[key] = top if self.is_wanted(top, request) else ""
@@ -1640,12 +1692,14 @@ class Inbox:
             raise Refused("not-wanted")
         return [self.names[key], *below]
 
-    def is_wanted(self, top: str, request: "Line") -> bool:
-        """Say who sends what before it is taken; --from and --ask can refuse it."""
+    def is_from_wanted(self, request: "Line") -> bool:
+        """Each time: only the names of those whom --from lets in are remembered."""
         endpoint, nick = request.keys.get("from", ""), request.keys.get("nick", "")
         known = {endpoint, endpoint.rpartition(":")[0].strip("[]"), nick.lower()}
-        if self.args.senders and known.isdisjoint(map(str.lower, self.args.senders)):
-            return False
+        return not self.args.senders or not known.isdisjoint(map(str.lower, self.args.senders))
+
+    def is_wanted(self, top: str, request: "Line") -> bool:
+        """Say who sends what before it is taken; --ask can refuse it."""
         if not self.args.quiet and (self.args.ask or is_terminal(2)):
             size = f", {readable_size(request.number('size'))}" if "size" in request.keys else ""
             say_in_rows(f"{sender_of(request)} sends {printable(top)}{size}")
@@ -1653,9 +1707,9 @@ class Inbox:
 
     def is_taken(self) -> bool:
         """Ask; no answer for half of the time that the server waits for us means no."""
-        draw("take it? [y/N] ")
+        say("take it? [y/N] ", "")
         if not sys.stdin or not select.select([0], [], [], self.args.timeout / 2)[0]:
-            draw("no answer: refused\n")
+            say("no answer: refused")
             return False
         return sys.stdin.readline().strip().lower().startswith("y")
 
@@ -1880,7 +1934,6 @@ class Chat:
         """Interrupt input(): nobody is left to type for.
 
         A signal just before input() blocks is lost, so it is repeated until it works."""
-        import signal
         import threading
 
         # on Windows the next line, or Ctrl-C, ends it
@@ -1892,8 +1945,6 @@ class Chat:
     # the main thread
     def type(self) -> int:
         """Line after line, until the end of them."""
-        import signal
-
         if hasattr(signal, "SIGUSR1"):
             signal.signal(signal.SIGUSR1, self.stop_typing)
         patience = None
@@ -1999,7 +2050,7 @@ BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all belo
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 # how a file begins that comes in one piece: most small ones do
 BEGIN = re.compile(
-    rb"(put|ok get|send [!-$&-<>-~]+) ([!-$&-<>-~]+) size=([0-9]{1,18}) mtime_ns=([0-9]{1,19})"
+    rb"(put|ok get|send [!-$&-<>-~]+) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]{1,19})"
     rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
@@ -2284,11 +2335,15 @@ class Wire:
                     deadline = time.monotonic() + self.timeout
                 self.receive_more_of_a_line(deadline)
                 continue
-            text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+            try:
+                text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+                found = parse(text) if text else None  # an empty line means nothing
+            except UnicodeDecodeError:  # Windows' names are Unicode; a TLS client's bytes are not
+                tls = self.buffer.startswith(TLS, self.start)
+                raise Broken("this-is-tls" if tls else "bad-line") from None
             self.start = stop + 1
-            if not text:  # an empty line means nothing
+            if not found:
                 continue
-            found = parse(text)
             if found.verb == "data":
                 if not is_number(" ".join(found.words)):
                     raise Broken("bad-number")
@@ -2864,8 +2919,14 @@ def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool
     return size == other_size and mtime_ns // coarsest == other_mtime_ns // coarsest
 
 
-def described(size: int, mtime_ns: int) -> str:
-    return f"{plural(size, 'byte')} of {date_of(mtime_ns)}"
+def difference(theirs: Line, ours: os.stat_result) -> str:
+    """Size and time of two files; also the digits of a second, where only these differ."""
+    sizes = theirs.number("size"), ours.st_size
+    times = theirs.number("mtime_ns"), ours.st_mtime_ns
+    told = [f"{plural(size, 'byte')} of {date_of(ns)}" for size, ns in zip(sizes, times)]
+    if told[0] == told[1]:
+        told = [f"{text}.{ns % 10**9:09}" for text, ns in zip(told, times)]
+    return f"the server's: {told[0]}; yours: {told[1]}"
 
 
 def date_of(mtime_ns: int) -> str:
@@ -2907,7 +2968,7 @@ RANDOM = ".six-" + "0" * 8  # how the name of a part begins that nothing can res
 UNIQUE = itertools.count(int.from_bytes(os.urandom(12), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
 KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with a random name
-NAMING = _thread.allocate_lock()  # held by the thread that gives or takes names
+NAMING = _thread.allocate_lock()  # held by the thread that takes or replaces names
 # seconds from one try to lock a folder to the next: two in all
 PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; those after them come as the disk has them
@@ -3135,9 +3196,10 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self, other: "Optional[Folder]" = None) -> Iterator[None]:
-        """Nobody else gives or takes names in these folders meanwhile, in any process.
+        """Nobody else takes or replaces names in these folders meanwhile, in any process.
 
         Otherwise a rename() could remove a file that was put between its link() and its remove().
+        A link() to a name that is free needs no lock: while there is such a name, it fails.
         Where folders have no locks, this excludes only the threads of this process."""
         fds = [self.fd] if self.fd is not None else []
         if other and other.fd is not None and other.identity("") != self.identity(""):
@@ -3410,8 +3472,8 @@ def receive_body(
 ) -> str:
     """Write a body into the part until `end`: "yes" if its digest agrees, "no" if it had none.
 
-    Refused if the body is not what was announced. Of an unknown size, check() may refuse so many
-    bytes. A verb that belongs to no body ends it like `abort`, and is carried out afterwards."""
+    Refused if the body is not what was announced. check() may refuse so many bytes. A verb that
+    belongs to no body ends it like `abort`, and is carried out afterwards."""
     theirs: str | None = begun.sha256
     if begun.body is None:
         theirs = receive_chunks(wire, part, check, tell)
@@ -3439,10 +3501,9 @@ def receive_chunks(
 ) -> Optional[str]:
     """Until `end`: the digest that it says."""
     while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
-        if part.size is None:
-            check(part.received + wire.remaining)
-        elif part.received + wire.remaining > part.size:
+        if part.size is not None and part.received + wire.remaining > part.size:
             raise Refused("too-long", size=part.size)
+        check(part.received + wire.remaining)  # others may have filled the disk meanwhile
         while wire.remaining:
             part.write(wire.take_body())
             tell(part.received)
@@ -3543,13 +3604,6 @@ def columns_of(fd: int) -> int:
     return 80
 
 
-def draw(text: str) -> None:
-    """On a terminal. One whose window was closed does not end what goes on in the background."""
-    with contextlib.suppress(OSError):
-        sys.stderr.write(text)
-        sys.stderr.flush()
-
-
 class Progress:
     """One bar for the whole command, on a terminal. It counts bytes that the receiver has."""
 
@@ -3579,7 +3633,7 @@ class Progress:
             self.due = now + REDRAW
             self.shown = True
             checked = f"checking: {readable_size(current)}"
-            draw(f"\r{checked if verb else self.bar(now)}\x1b[K")
+            say(f"\r{checked if verb else self.bar(now)}\x1b[K", "")
 
     def bar(self, now: float) -> str:
         """As much as fits into one row, the most important first."""
@@ -3600,7 +3654,7 @@ class Progress:
 
     def clear(self) -> None:
         if self.shown:
-            draw("\r\x1b[K")
+            say("\r\x1b[K", "")
             self.shown = False
 
 
@@ -4186,8 +4240,12 @@ def holds_program(path: str) -> bool:
 # --- end programs ---
 
 
-# whether any name in a folder could be that of a program: one answer for its thousands of files
-nears_program = functools.lru_cache(maxsize=64)(holds_program)
+@functools.lru_cache(maxsize=64)
+def nears_program(folder: str) -> bool:
+    """Whether any name in a folder could be that of a program: one answer for all its files.
+
+    holds_program() takes a last component that is a link for a name, but DEST may be a link."""
+    return holds_program(os.path.realpath(folder))
 
 
 # --- locks: the same in the four file scripts (tests/test_twins.py) ---
@@ -4685,12 +4743,23 @@ def speak_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
-def say(text: str) -> None:
+def hear_ctrl_c() -> None:
+    """From now on it is an exception; while the script was loaded it ended the process."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def say(text: str, end: str = "\n") -> None:
     """Write a line for people at once. The program goes on if nobody is left to read it."""
     # AttributeError: started with stderr closed
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        try:
+            sys.stderr.write(text + end)
+            sys.stderr.flush()
+        except OSError:
+            # Forget that text: Python would try it again at the end, and make the exit code 120.
+            code, errors = sys.stderr.encoding, "backslashreplace"
+            sys.stderr = open(2, "w", 1, code, errors, closefd=False)  # noqa: SIM115  (it stays)
 
 
 def address(place: Address) -> str:
@@ -4706,11 +4775,12 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
         return [(each[0], each[4]) for each in socket.getaddrinfo(name, port, type=kind)]
+    both = re.fullmatch("([^:]+):([0-9]+)", host)
     raise Failure(
         6,
         f'cannot find host "{printable(host)}"',
         "it is neither an address nor a name that this machine can look up",
-        "check the spelling, or use the address",
+        f"--host {both[1]} --port {both[2]}" if both else "check the spelling, or use the address",
     )
 
 
@@ -4721,7 +4791,7 @@ def between(low: float, high: float, kind: Callable[[str], float] = int) -> Call
         with contextlib.suppress(ValueError):
             if low <= kind(text) <= high:
                 return kind(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high:.13g}")
 
     return number
 
@@ -4730,9 +4800,12 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
+        wide = 100  # as our lines, if that is not the width of a terminal
+        with contextlib.suppress(OSError):
+            wide = min(wide, os.get_terminal_size(1).columns or wide)
         super().__init__(
-            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            # if argparse had to ask for the width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, wide),
             add_help=False,
             allow_abbrev=False,  # `get --as NAME` would ask for a password
             **settings,
@@ -4745,7 +4818,8 @@ class Parser(argparse.ArgumentParser):
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
         brief = super().format_help().replace("\n\n", "\n")
         # the usage need not name the options that are explained below it
-        return manual + re.sub(r"(\s+\[-[^]]*\])+(\n +(?= ))?", " [OPTION ...]", brief, count=1)
+        option = r"(\s+\[-([^][]|\[[^]]*\])*\])+(\n +(?= ))?"
+        return manual + re.sub(option, " [OPTION ...]", brief, count=1)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""
@@ -5028,8 +5102,6 @@ class Killed(KeyboardInterrupt):
 
 
 def catch_signals() -> None:
-    import signal
-
     deadly = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
 
     def end(number: int, frame: object) -> None:
@@ -5048,6 +5120,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     speak_utf8()
     args = build_parser().parse_args(argv)
     args.typed = typed(["python3", "client.py", *(sys.argv[1:] if argv is None else argv)])
+    hear_ctrl_c()
     catch_signals()
     with contextlib.suppress(AttributeError):  # None: it was closed
         # as in file names: what is typed or piped need not be text

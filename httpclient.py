@@ -84,6 +84,12 @@ if __name__ == "__main__":
             continue
         if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
+
+    import signal
+
+    # Ctrl-C while the rest is loaded: the end of any program, and no traceback
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 # --- end imports ---
 
 import argparse
@@ -97,6 +103,7 @@ import itertools
 import os
 import re
 import select
+import signal
 import site
 import socket
 import stat
@@ -104,7 +111,7 @@ import struct
 import time
 import unicodedata
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
 from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
@@ -114,6 +121,7 @@ if TYPE_CHECKING:
     import ssl
 
 Fields = dict[str, str]
+Facts = dict[str, Any]  # an object of JSON
 Data = Union[bytes, memoryview]
 
 VERSION = "1.0"
@@ -154,6 +162,7 @@ LONGEST_PAUSE = 10.0
 RETRIES = 16  # without progress; with those pauses, two minutes
 FEW_TRIES = 3  # where a server was never reached, or answers that it has trouble
 LONGEST_WAIT = 120.0  # seconds that a server may ask to wait
+NAME_ROOM = 14  # columns of the progress line: of the name of a file, at least, and a space
 DRAWN_EVERY = 0.1  # seconds between two drawings of the progress line
 LATEST = 10**11  # seconds since 1970: a later time is a mistake, and no system can show it
 EARLIEST = -62135596800  # the same for the year 1: an earlier time has no date in HTTP
@@ -190,12 +199,8 @@ FOLD = r"\n[ \t]+"  # obs-fold: a user agent reads it as a space (RFC 9112 secti
 HOST = r"[!-,\-/-~]{1,63}(?:\.[!-,\-/-~]{1,63})*\.?"
 LENGTH = r"[0-9]{1,18}"
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
-CLOCK = r"(?P<H>[0-9]{2}):(?P<M>[0-9]{2}):(?P<S>[0-9]{2})"
-DATE = (
-    rf"[A-Z][a-z]{{2}}, (?P<D>[0-9]{{2}}) (?P<month>[A-Z][a-z]{{2}}) (?P<Y>[0-9]{{4}}) {CLOCK} GMT"
-)
-# in Caddy's indexes
-ISO_DATE = rf"(?P<Y>[0-9]{{4}})-(?P<month>[0-9]{{2}})-(?P<D>[0-9]{{2}})T{CLOCK}(?:\.[0-9]+)?Z"
+DATE = r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9:]{8}) GMT"
+ISO_DATE = r"([0-9-]{10}T[0-9:]{8})(?:\.[0-9]+)?Z"  # in Caddy's indexes
 CHUNK_LINE = rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n"
 CONTENT_RANGE = r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)"
 SHA256_FIELD = r"(?i)(?:^|,)\s*sha-256=:?([A-Za-z0-9+/]{43}=):?"
@@ -269,7 +274,7 @@ class Head(NamedTuple):
 
     status: int
     reason: str
-    fields: dict[str, str]
+    fields: Fields
     length: Optional[int]  # Content-Length, if the body has one
     range: Optional[tuple[int, int, int]]  # see content_range()
     modified: Optional[float]
@@ -314,11 +319,9 @@ class Client:
     """Sends requests to servers. Each thread has its own client; all share what is known of the
     origins."""
 
-    def __init__(
-        self, args: argparse.Namespace, origins: Optional[dict[tuple[str, str], Origin]] = None
-    ) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.origins = {} if origins is None else origins  # by URL.origin and login
+        self.origins: dict[tuple[str, str], Origin] = args.origins  # by URL.origin and login
         # one kept connection for each origin: some servers serve one at a time
         self.idle: dict[str, Connection] = {}
 
@@ -371,16 +374,15 @@ class Client:
 
     def can_log_in(self, reply: "Reply") -> bool:
         """Ask the user for a password that this server demands and nobody has given."""
-        url, head, asked = reply.url, reply.head, self.args.asked
+        url, head = reply.url, reply.head
         origin = self.origin(url)
         wanted = head.status == 401 and "basic" in head.get("www-authenticate").lower()
-        given = origin.login_fields.get("Authorization") or url.origin in asked
-        if not wanted or given or not is_terminal(2):
+        if not wanted or origin.login_fields.get("Authorization") or not is_terminal(2):
             return False
         with reply:
             self.args.progress.clear()
-            asked[url.origin] = ask_password(url.authority)
-        origin.login_fields = login_fields(url, self.args)
+            password = ask_password(url.authority)
+        origin.login_fields["Authorization"] = basic(":" + password)
         return True
 
     def origin(self, url: URL) -> Origin:
@@ -854,6 +856,15 @@ class Reply:
             remaining -= len(chunk)
             yield chunk
 
+    def whole(self) -> memoryview:
+        """All of a body that is no longer than the buffer, valid until the next call."""
+        connection, size = self.connection, self.head.length or 0
+        while connection.end - connection.start < size:
+            if not connection.receive():
+                raise self.cut()
+        self.received, self.ended = size, True
+        return connection.read(size)
+
     def read_to_close(self) -> Iterator[memoryview]:
         """A body without a length ends where the server closes the connection. An error is no such
         end."""
@@ -1118,6 +1129,8 @@ class Entry(NamedTuple):
 
 
 Output = Union["Part", "Stream"]
+Place = Union[str, URL]  # of a file or folder: here, or on the server
+Files = dict[URL, Entry]
 
 
 def get(client: Client) -> None:
@@ -1211,15 +1224,13 @@ class Download:
         if self.verdict:
             return
         self.args.progress.begin(self.name, 0, reply.head.length)
-        data = b"".join(map(bytes, reply.chunks()))
+        data = reply.whole()
         self.args.progress.add(len(data))
         self.verify(promised_digest(reply.head), lambda name: hasher(name, data).hexdigest())
         part = f"{self.folder}.six-{os.urandom(16).hex()}.part"
         set_facts = functools.partial(copy_facts, self.url, reply.head, self.old)
         try:
-            write_whole(part, self.path, data, self.replace, set_facts)
-        except FileExistsError:
-            raise exists(self.path) from None
+            write_whole(part, self.path, data, set_facts)
         except FileNotFoundError:
             return  # another run took it for an old part: save() fetches it again
         except OSError as error:
@@ -1238,7 +1249,7 @@ class Download:
                 self.client.retry(
                     self.url,
                     lambda: self.receive(self.client, output, output.left()[0]),
-                    output.count,
+                    lambda: output.have,
                 )
             if not self.verdict:
                 self.finish(output)
@@ -1309,7 +1320,9 @@ class Download:
             say(f"{self.url} comes encoded, which was not asked for: kept as {ending}")
             if not self.stdout:
                 self.name, self.path = self.name + ending, self.path + ending
-        self.old = stat_or_none(self.path, follow=False)
+        # mostly nothing is there, and access() finds that out sooner than an exception
+        there = os.access(self.path, os.F_OK)
+        self.old = stat_or_none(self.path, follow=False) if there else None
         # few folders are near a program; a name that exists may be a link to one
         if nears_program(self.folder) or self.old:
             refuse_program(self.path)
@@ -1424,7 +1437,8 @@ class Download:
 
     def side_by_side(self, output: "Part", head: Head) -> None:
         """Several threads fetch one span after another, each over a connection of its own."""
-        import threading  # not at the top: one connection needs none
+        import queue  # not at the top: one connection needs none
+        import threading
 
         source = output.source
         if not source or not source.fits(head) or source.size != head.length:
@@ -1432,35 +1446,31 @@ class Download:
         if not output.divide(self.connections):
             return
         self.args.progress.begin(self.name, output.have, head.length)
-        output.lock = threading.Lock()
-        problems, ended, left = list[BaseException](), threading.Event(), iter(output.left())
+        output.lock, left = threading.Lock(), iter(output.left())  # all threads share both
+        ends: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
         def work() -> None:
+            problem = None
             try:
-                with contextlib.closing(Client(self.args, self.client.origins)) as client:
-                    # all threads share the iterator, and stop when one has failed
-                    for span in itertools.takewhile(lambda span: not problems, left):
-                        self.fetch_span(client, output, span)
-            except BaseException as problem:  # noqa: BLE001  (the main thread raises it again)
-                problems.append(problem)
-            ended.set()
+                with contextlib.closing(Client(self.args)) as client:
+                    for span in left:
+                        act = functools.partial(self.receive, client, output, span)
+                        client.retry(self.url, act, lambda: span.offset)  # noqa: B023
+            except BaseException as error:  # noqa: BLE001  (the main thread raises it again)
+                problem = error
+            ends.put(problem)
 
         self.client.close()  # some servers serve one connection at a time
-        workers = [threading.Thread(target=work, daemon=True) for _ in range(self.connections)]
-        for worker in workers:
-            worker.start()
-        pause, most = SAVE_EVERY
-        while any(worker.is_alive() for worker in workers) and not problems:
-            ended.wait(pause)
-            ended.clear()
+        for _ in range(self.connections):
+            threading.Thread(target=work, daemon=True).start()
+        running, (pause, most) = self.connections, SAVE_EVERY
+        while running:
+            with contextlib.suppress(queue.Empty):
+                if problem := ends.get(timeout=pause):
+                    raise problem  # the other threads end when they find the part closed
+                running -= 1
             output.remember()
             pause = min(2 * pause, most)
-        if problems:
-            raise problems[0]
-
-    def fetch_span(self, client: Client, output: "Part", span: "Span") -> None:
-        act = functools.partial(self.receive, client, output, span)
-        client.retry(self.url, act, lambda: span.offset)
 
 
 def wanted(source: Optional[Source], span: "Span") -> Fields:
@@ -1506,18 +1516,27 @@ def same_here(args: argparse.Namespace, path: str, url: URL, entry: Entry) -> bo
     """Whether a file here is the one that a server describes.
 
     The ETag that came with it is the best proof. Without one, compare the times: a saved file
-    has the time of Last-Modified. With --newer, a later time here is as good. If the server
-    tells no time, compare sizes."""
-    theirs = entry.mtime
-    by_time = args.newer and theirs is not None
-    if entry.etag and not by_time and (known := remembered_etag(path, url)):
+    has the time of Last-Modified. With --newer, a later time here is as good, and so is an equal
+    size if the server tells no time."""
+    by_etag = entry.etag and (not args.newer or entry.mtime is None)
+    if by_etag and (known := remembered_etag(path, url)):
         return known == entry.etag
     found = stat_or_none(path)
-    if found is None or entry.size not in (None, found.st_size):
+    if not found:
         return False
-    if theirs is None:
-        return bool(args.newer) and entry.size is not None
-    return theirs // 1 == found.st_mtime // 1 or by_time and theirs < found.st_mtime
+    return is_copy(Entry("", False, found.st_size, found.st_mtime), entry, not args.newer)
+
+
+def is_copy(copy: Entry, source: Entry, exact: bool) -> bool:
+    """Whether both ends have the same file: size and time are equal.
+
+    exact means that a copy gets the time of its source. Else it may have that of the copying, which
+    is later."""
+    if copy.mtime is None or source.size not in (None, copy.size):
+        return False
+    if source.mtime is None:
+        return not exact and source.size is not None
+    return source.mtime // 1 == copy.mtime // 1 or not exact and source.mtime < copy.mtime
 
 
 def stat_or_none(path: str, follow: bool = True) -> Optional[os.stat_result]:
@@ -1565,11 +1584,14 @@ class Spans:
     def __init__(self) -> None:
         self.source: Source | None = None
         self.spans = [Span(0)]
-        self.have = 0  # bytes of it that are here
-        self.kept = 0  # of these, what earlier runs have left
+        self.kept = 0  # of the bytes that are here, what earlier runs have left
 
-    def count(self) -> int:
-        return self.have
+    @property
+    def have(self) -> int:
+        """How many bytes are here."""
+        last = self.spans[-1]
+        missing = sum((span.end or span.offset) - span.offset for span in self.spans)
+        return (last.end or last.offset) - missing
 
     def left(self) -> list[Span]:
         return [span for span in self.spans if span.offset != span.end]
@@ -1598,7 +1620,6 @@ class Part(Spans):
         # a real lock once several threads write
         self.lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         self.noted = False  # whether there may be a note
-        self.position = 0  # where the next write() goes
         self.fd = -1  # while it is closed
         self.open()
         if self.noted and args.resume:
@@ -1648,8 +1669,7 @@ class Part(Spans):
         if size and not self.left():
             # ask for the last byte of a whole part: that reply proves that the rest fits
             last.offset -= 1
-        missing = sum((span.end or span.offset) - span.offset for span in spans)
-        self.have = self.kept = (last.end or last.offset) - missing
+        self.kept = self.have
 
     def begin(self, source: Source) -> None:
         if self.have or self.noted:
@@ -1661,7 +1681,7 @@ class Part(Spans):
 
     def forget(self) -> None:
         self.source, self.spans = None, [Span(0)]
-        self.have = self.kept = 0
+        self.kept = 0
         if self.noted:
             with contextlib.suppress(OSError):
                 os.unlink(self.note)
@@ -1706,20 +1726,15 @@ class Part(Spans):
         self.noted = True
 
     def write(self, offset: int, data: Data) -> None:
-        view = memoryview(data)
         with self.lock:
             try:
-                if self.is_hole(offset, data):
-                    view = view[:0]
-                elif self.position != offset:
-                    self.position = os.lseek(self.fd, offset, os.SEEK_SET)
+                view = memoryview(b"" if self.is_hole(offset, data) else data)
+                os.lseek(self.fd, offset, os.SEEK_SET)
                 while view:
-                    count = write_some(self.fd, view)
-                    self.position += count
-                    view = view[count:]
+                    count = os.write(self.fd, view)
+                    view, offset = view[count:], offset + count
             except OSError as error:
-                raise unwritable(self.path, error, self.position) from None
-            self.have += len(data)
+                raise unwritable(self.path, error, offset) from None
 
     def is_hole(self, offset: int, data: Data) -> bool:
         """Leave zeros out: a hole reads as zeros, and needs no room on the disk."""
@@ -1821,7 +1836,6 @@ class Stream(Spans):
             self.totals["sha256"] = hasher("sha256")
 
     def write(self, offset: int, data: Data, last: bool = False) -> None:
-        count = len(data)
         for total in self.totals.values():
             total.update(data)
         if self.decoder:
@@ -1834,7 +1848,6 @@ class Stream(Spans):
             raise  # head has enough: main() ends quietly
         except OSError as error:
             raise unwritable(self.name, error, self.have) from None
-        self.have += count
 
     def digest(self, name: str) -> str:
         return self.totals[name].hexdigest()
@@ -1885,18 +1898,19 @@ def copy_facts(url: URL, head: Head, old: Optional[os.stat_result], fd: int, pat
 def write_whole(
     part: str,
     path: str,
-    data: bytes,
-    replace: bool = True,
-    finish: Optional[Callable[[int, str], None]] = None,
+    data: Data,
+    finish: Callable[[int, str], object] = lambda fd, path: None,
 ) -> None:
     """Write a short file whole or not at all: under a name that nobody else uses, then renamed."""
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | CAREFULLY, 0o666)
     try:
-        with open(part, "xb", buffering=0) as file:
-            if file.write(data) < len(data):
+        try:
+            if os.write(fd, data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if finish:
-                finish(file.fileno(), part)
-        rename(part, path, replace)
+            finish(fd, part)
+        finally:
+            os.close(fd)
+        rename(part, path, True)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(part)
@@ -1948,7 +1962,7 @@ def read_note(path: str) -> Any:
 NO_NOTE = OSError, ValueError, OverflowError, TypeError, LookupError, RecursionError
 
 
-def noted_source(note: dict[str, Any]) -> Source:
+def noted_source(note: Facts) -> Source:
     """The source in a note. Raises one of NO_NOTE for a note that no run of ours wrote.
 
     Others may plant a note, and its validator is sent in the head of a request."""
@@ -1959,7 +1973,7 @@ def noted_source(note: dict[str, Any]) -> Source:
     return source
 
 
-def write_note(path: str, note: dict[str, Any]) -> None:
+def write_note(path: str, note: Facts) -> None:
     import json
 
     try:
@@ -1970,12 +1984,11 @@ def write_note(path: str, note: dict[str, Any]) -> None:
         raise unwritable(path, error, 0) from None
 
 
-@functools.lru_cache(maxsize=8)
 def part_name(url: URL) -> str:
     """The name of a URL's part: the same each time, even if the URL's signature is not."""
     import hashlib
 
-    unsigned = re.sub(SIGNATURE, "", url.full)
+    unsigned = re.sub(SIGNATURE, "", url.full) if "?" in url.target else url.full
     return f".six-{hashlib.sha256(to_bytes(unsigned)).hexdigest()[:32]}.part"
 
 
@@ -2096,7 +2109,7 @@ class Upload:
         servers that say that they check it."""
         if self.body.length is None:
             return {}
-        seconds, fields = self.body.mtime_ns // 10**9, dict[str, str]()
+        seconds, fields = self.body.mtime_ns // 10**9, Fields()
         if self.body.state and EARLIEST <= seconds < LATEST:
             # servers keep whole seconds
             date = http_date(seconds)
@@ -2126,7 +2139,7 @@ class Upload:
             check(reply)
         if head.status == 200:
             ours = Entry("", False, self.body.length, self.body.mtime_ns // 10**9)
-            if not self.body.state or not same_there(ours, entry_of(head), exact=True):
+            if not self.body.state or not is_copy(entry_of(head), ours, exact=True):
                 raise Failure(
                     25,
                     f"{self.url} exists already, and is another file",
@@ -2456,7 +2469,7 @@ class Tree:
         self.sending = client.args.verb == "upload"
         self.there = 0  # entries at the destination
         # of them, what the source does not have: a folder after what is in it
-        self.extra: list[tuple[Union[str, URL], bool]] = []
+        self.extra: list[tuple[Place, bool]] = []
 
     def listing(self, url: URL, path: str) -> tuple[URL, list[Entry]]:
         """The URL of a folder after redirects, and its entries."""
@@ -2511,13 +2524,13 @@ class Tree:
                 why = "its name starts with a dot (--hidden takes such names)"
         else:
             return False
-        progress.skipped[what] = progress.skipped.get(what, 0) + 1
+        progress.skipped[what] += 1
         if why and not args.quiet:
             progress.clear()
             say(f"skipped {printable(path)}: {why}")
         return True
 
-    def find_extra(self, place: Union[str, URL], path: str, names: Container[str] = ()) -> bool:
+    def find_extra(self, place: Place, path: str, names: Container[str] = ()) -> bool:
         """Note what a folder of the destination has besides these names. Returns whether all of it
         may go."""
         whole = True
@@ -2561,7 +2574,7 @@ class Tree:
             for_each(args, extra, lambda each: self.remove(*each))
         args.progress.summary(args)
 
-    def remove(self, place: Union[str, URL], folder: bool) -> None:
+    def remove(self, place: Place, folder: bool) -> None:
         if isinstance(place, str):
             try:
                 os.rmdir(place) if folder else os.unlink(place)
@@ -2595,7 +2608,7 @@ def local_entry(entry: "os.DirEntry[str]") -> Entry:
     return Entry(entry.name, folder, found.st_size, mtime, special=special)
 
 
-def show_plan(args: argparse.Namespace, what: str, place: Union[str, URL]) -> None:
+def show_plan(args: argparse.Namespace, what: str, place: Place) -> None:
     """For --dry-run: say what would be done."""
     name = place if isinstance(place, str) else unquoted(place.path)
     args.progress.count(what)
@@ -2683,7 +2696,7 @@ def copy_files(
         fetch_files(tree, here, base, jobs, there)
 
 
-def find_same(tree: Tree, here: str, jobs: dict[URL, Entry], known: dict[URL, Entry]) -> list[URL]:
+def find_same(tree: Tree, here: str, jobs: Files, known: Files) -> list[URL]:
     """Which files are the same at both ends. known: what the server's index says of those that are
     at both. Where it does not tell, HEAD does."""
     client, args = tree.client, tree.args
@@ -2698,16 +2711,14 @@ def find_same(tree: Tree, here: str, jobs: dict[URL, Entry], known: dict[URL, En
             del known[url]
     if not tree.sending:
         return [url for url in known if same_here(args, here + jobs[url].name, url, known[url])]
-    exact = [url for url in known if same_there(jobs[url], known[url], True)]
+    exact = [url for url in known if is_copy(known[url], jobs[url], True)]
     # a server that keeps one file's time keeps all
     if exact or keeps_times:
         return exact
-    return [url for url in known if same_there(jobs[url], known[url], False)]
+    return [url for url in known if is_copy(known[url], jobs[url], False)]
 
 
-def fetch_files(
-    tree: Tree, folder: str, base: URL, jobs: dict[URL, Entry], there: Iterable[str]
-) -> None:
+def fetch_files(tree: Tree, folder: str, base: URL, jobs: Files, there: Iterable[str]) -> None:
     """Fetch files in a pipeline, and what that leaves one by one."""
     client, args = tree.client, tree.args
 
@@ -2723,7 +2734,7 @@ def fetch_files(
     for_each(args, list(jobs), lambda url: download(url).run())
 
 
-def send_files(tree: Tree, folder: str, jobs: dict[URL, Entry]) -> None:
+def send_files(tree: Tree, folder: str, jobs: Files) -> None:
     """Send short files in a pipeline, the rest one by one."""
     client, uploads = tree.client, dict[URL, Upload]()
 
@@ -2756,16 +2767,6 @@ def remote(tree: Tree, url: URL, path: str) -> Optional[dict[str, Entry]]:
 def entry_of(head: Head) -> Entry:
     """What a reply says of a file."""
     return Entry("", False, head.length, head.modified, head.get("etag"))
-
-
-def same_there(ours: Entry, theirs: Entry, exact: bool) -> bool:
-    """Whether a server has this file: size and time are equal.
-
-    exact means that the server keeps our times. Else it has the time of the upload, which is
-    later."""
-    if ours.mtime is None or theirs.mtime is None or theirs.size != ours.size:
-        return False
-    return theirs.mtime // 1 == ours.mtime or not exact and theirs.mtime // 1 > ours.mtime
 
 
 def folder_url(url: URL) -> URL:
@@ -2819,7 +2820,7 @@ def authorization(url: URL, args: argparse.Namespace) -> str:
     """The login from the URL, the command line, the environment (only for --host), or .netrc."""
     if login := url.login or args.user:
         return basic(login)
-    if password := args.asked.get(url.origin) or given_password(args, url.host, url.port):
+    if password := given_password(args, url.host, url.port):
         return basic(":" + password)
     path = os.path.expanduser("~/.netrc")
     return netrc_login(path, url.host) if os.path.isfile(path) else ""
@@ -2952,7 +2953,7 @@ def parse_head(raw: bytes) -> Head:
     found = re.fullmatch(STATUS_LINE, first)
     if not found:
         raise ValueError(f"{first[:60]!r} where HTTP/1.1 and a status belong")
-    fields: dict[str, str] = {}
+    fields: Fields = {}
     for name, value, other in re.findall(FIELD, rest):
         if other:
             raise ValueError(f"{other[:60]!r} where a header belongs")
@@ -2984,7 +2985,7 @@ def listed(fields: Fields, name: str) -> list[str]:
     return [word.strip() for word in words if word.strip()]
 
 
-def content_length(fields: dict[str, str]) -> Optional[int]:
+def content_length(fields: Fields) -> Optional[int]:
     """RFC 9112 section 6.3: Transfer-Encoding overrides it, and repeated numbers must be equal."""
     if "content-length" not in fields or "transfer-encoding" in fields:
         return None
@@ -3009,17 +3010,17 @@ def content_range(fields: Fields) -> Optional[tuple[int, int, int]]:
 def parse_date(text: str) -> Optional[float]:
     """Seconds since 1970. Reads the date of RFC 9110 section 5.6.7 that is not obsolete, and ISO
     8601."""
-    found = re.fullmatch(DATE, text) or re.fullmatch(ISO_DATE, text)
+    if found := re.fullmatch(DATE, text):
+        day, month, year, clock = found.groups()
+        text = f"{year}-{MONTHS.find(month) // 3 + 1:02}-{day}T{clock}Z"
+    # a leap second is read as the one before it
+    found = re.fullmatch(ISO_DATE, text.replace(":60Z", ":59Z"))
     if not found:
         return None
     import datetime  # not at the top: few replies have a date that matters
 
-    name = found["month"]
-    month = int(name) if name.isdigit() else MONTHS.find(name) // 3 + 1
-    year, day, hour, minute, second = map(int, found.group(*"YDHMS"))
     with contextlib.suppress(ValueError):  # such as 30 February
-        date = datetime.datetime(year, month, day, hour, minute, tzinfo=datetime.timezone.utc)
-        return date.timestamp() + second  # 60 is a leap second
+        return datetime.datetime.fromisoformat(f"{found[1]}+00:00").timestamp()
     return None
 
 
@@ -3117,7 +3118,7 @@ def json_entries(text: str, url: URL) -> list[Entry]:
     return [entry for item in index if isinstance(item, dict) and (entry := json_entry(item))]
 
 
-def json_entry(item: dict[str, Any]) -> Optional[Entry]:
+def json_entry(item: Facts) -> Optional[Entry]:
     get = item.get
     name: Any = get("name")
     size, mtime, etag = get("size"), get("mtime", get("mod_time")), get("etag")
@@ -3162,7 +3163,7 @@ def b64(data: bytes) -> str:
     return binascii.b2a_base64(data, newline=False).decode()
 
 
-def hasher(name: str, data: bytes = b"") -> "hashlib._Hash":
+def hasher(name: str, data: Data = b"") -> "hashlib._Hash":
     # not at the top, like json, html and ssl: what loads them is worth the wait, other runs start
     # sooner
     import hashlib
@@ -3552,8 +3553,13 @@ def holds_program(path: str) -> bool:
 
 # --- end programs ---
 
-# kept, because each file of a folder asks for it
-nears_program = functools.lru_cache(maxsize=64)(holds_program)
+
+@functools.lru_cache(maxsize=64)
+def nears_program(folder: str) -> bool:
+    """Whether any name in a folder could be that of a program: one answer for all its files.
+
+    holds_program() takes a last component that is a link for a name, but DEST may be a link."""
+    return holds_program(os.path.realpath(folder))
 
 
 # --- locks: the same in the four file scripts (tests/test_twins.py) ---
@@ -4051,12 +4057,23 @@ def speak_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
-def say(text: str) -> None:
+def hear_ctrl_c() -> None:
+    """From now on it is an exception; while the script was loaded it ended the process."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def say(text: str, end: str = "\n") -> None:
     """Write a line for people at once. The program goes on if nobody is left to read it."""
     # AttributeError: started with stderr closed
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        try:
+            sys.stderr.write(text + end)
+            sys.stderr.flush()
+        except OSError:
+            # Forget that text: Python would try it again at the end, and make the exit code 120.
+            code, errors = sys.stderr.encoding, "backslashreplace"
+            sys.stderr = open(2, "w", 1, code, errors, closefd=False)  # noqa: SIM115  (it stays)
 
 
 def address(place: Address) -> str:
@@ -4072,11 +4089,12 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
         return [(each[0], each[4]) for each in socket.getaddrinfo(name, port, type=kind)]
+    both = re.fullmatch("([^:]+):([0-9]+)", host)
     raise Failure(
         6,
         f'cannot find host "{printable(host)}"',
         "it is neither an address nor a name that this machine can look up",
-        "check the spelling, or use the address",
+        f"--host {both[1]} --port {both[2]}" if both else "check the spelling, or use the address",
     )
 
 
@@ -4087,7 +4105,7 @@ def between(low: float, high: float, kind: Callable[[str], float] = int) -> Call
         with contextlib.suppress(ValueError):
             if low <= kind(text) <= high:
                 return kind(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high:.13g}")
 
     return number
 
@@ -4096,9 +4114,12 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
+        wide = 100  # as our lines, if that is not the width of a terminal
+        with contextlib.suppress(OSError):
+            wide = min(wide, os.get_terminal_size(1).columns or wide)
         super().__init__(
-            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            # if argparse had to ask for the width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, wide),
             add_help=False,
             allow_abbrev=False,  # `get --as NAME` would ask for a password
             **settings,
@@ -4111,7 +4132,8 @@ class Parser(argparse.ArgumentParser):
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
         brief = super().format_help().replace("\n\n", "\n")
         # the usage need not name the options that are explained below it
-        return manual + re.sub(r"(\s+\[-[^]]*\])+(\n +(?= ))?", " [OPTION ...]", brief, count=1)
+        option = r"(\s+\[-([^][]|\[[^]]*\])*\])+(\n +(?= ))?"
+        return manual + re.sub(option, " [OPTION ...]", brief, count=1)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""
@@ -4206,8 +4228,8 @@ class Progress:
         # bytes: here or there, without a transfer, and of the current file
         self.done = self.first = self.current = 0
         self.files = 0  # of a folder, as far as they are known
-        self.results: dict[str, int] = {}  # of many files: how many were saved, same, sent
-        self.skipped: dict[str, int] = {}
+        self.results = Counter[str]()  # of many files: how many were saved, same, sent
+        self.skipped = Counter[str]()
         self.code = 0  # the exit code: that of the first failure
         self.pause_ends = 0.0
         self.began = self.drawn = time.monotonic()
@@ -4229,7 +4251,7 @@ class Progress:
 
     def count(self, result: str, size: Optional[int] = 0) -> None:
         """A file is finished; so many bytes of it needed no transfer."""
-        self.results[result] = self.results.get(result, 0) + 1
+        self.results[result] += 1
         self.done, self.first, self.current = self.done + (size or 0), self.first + (size or 0), 0
 
     def add(self, count: int) -> None:
@@ -4264,13 +4286,15 @@ class Progress:
         with contextlib.suppress(OSError):
             width = (os.get_terminal_size(2).columns or 80) - 1  # 0: it does not know
             facts, name = self.facts(), printable(self.name)
-            while len(text := "  ".join(facts)) > width:
+            # of one file, read its name rather than the last facts; of many, each passes quickly
+            room = width if self.files else max(width - NAME_ROOM, 0)
+            while len(text := "  ".join(facts)) > room:
                 facts.pop()
-            if self.total and not self.files and len(text) + 24 < width:
+            if self.total and not self.files and columns(name) + 2 + len(text) + 23 <= width:
                 text = f"[{'#' * (20 * self.done // self.total):20}] {text}"
             while name and columns(name) + 2 + len(text) > width:
                 name = name[:-1]
-            self.write(f"\r{name}{'  ' * bool(name)}{text}\x1b[K")
+            say(f"\r{name}{'  ' * bool(name)}{text}\x1b[K", "")
 
     def wait(self, problem: str, pause: float) -> None:
         """Pause before a retry, and tell it once, even if several connections wait at a time."""
@@ -4284,20 +4308,19 @@ class Progress:
 
     def clear(self) -> None:
         if self.drawing:
-            self.write("\r\x1b[K")
+            say("\r\x1b[K", "")
 
     def summary(self, args: argparse.Namespace) -> None:
         """One line about many files, with the words of client.py."""
         self.clear()
         counts, seconds = self.results, time.monotonic() - self.began
-        done = sum(counts.get(name, 0) for name in ("saved", "sent", "new", "replace"))
-        facts = {"files": done, "bytes": self.done - self.first, "seconds": round(seconds, 3)}
-        facts.update({name: counts.get(name, 0) for name in ("same", "deleted", "failed")})
-        facts["skipped"] = sum(self.skipped.values())
+        done = sum(counts[name] for name in ("saved", "sent", "new", "replace"))
+        moved = self.done - self.first
         if args.json:
-            return emit_json(args, {"verb": args.verb, **facts})
+            facts = {"verb": args.verb, "files": done, "bytes": moved, "seconds": round(seconds, 3)}
+            facts.update({name: counts[name] for name in ("same", "deleted", "failed")})
+            return emit_json(args, {**facts, "skipped": sum(self.skipped.values())})
         files = f"{done} file{'s' * (done != 1)}"
-        moved = facts["bytes"]
         text = f"{args.verb}: {files}, {readable_size(moved)} in {seconds:.2f} s"
         text += f" ({readable_size(moved / max(seconds, 1e-3))}/s)" * bool(moved)
         if args.dry_run:
@@ -4308,11 +4331,6 @@ class Progress:
         text += "".join(SUMMED[name].format(told[name]) for name in SUMMED if told.get(name))
         if not args.quiet:
             say(text)
-
-    def write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(text)
-            sys.stderr.flush()
 
 
 def columns(text: str) -> int:
@@ -4326,7 +4344,7 @@ def emit(args: argparse.Namespace, line: str) -> None:
     Stream("-", args).write(0, f"{line}\n".encode())
 
 
-def emit_json(args: argparse.Namespace, facts: dict[str, Any]) -> None:
+def emit_json(args: argparse.Namespace, facts: Facts) -> None:
     import json
 
     emit(args, json.dumps(facts))
@@ -4550,8 +4568,9 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     speak_utf8()
     args = parsed(sys.argv[1:] if argv is None else argv)
-    args.progress, args.asked = Progress(args), {}
+    args.progress, args.origins = Progress(args), {}
     args.pace = Pace(args.limit_rate) if args.limit_rate else None
+    hear_ctrl_c()
     try:
         # in lower case as in URLs, because given_password() compares the two
         args.host = parse_url(host_url(args)).host

@@ -114,6 +114,12 @@ if __name__ == "__main__":
             continue
         if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
+
+    import signal
+
+    # Ctrl-C while the rest is loaded: the end of any program, and no traceback
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 # --- end imports ---
 
 import argparse
@@ -211,7 +217,6 @@ BUSY_TRIES, BUSY_PAUSE = 1000, 0.002
 PART_AGE = 7 * 86400  # seconds for which an interrupted upload can be resumed
 # the token of an upload that nobody can resume begins so; its part stays so long after a kill
 PLAIN, PLAIN_AGE = "0" * 8, 3600
-TICK = 10**7  # ns: a disk that keeps times less exactly keeps multiples of this
 HOLE = 4096  # bytes: shorter runs of zeros are written, because no file system makes holes of them
 FREE_CHECK = 1 << 20  # bytes of an upload between two checks of the free space
 MAX_NUMBER = 1000  # files of one name that get different numbers
@@ -242,8 +247,7 @@ READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 # types in which a browser runs scripts
 ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
-MORE = getattr(socket, "MSG_MORE", 0)  # more follows: wait for it with what fills no segment
-CORK = getattr(socket, "TCP_CORK", 0)  # the same until it is taken off
+CORK = getattr(socket, "TCP_CORK", 0)  # send full segments alone, until this is taken off
 UTF_8 = "; charset=utf-8"
 # whether the calls take an open folder: a system has them all, or none
 DIR_FD = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
@@ -324,7 +328,7 @@ LINE = re.compile(rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])")
 
 # A line ends in CRLF. A lone LF is accepted too (§2.2), so that a request can be typed into
 # netcat; a lone CR is not.
-HEAD = re.compile(
+WHOLE_HEAD = re.compile(
     rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([0-9])\r?\n"
     rf"((?:{TOKEN}:[^\x00-\x08\x0a-\x1f\x7f]*\r?\n)*)\r?\n"
 )
@@ -386,7 +390,7 @@ class Request:
 
 def parse_head(head: bytes) -> Request:
     text = head.decode("latin-1")
-    found = HEAD.fullmatch(text)
+    found = WHOLE_HEAD.fullmatch(text)
     if not found:
         raise malformed(text)
     method, target, minor, lines = found.groups()
@@ -1288,8 +1292,12 @@ def remove_old_parts(place: Place) -> None:
     """Delete parts that nobody has continued for too long.
 
     A part with an old time may be on its way to its place: its lock shows that."""
+    before = time.time() - PLAIN_AGE
     with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
-        for name in [item.name for item in scan if PART.fullmatch(item.name)]:
+        found = [item for item in scan if PART.fullmatch(item.name)]
+        # open no young one: its writer may be about to lock it, or to rename it
+        old = [item.name for item in found if item.stat(follow_symlinks=False).st_mtime < before]
+        for name in old:
             part = Part(place, name[5:-5])
             # a part of another user must not stop the search
             with contextlib.suppress(OSError), contextlib.closing(part):
@@ -1421,6 +1429,10 @@ class State(enum.IntEnum):
     CLOSED = 7  # or not in any queue yet
 
 
+# (Python 3.11 needs a call of a function for each State.IDLE)
+HANDSHAKE, IDLE, HEAD, ANSWERING, HANDED_OVER, LINGERING, CLOSED = State
+
+
 class Connection:
     """A socket, and what has been read from it.
 
@@ -1429,9 +1441,9 @@ class Connection:
     def __init__(self, server: "Server", sock: socket.socket, peer: "Address") -> None:
         self.server, self.sock, self.args, self.shared = server, sock, server.args, server.shared
         # hop is the peer; peer is the client of the last request, for whom a proxy may speak
-        self.hop = self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
+        self.hop = self.peer = peer[0].removeprefix("::ffff:")
         self.user = "-"  # the name in the login, as the log shows it
-        self.state, self.deadline = State.CLOSED, 0.0
+        self.state, self.deadline = CLOSED, 0.0
         self.buffer = b""  # what has been read
         self.sent = 0  # bytes of the answer under way, without its head
         # in a worker: seconds for which it still waits for the client, and the bytes that came or
@@ -1439,17 +1451,20 @@ class Connection:
         self.patience, self.moved = 0.0, 0
         self.piece: Data | Span = b""  # what is to be sent next, and what comes after it
         self.pieces: Iterator[Piece] | None = None
-        self.unsent: tuple[Optional[Request], Answer]  # the answer under way
+        # the answer under way, or the last one, and what it answers (both are here because Python
+        # finds the methods of an object more slowly when it gets attributes later)
+        self.answer = Answer(0)
+        self.request: Optional[Request] = None
         self.held: list[Opened] = []  # what is open for the answer under way
         self.body: BodyReader  # of the request that a worker answers
 
     # In the loop: nothing here blocks.
     def ready(self) -> None:
         """Something has come, or there is room for the rest of an answer."""
-        if self.state is State.ANSWERING:
+        if self.state is ANSWERING:
             return self.advance() if not self.is_sending() or self.send_rest() else None
         try:
-            if self.state is State.HANDSHAKE:
+            if self.state is HANDSHAKE:
                 self.handshake()
             data = self.sock.recv(SMALL)
         except self.server.waits:
@@ -1458,7 +1473,7 @@ class Connection:
             return self.refuse_head(refused)
         except OSError:
             data = b""
-        if self.state is State.LINGERING:
+        if self.state is LINGERING:
             return None if data else self.close()
         if not data:
             if self.buffer:
@@ -1481,16 +1496,17 @@ class Connection:
             answer = self.recall(request)
             if answer.pieces is not None and not self.is_quick(answer):
                 return self.server.hand_over(self, request, answer)
-            if not self.send_at_once(request, answer):
+            self.begin_answer(request, answer)
+            if not self.send_rest():
                 return None
             if not self.buffer:
                 return self.await_head()
-        return self.server.enter(self, State.ANSWERING)  # after other connections have had a turn
+        return self.server.enter(self, ANSWERING)  # after other connections have had a turn
 
     def await_head(self) -> None:
         """Idle until the first byte of a head; from then on its end has a deadline."""
-        if self.state is not State.HANDSHAKE:
-            self.server.enter(self, State.HEAD if self.buffer else State.IDLE)
+        if self.state is not HANDSHAKE:
+            self.server.enter(self, HEAD if self.buffer else IDLE)
 
     def next_request(self) -> Optional[Request]:
         """The next whole head, taken off the buffer; None while there is none."""
@@ -1583,11 +1599,6 @@ class Connection:
         """Whether sendfile() can be used. On a TLS socket it would send in the clear."""
         return hasattr(os, "sendfile") and type(self.sock) is socket.socket
 
-    def send_at_once(self, request: Optional[Request], answer: Answer) -> bool:
-        """Send a short answer. Whether all of it is sent and the connection goes on."""
-        self.begin_answer(request, answer)
-        return self.send_rest()
-
     def begin_answer(self, request: Optional[Request], answer: Answer) -> None:
         """Make it the next that is sent. Of that, only the bytes after the head are counted."""
         goes_on = request and request.keep and (answer.length is not None or request.minor > 0)
@@ -1595,10 +1606,11 @@ class Connection:
         answer.block = answer.block or self.fields_block(request, answer)
         dated = "date" not in self.server.replaced
         head = status_line(answer.status, int(time.time()), dated) + answer.block
-        self.piece, self.unsent, self.sent = head + answer.body, (request, answer), -len(head)
+        self.piece, self.sent = head + answer.body, -len(head)
+        self.request, self.answer = request, answer
         if answer.pieces is not None:
             self.pieces = self.framed(answer)
-            self.cork(answer, 1)
+            self.cork(1)
 
     def framed(self, answer: Answer) -> Iterator[Piece]:
         """The body, as the head has announced it."""
@@ -1617,11 +1629,13 @@ class Connection:
             yield b"0\r\n\r\n"
 
     def send_rest(self) -> bool:
-        """The same with what is left of it. If the kernel has no room, the loop waits for that."""
+        """Send what is left of it. Whether that was all, and the connection goes on.
+
+        If the kernel has no room, the loop waits for that."""
         try:
             self.send_all()
         except self.server.waits:
-            self.server.enter(self, State.ANSWERING)
+            self.server.enter(self, ANSWERING)
             return False
         except (Gone, OSError) as problem:
             return self.give_up(reason_of(problem))
@@ -1629,30 +1643,28 @@ class Connection:
 
     def answered(self) -> bool:
         """All of it is sent. Whether the connection goes on."""
-        _, answer = self.unsent
         if self.held:
-            self.cork(answer, 0)
+            self.cork(0)
             self.release()
         self.server.count_answer(self)
-        return not answer.close
+        return not self.answer.close
 
     def end(self) -> bool:
         """Close after the last answer.
 
         Nothing is unread where the client has announced that it sends nothing more."""
-        request, _ = self.unsent
+        request = self.request
         ends = request and not request.keep and not request.has_body and not self.buffer
         (self.close if ends and not self.server.door.tls else self.linger)()
         return False
 
     def send_all(self) -> None:
-        """Send what the kernel has room for. There, the head of a short file waits for the file."""
-        while self.piece or self.next_piece():
+        """Send what the kernel has room for."""
+        while self.piece or self.pieces and self.next_piece():
             if isinstance(self.piece, Span):
                 count = self.send_file(self.piece)
             else:
-                is_head = self.pieces and self.sent < 0 and self.is_quick(self.unsent[1])
-                count = self.sock.send(self.piece[:SLICE], MORE if is_head else 0)
+                count = self.sock.send(self.piece[:SLICE])
                 self.piece = self.piece[count:]
             self.sent += count
             self.moved += count
@@ -1680,8 +1692,7 @@ class Connection:
 
     def give_up(self, why: str) -> bool:
         if self.is_sending():
-            _, answer = self.unsent
-            size = "?" if answer.length is None else answer.length
+            size = "?" if self.answer.length is None else self.answer.length
             self.server.count_answer(self, f"ended at {max(0, self.sent)} of {size} bytes: {why}")
         else:
             self.server.log(why, self.peer)
@@ -1691,13 +1702,13 @@ class Connection:
     def overdue(self) -> None:
         """Its deadline has passed."""
         seconds = f"{self.args.timeout:g} s"
-        if self.state is State.LINGERING:
+        if self.state is LINGERING:
             return self.close()
-        is_stuck = self.state is State.ANSWERING
+        is_stuck = self.state is ANSWERING
         self.hang_up(Refusal(408, f"{'silent for' if is_stuck else 'no whole head in'} {seconds}"))
 
     def hang_up(self, refused: Refusal) -> None:
-        if self.state is State.ANSWERING:  # no error in the middle of an answer
+        if self.state is ANSWERING:  # no error in the middle of an answer
             self.give_up(refused.text)
         else:
             self.refuse_head(refused)
@@ -1706,7 +1717,7 @@ class Connection:
         """Refuse a head that cannot be trusted, or a request that comes at the wrong moment.
 
         What follows such a head cannot be trusted either, so the connection ends."""
-        if self.state is State.HANDSHAKE:  # it would cost more than a refusal should
+        if self.state is HANDSHAKE:  # it would cost more than a refusal should
             with contextlib.suppress(OSError):
                 socket.socket.send(self.sock, alert(OVERLOADED))
             return self.linger()
@@ -1714,7 +1725,8 @@ class Connection:
         answer.close = True
         is_head = request.method == "HEAD" if request else self.buffer.startswith(b"HEAD ")
         answer.body = b"" if is_head else answer.body  # (§9.3.2)
-        self.send_at_once(request, answer)
+        self.begin_answer(request, answer)
+        self.send_rest()
 
     def linger(self) -> None:
         """Close so that the answer arrives (§9.6).
@@ -1726,13 +1738,13 @@ class Connection:
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             return self.close()
-        self.server.enter(self, State.LINGERING)
-        lingering = self.server.queues[State.LINGERING]
+        self.server.enter(self, LINGERING)
+        lingering = self.server.queues[LINGERING]
         if len(lingering) > MAX_LINGERING:
             next(iter(lingering)).close()  # the one that has had the most time
 
     def close(self) -> None:
-        self.server.enter(self, State.CLOSED)
+        self.server.enter(self, CLOSED)
         self.release()
         self.buffer = b""  # or an event of the same turn would find the beginning of a head
         self.sock.close()
@@ -1747,7 +1759,7 @@ class Connection:
         if not isinstance(self.sock, ssl.SSLSocket):
             first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
             if first not in (b"", b"\x16"):
-                self.server.enter(self, State.HEAD)
+                self.server.enter(self, HEAD)
                 text = "TLS is spoken on this port: the address begins with https://"
                 raise Refusal(400, text)
             self.sock = over_tls(self.server.door.tls, self.sock)
@@ -1759,7 +1771,7 @@ class Connection:
             why = getattr(error, "reason", "") or error.strerror
             self.server.log(f"no TLS: {why}", self.peer)
             raise
-        self.server.enter(self, State.IDLE)
+        self.server.enter(self, IDLE)
 
     # In a worker: one thread, this one connection, and it may block.
     def handle(self, request: Optional[Request], answer: Optional[Answer]) -> Call:
@@ -1797,19 +1809,18 @@ class Connection:
 
         To give the connection back takes longer than most uploads. Several busy workers do not wait
         here: they would compete for the interpreter's lock."""
-        alone = len(self.server.queues[State.HANDED_OVER]) == 1
+        alone = len(self.server.queues[HANDED_OVER]) == 1
         if not self.buffer and alone and poll(self.sock, False, NEXT_WAIT):
             with contextlib.suppress(*self.server.waits):
                 self.buffer = self.sock.recv(SMALL)
         return self.next_request()
 
-    def cork(self, answer: Answer, on: int) -> None:
+    def cork(self, on: int) -> None:
         """Send full segments alone until the end, or each page of a file would be one segment.
 
-        For a short answer MSG_MORE does that for less. A listing, whose length nobody knows, leaves
-        as it is made: a browser draws what has come."""
-        is_long = answer.pieces is not None and (answer.length or 0) > QUICK
-        if is_long and CORK:
+        A listing, whose length nobody knows, leaves as it is made: a browser draws what has come.
+        """
+        if CORK and self.answer.pieces is not None and self.answer.length:
             self.sock.setsockopt(socket.IPPROTO_TCP, CORK, on)
 
     def send(self, data: bytes) -> None:
@@ -1999,13 +2010,13 @@ def poll(sock: socket.socket, writing: bool, seconds: float) -> bool:
 # what the selector waits for in each state
 WAITS_FOR = {
     **dict.fromkeys(State, selectors.EVENT_READ),
-    State.ANSWERING: selectors.EVENT_WRITE,
-    State.HANDED_OVER: 0,
-    State.CLOSED: 0,
+    ANSWERING: selectors.EVENT_WRITE,
+    HANDED_OVER: 0,
+    CLOSED: 0,
 }
 
 # the seconds that a connection may stay in a state; in each other one, --timeout
-LIMITS = {State.LINGERING: LINGER, State.IDLE: FOREVER, State.HANDED_OVER: FOREVER}
+LIMITS = {LINGERING: LINGER, IDLE: FOREVER, HANDED_OVER: FOREVER}
 
 
 class Server:
@@ -2085,7 +2096,7 @@ class Server:
         return self.finish(self.stop.asked)
 
     def end_of_once(self) -> float:
-        waits = self.args.once and not self.queues[State.HANDED_OVER]
+        waits = self.args.once and not self.queues[HANDED_OVER]
         return self.progress + self.args.timeout if waits else FOREVER
 
     def turn(self, end: float) -> bool:
@@ -2097,7 +2108,7 @@ class Server:
             self.call(key.data)
         for _ in range(len(self.later)):
             self.call(self.later.popleft())
-        while self.workers > len(self.queues[State.HANDED_OVER]) + SPARE_THREADS:
+        while self.workers > len(self.queues[HANDED_OVER]) + SPARE_THREADS:
             self.workers -= 1
             self.tasks.put(None)
         now = time.monotonic()
@@ -2124,13 +2135,13 @@ class Server:
         """The one place where the state of a connection changes.
 
         The deadline of a head stays, or one byte at a time could put it off."""
-        if state is conn.state is State.HEAD:
+        if state is conn.state is HEAD:
             return
         before, after = WAITS_FOR[conn.state], WAITS_FOR[state]
         self.queues[conn.state].pop(conn, None)
         conn.deadline = time.monotonic() + LIMITS.get(state, self.args.timeout)
         conn.state = state
-        if state is not State.CLOSED:
+        if state is not CLOSED:
             self.queues[state][conn] = None
         if not before and after:
             self.selector.register(conn.sock, after, conn.ready)
@@ -2158,9 +2169,9 @@ class Server:
             self.begin(Connection(self, sock, peer))
 
     def begin(self, conn: Connection) -> None:
-        count = sum(map(len, self.queues.values())) - len(self.queues[State.LINGERING])
+        count = sum(map(len, self.queues.values())) - len(self.queues[LINGERING])
         if self.door.tls:
-            self.enter(conn, State.HANDSHAKE)
+            self.enter(conn, HANDSHAKE)
         if count >= self.args.max_clients and not self.make_room(conn):
             text = f"there are {self.args.max_clients} clients"
             return conn.refuse_head(Refusal(503, text, {"Retry-After": "5"}))
@@ -2170,11 +2181,11 @@ class Server:
         """Close a connection for a new client: the one that has been idle longest (RFC 9112 §9.5).
 
         Or else the oldest slow one of another address, if that has half of all there are."""
-        for conn in self.queues[State.IDLE]:
+        for conn in self.queues[IDLE]:
             if not poll(conn.sock, False, 0):  # or its next request is here, not read yet
                 conn.linger()
                 return True
-        states = State.HANDSHAKE, State.HEAD, State.ANSWERING, State.IDLE
+        states = HANDSHAKE, HEAD, ANSWERING, IDLE
         slow = [conn for state in states for conn in self.queues[state]]
         for client, count in Counter(network(conn.hop) for conn in slow).most_common(1):
             if 2 * count >= self.args.max_clients and client != network(new.hop):
@@ -2187,8 +2198,8 @@ class Server:
         self, conn: Connection, request: Request, answer: Optional[Answer] = None
     ) -> None:
         """Leave a connection to a worker, or refuse what it asks."""
-        busy = self.queues[State.HANDED_OVER]
-        self.enter(conn, State.HANDED_OVER)
+        busy = self.queues[HANDED_OVER]
+        self.enter(conn, HANDED_OVER)
         if self.has_room(conn, request) and (len(busy) <= self.workers or self.start_worker()):
             return self.tasks.put(functools.partial(conn.handle, request, answer))
         full = Refusal(503, "too many transfers at once", {"Retry-After": "5"})
@@ -2199,7 +2210,7 @@ class Server:
 
         One address may have as many as are left for others, and half of that when it uploads. So
         there is always room for another address, and for an answer to the same one."""
-        client, busy = network(conn.peer), self.queues[State.HANDED_OVER]
+        client, busy = network(conn.peer), self.queues[HANDED_OVER]
         left = MAX_THREADS - len(busy) + 1  # it has entered
         own = sum(network(other.peer) == client for other in busy)
         return own <= (left // 2 if request.has_body else left)
@@ -2217,6 +2228,7 @@ class Server:
             # the loop does this in its next turn, which the bell begins
             self.later.append(task())
             self.stop.wake()
+            del task  # while this waits, it must not keep open what the client had
 
     def digest(self, conn: Connection, found: Opened) -> Optional[bytes]:
         """SHA-256 of a file, cached while the file stays the same and unchanged.
@@ -2254,7 +2266,7 @@ class Server:
         """Log an answer in Common Log Format, with a note in quotes if there is more to say.
 
         Also count it for --requests and --once."""
-        request, answer = conn.unsent
+        request, answer = conn.request, conn.answer
         note = answer.note or cut
         if answer.status == 304 and answer.fields.get("Cache-Control") == "no-store":
             return  # an open page asks every few seconds whether its folder has changed
@@ -2321,7 +2333,7 @@ class Server:
         with contextlib.suppress(KeyError):  # during a pause
             self.selector.unregister(self.sock)
         self.sock.close()
-        for state in State.HANDSHAKE, State.IDLE, State.HEAD:
+        for state in HANDSHAKE, IDLE, HEAD:
             for conn in list(self.queues[state]):
                 conn.close()
         dropped = self.wait_for_answers()
@@ -2353,7 +2365,7 @@ class Server:
     def wait_for_answers(self) -> list[Connection]:
         """Those that are still under way after the grace."""
         end = time.monotonic() + GRACE
-        states = State.ANSWERING, State.HANDED_OVER
+        states = ANSWERING, HANDED_OVER
         while (left := [conn for each in states for conn in self.queues[each]]) and self.turn(end):
             pass
         return left
@@ -2782,7 +2794,7 @@ def check_conditions(fields: Fields, info: Optional[os.stat_result]) -> Optional
 
 PLAN = re.compile(
     "upload=([0-9a-f]{32})&over=(new|replace|number|[0-9a-f-]{5,60})(?:&length=([0-9]{1,18}))?"
-    "(?:&sha256=([0-9a-f]{64}))?&time=(-?[0-9]{1,20})&file=([0-9]{1,40})"
+    "(?:&sha256=([0-9a-f]{64}))?(?:&mtime=(-?[0-9]{1,20}))?&time=(-?[0-9]{1,20})&file=([0-9]{1,40})"
 )
 
 
@@ -2798,8 +2810,9 @@ class Plan(NamedTuple):
     over: str = "replace"
     length: Optional[int] = None
     sha256: Optional[str] = None
-    # By these two the finished file is known: its time in ns, which is the client's or else when
-    # the upload began, and the number of its inode, which is the part's.
+    mtime: Optional[int] = None  # the client's, in ns
+    # By these two the finished file is known: its time as the disk keeps it, which is mtime or else
+    # when the upload began, and the number of its inode, which is the part's.
     time: Optional[int] = None
     file: Optional[int] = None
 
@@ -2810,19 +2823,14 @@ class Plan(NamedTuple):
             f"{key}={value}" for key, value in known.items() if value is not None
         )
 
-    def is_time(self, kept: int) -> bool:
-        """Whether a disk that was given its time kept this: many know but every second one."""
-        wanted = self.time or 0
-        return kept == wanted or kept % TICK == 0 and abs(kept - wanted) < 2 * 10**9
-
 
 def read_plan(request: Request) -> Plan:
     found = PLAN.fullmatch(request.query)
     if not found or not request.names:
         raise Refusal(404, "there is no such upload")
-    upload, over, length, sha256, mtime, file = found.groups()
-    size = None if length is None else int(length)
-    return Plan(request.names, upload, over, size, sha256, int(mtime), int(file))
+    upload, over, length, sha256, *numbers = found.groups()
+    size, mtime, kept, file = (int(each) if each else None for each in (length, *numbers))
+    return Plan(request.names, upload, over, size, sha256, mtime, kept, file)
 
 
 def receive_upload(conn: Connection, request: Request, place: Place, plan: Plan) -> Answer:
@@ -2832,10 +2840,12 @@ def receive_upload(conn: Connection, request: Request, place: Place, plan: Plan)
     check_space(conn, place, max(request.length, length or 0))
     conn.server.search_old_parts(place)
     with new_part(place, resumable, fields.get(EXECUTABLE.lower()) == "1") as part:
-        plan = plan._replace(length=length, sha256=digest.hex() if digest else None, time=mtime)
+        plan = plan._replace(length=length, sha256=digest.hex() if digest else None, mtime=mtime)
         if resumable:
-            file, mtime = os.fstat(part.descriptor).st_ino, began if mtime is None else mtime
-            plan = plan._replace(upload=part.token, time=mtime, file=file)
+            # how the disk keeps that time; then back to now, or the part could look too old
+            kept = part.date(began if mtime is None else mtime)
+            part.date(began)
+            plan = plan._replace(upload=part.token, time=kept.st_mtime_ns, file=kept.st_ino)
             there = {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
             send_interim(conn, request, there)
         return fill_part(conn, request, part, plan, complete != "?0")
@@ -2929,7 +2939,7 @@ def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) 
         raise
     names, info, replaced = finish_upload(conn, part, plan, digest)
     fields["ETag"] = etag(info)
-    if plan.time is not None and plan.time // 10**9 == info.st_mtime_ns // 10**9:
+    if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
         fields["X-OC-Mtime"] = "accepted"
     if digest:
         fields["Repr-Digest"] = digest_field(digest)
@@ -2952,7 +2962,8 @@ def finish_upload(
             raise Refusal(412, "what it was to replace has changed meanwhile")
         # The system's own times come in ticks of some ms: of three files of one size that follow
         # each other within one, the third may have the inode, and so the ETag, of the first.
-        info = part.prepare(old, time.time_ns() if plan.time is None else plan.time)
+        mtime = plan.mtime if plan.time is None else plan.time
+        info = part.prepare(old, time.time_ns() if mtime is None else mtime)
         name = part.rename_to(plan.names[-1], plan.over)
     if conn.args.durable:
         sync_folder(part.place)
@@ -3042,6 +3053,12 @@ def form_file_name(head: bytes) -> str:
 def post_form(conn: Connection, request: Request) -> Answer:
     """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
     check_size(conn, request)
+    names: Names = (*request.names, "-")
+    # before the body: who waits for 100 Continue need not send it in vain
+    with conn.shared.locate(
+        passing_files(conn, names) if conn.args.drop_box else names, change=True, make=True
+    ) as place:
+        check_space(conn, place, request.length)
     stored: list[Names] = []
     count = 0
     for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
@@ -3189,7 +3206,7 @@ def finished_upload(conn: Connection, place: Place, plan: Plan) -> Refusal:
     last = plan.names[-1]
     for name in numbered_names(last) if plan.over == "number" else [last]:
         info = place.beside(name).stat()
-        same = info and info.st_ino == plan.file and plan.is_time(info.st_mtime_ns)
+        same = info and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
         if info and same and plan.length in (None, info.st_size):
             fields = {
                 **place_fields(conn, [*plan.names[:-1], name]),
@@ -3535,12 +3552,13 @@ def cut(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
         size = size_of(piece)
         low, high = max(0, start), min(size, end)
         start, end = start - size, end - size
-        if low >= high:
-            continue
-        if isinstance(piece, Span):
-            yield Span(piece.descriptor, piece.start + low, piece.start + high)
-        else:
-            yield piece[low:high]
+        if low < high:
+            if isinstance(piece, Span):
+                yield Span(piece.descriptor, piece.start + low, piece.start + high)
+            else:
+                yield piece[low:high]
+        if end <= 0:  # the files of the rest need not be opened
+            return
 
 
 def zip_common(entry: Entry, crc: int, more: int) -> bytes:
@@ -5736,12 +5754,23 @@ def speak_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
-def say(text: str) -> None:
+def hear_ctrl_c() -> None:
+    """From now on it is an exception; while the script was loaded it ended the process."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def say(text: str, end: str = "\n") -> None:
     """Write a line for people at once. The program goes on if nobody is left to read it."""
     # AttributeError: started with stderr closed
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        try:
+            sys.stderr.write(text + end)
+            sys.stderr.flush()
+        except OSError:
+            # Forget that text: Python would try it again at the end, and make the exit code 120.
+            code, errors = sys.stderr.encoding, "backslashreplace"
+            sys.stderr = open(2, "w", 1, code, errors, closefd=False)  # noqa: SIM115  (it stays)
 
 
 def address(place: Address) -> str:
@@ -5757,11 +5786,12 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
         return [(each[0], each[4]) for each in socket.getaddrinfo(name, port, type=kind)]
+    both = re.fullmatch("([^:]+):([0-9]+)", host)
     raise Failure(
         6,
         f'cannot find host "{printable(host)}"',
         "it is neither an address nor a name that this machine can look up",
-        "check the spelling, or use the address",
+        f"--host {both[1]} --port {both[2]}" if both else "check the spelling, or use the address",
     )
 
 
@@ -5772,7 +5802,7 @@ def between(low: float, high: float, kind: Callable[[str], float] = int) -> Call
         with contextlib.suppress(ValueError):
             if low <= kind(text) <= high:
                 return kind(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high:.13g}")
 
     return number
 
@@ -5781,9 +5811,12 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
+        wide = 100  # as our lines, if that is not the width of a terminal
+        with contextlib.suppress(OSError):
+            wide = min(wide, os.get_terminal_size(1).columns or wide)
         super().__init__(
-            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            # if argparse had to ask for the width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, wide),
             add_help=False,
             allow_abbrev=False,  # `get --as NAME` would ask for a password
             **settings,
@@ -5796,7 +5829,8 @@ class Parser(argparse.ArgumentParser):
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
         brief = super().format_help().replace("\n\n", "\n")
         # the usage need not name the options that are explained below it
-        return manual + re.sub(r"(\s+\[-[^]]*\])+(\n +(?= ))?", " [OPTION ...]", brief, count=1)
+        option = r"(\s+\[-([^][]|\[[^]]*\])*\])+(\n +(?= ))?"
+        return manual + re.sub(option, " [OPTION ...]", brief, count=1)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""
@@ -5834,7 +5868,8 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
     """Where the server listens: on stdout for programs, on stderr for people."""
     host, port = sock.getsockname()[:2]
     try:
-        print(f"listening on {url_of(door, host, port)}", flush=True)
+        if sys.stdout is not None:  # else descriptor 1 is something of ours
+            os.write(1, f"listening on {url_of(door, host, port)}\n".encode())
     except OSError as error:
         sock.close()
         raise Failure(
@@ -6020,6 +6055,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         args = parser.parse_args(["--port", args.directory], args)
         args.directory = None
     args.directory = args.directory or args.folder
+    hear_ctrl_c()
     try:
         return serve(args)
     except Failure as failure:

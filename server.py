@@ -367,6 +367,12 @@ if __name__ == "__main__":
             continue
         if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
+
+    import signal
+
+    # Ctrl-C while the rest is loaded: the end of any program, and no traceback
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 # --- end imports ---
 
 import _thread  # the locks of threading, which takes a client long to load
@@ -974,7 +980,7 @@ BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all belo
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 # how a file begins that comes in one piece: most small ones do
 BEGIN = re.compile(
-    rb"(put|ok get|send [!-$&-<>-~]+) ([!-$&-<>-~]+) size=([0-9]{1,18}) mtime_ns=([0-9]{1,19})"
+    rb"(put|ok get|send [!-$&-<>-~]+) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]{1,19})"
     rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
@@ -1259,11 +1265,15 @@ class Wire:
                     deadline = time.monotonic() + self.timeout
                 self.receive_more_of_a_line(deadline)
                 continue
-            text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+            try:
+                text = str(self.view[self.start : stop], *NAMES).removesuffix("\r")
+                found = parse(text) if text else None  # an empty line means nothing
+            except UnicodeDecodeError:  # Windows' names are Unicode; a TLS client's bytes are not
+                tls = self.buffer.startswith(TLS, self.start)
+                raise Broken("this-is-tls" if tls else "bad-line") from None
             self.start = stop + 1
-            if not text:  # an empty line means nothing
+            if not found:
                 continue
-            found = parse(text)
             if found.verb == "data":
                 if not is_number(" ".join(found.words)):
                     raise Broken("bad-number")
@@ -1334,7 +1344,7 @@ RANDOM = ".six-" + "0" * 8  # how the name of a part begins that nothing can res
 UNIQUE = itertools.count(int.from_bytes(os.urandom(12), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
 KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with a random name
-NAMING = _thread.allocate_lock()  # held by the thread that gives or takes names
+NAMING = _thread.allocate_lock()  # held by the thread that takes or replaces names
 # seconds from one try to lock a folder to the next: two in all
 PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; those after them come as the disk has them
@@ -1562,9 +1572,10 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self, other: "Optional[Folder]" = None) -> Iterator[None]:
-        """Nobody else gives or takes names in these folders meanwhile, in any process.
+        """Nobody else takes or replaces names in these folders meanwhile, in any process.
 
         Otherwise a rename() could remove a file that was put between its link() and its remove().
+        A link() to a name that is free needs no lock: while there is such a name, it fails.
         Where folders have no locks, this excludes only the threads of this process."""
         fds = [self.fd] if self.fd is not None else []
         if other and other.fd is not None and other.identity("") != self.identity(""):
@@ -1837,8 +1848,8 @@ def receive_body(
 ) -> str:
     """Write a body into the part until `end`: "yes" if its digest agrees, "no" if it had none.
 
-    Refused if the body is not what was announced. Of an unknown size, check() may refuse so many
-    bytes. A verb that belongs to no body ends it like `abort`, and is carried out afterwards."""
+    Refused if the body is not what was announced. check() may refuse so many bytes. A verb that
+    belongs to no body ends it like `abort`, and is carried out afterwards."""
     theirs: str | None = begun.sha256
     if begun.body is None:
         theirs = receive_chunks(wire, part, check, tell)
@@ -1866,10 +1877,9 @@ def receive_chunks(
 ) -> Optional[str]:
     """Until `end`: the digest that it says."""
     while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
-        if part.size is None:
-            check(part.received + wire.remaining)
-        elif part.received + wire.remaining > part.size:
+        if part.size is not None and part.received + wire.remaining > part.size:
             raise Refused("too-long", size=part.size)
+        check(part.received + wire.remaining)  # others may have filled the disk meanwhile
         while wire.remaining:
             part.write(wire.take_body())
             tell(part.received)
@@ -2001,6 +2011,9 @@ class Session(Wire):
             self.out += line("err", "-", reason=broken)  # hang_up() sends it
             self.log(f"hung up on: {broken}")
         finally:
+            if self.relays:  # what has come whole still reaches its receivers
+                self.relays[-1].leave()
+                self.relays.clear()
             self.lobby.leave(self, "gone")
             if self.reason:
                 self.out += line("err", "-", reason=self.reason)
@@ -2099,7 +2112,7 @@ class Session(Wire):
         self.serve_others()  # also if this client never stops talking
         self.fill(patience)
         if self.mode == "chat":  # what was said before comes before the next answer
-            self.out += b"".join(self.take_queued(UNHEARD))
+            self.put(b"".join(self.take_queued(UNHEARD)))
         self.hear()
 
     def wait(self, patience: Optional[float], event: int = READ) -> None:
@@ -2648,9 +2661,12 @@ class Relay:
 
     def give(self, text: bytes, body: memoryview = NOTHING) -> None:
         """Pass on a line, or `data` and its bytes. Few bytes gather until the sender waits."""
+        many = len(self.sender.gathered) + len(text) + len(body) >= BATCH
+        if many:  # before anything is begun: if this fails, give_up() ends what is gathered
+            self.await_receivers()
         self.sender.gathered += text
         self.sender.gathered += body[:BATCH]
-        if len(self.sender.gathered) >= BATCH:
+        if many:
             self.pass_on(body[BATCH:])
 
     def pass_on(self, body: memoryview = NOTHING) -> None:
@@ -3256,8 +3272,12 @@ def holds_program(path: str) -> bool:
 # --- end programs ---
 
 
-# whether any name in a folder could be that of a program: one answer for its thousands of files
-nears_program = functools.lru_cache(maxsize=64)(holds_program)
+@functools.lru_cache(maxsize=64)
+def nears_program(folder: str) -> bool:
+    """Whether any name in a folder could be that of a program: one answer for all its files.
+
+    holds_program() takes a last component that is a link for a name, but DEST may be a link."""
+    return holds_program(os.path.realpath(folder))
 
 
 # --- locks: the same in the four file scripts (tests/test_twins.py) ---
@@ -3812,12 +3832,23 @@ def speak_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
-def say(text: str) -> None:
+def hear_ctrl_c() -> None:
+    """From now on it is an exception; while the script was loaded it ended the process."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def say(text: str, end: str = "\n") -> None:
     """Write a line for people at once. The program goes on if nobody is left to read it."""
     # AttributeError: started with stderr closed
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        try:
+            sys.stderr.write(text + end)
+            sys.stderr.flush()
+        except OSError:
+            # Forget that text: Python would try it again at the end, and make the exit code 120.
+            code, errors = sys.stderr.encoding, "backslashreplace"
+            sys.stderr = open(2, "w", 1, code, errors, closefd=False)  # noqa: SIM115  (it stays)
 
 
 def address(place: Address) -> str:
@@ -3833,11 +3864,12 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
         return [(each[0], each[4]) for each in socket.getaddrinfo(name, port, type=kind)]
+    both = re.fullmatch("([^:]+):([0-9]+)", host)
     raise Failure(
         6,
         f'cannot find host "{printable(host)}"',
         "it is neither an address nor a name that this machine can look up",
-        "check the spelling, or use the address",
+        f"--host {both[1]} --port {both[2]}" if both else "check the spelling, or use the address",
     )
 
 
@@ -3848,7 +3880,7 @@ def between(low: float, high: float, kind: Callable[[str], float] = int) -> Call
         with contextlib.suppress(ValueError):
             if low <= kind(text) <= high:
                 return kind(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high:.13g}")
 
     return number
 
@@ -3857,9 +3889,12 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
+        wide = 100  # as our lines, if that is not the width of a terminal
+        with contextlib.suppress(OSError):
+            wide = min(wide, os.get_terminal_size(1).columns or wide)
         super().__init__(
-            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            # if argparse had to ask for the width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, wide),
             add_help=False,
             allow_abbrev=False,  # `get --as NAME` would ask for a password
             **settings,
@@ -3872,7 +3907,8 @@ class Parser(argparse.ArgumentParser):
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
         brief = super().format_help().replace("\n\n", "\n")
         # the usage need not name the options that are explained below it
-        return manual + re.sub(r"(\s+\[-[^]]*\])+(\n +(?= ))?", " [OPTION ...]", brief, count=1)
+        option = r"(\s+\[-([^][]|\[[^]]*\])*\])+(\n +(?= ))?"
+        return manual + re.sub(option, " [OPTION ...]", brief, count=1)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""
@@ -3910,7 +3946,8 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
     """Tell where the server listens: programs on stdout; people on stderr, with a command."""
     host, port = sock.getsockname()[:2]
     try:
-        print(f"listening on {address((host, port))}", flush=True)
+        if sys.stdout is not None:  # else descriptor 1 is something of ours
+            os.write(1, f"listening on {address((host, port))}\n".encode())
     except OSError as error:
         sock.close()
         raise Failure(
@@ -4021,6 +4058,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     speak_utf8()
     args = build_parser().parse_args(argv)
+    hear_ctrl_c()
     try:
         return serve(args)
     except Failure as failure:

@@ -59,6 +59,12 @@ if __name__ == "__main__":
             continue
         if os.path.samefile(path, own) or os.path.samefile(path, "."):
             sys.path.remove(folder)
+
+    import signal
+
+    # Ctrl-C while the rest is loaded: the end of any program, and no traceback
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 # --- end imports ---
 
 import argparse
@@ -419,6 +425,12 @@ def ping_report(sent: int, trips: Sequence[float]) -> str:
     return lines + "\n"
 
 
+def make_blocking(stream: int) -> None:
+    """Another program can make a terminal that it shares with this one non-blocking."""
+    if os.name == "posix":
+        os.set_blocking(stream, True)
+
+
 def write_out(data: bytes) -> None:
     """To standard output: a file or a pipe gets the bytes, a terminal text; \\xNN is no text."""
     if is_terminal(1):
@@ -426,6 +438,7 @@ def write_out(data: bytes) -> None:
     try:
         with open(1, "wb", buffering=0, closefd=False) as output:
             while data:  # a console of Windows takes a part of long text
+                make_blocking(1)
                 data = data[output.write(data) :]
     except OSError as error:
         raise Failure(
@@ -437,6 +450,7 @@ def write_out(data: bytes) -> None:
 
 
 def read_input(size: int) -> bytes:
+    make_blocking(0)
     try:
         return os.read(0, size)
     except OSError as error:
@@ -457,6 +471,7 @@ def converse(conversation: Conversation) -> None:
     screen = sys.stdout if is_terminal(1) else sys.stderr  # a prompt is no result
     with contextlib.redirect_stdout(screen), contextlib.suppress(EOFError):
         while True:
+            make_blocking(0)
             message = os.fsencode(input(PROMPT))
             write_out(exchange(conversation, message + b"\n"))
     say("")
@@ -530,9 +545,6 @@ def connect(args: Namespace) -> Conversation:
 
 def client(args: Namespace) -> int:
     check_client(args)
-    if os.name == "posix":  # another program may have made the shared terminal non-blocking
-        os.set_blocking(0, True)
-        os.set_blocking(1, True)
     conversation = connect(args)
     with conversation.sock as sock:
         try:
@@ -1037,12 +1049,23 @@ def speak_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
-def say(text: str) -> None:
+def hear_ctrl_c() -> None:
+    """From now on it is an exception; while the script was loaded it ended the process."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def say(text: str, end: str = "\n") -> None:
     """Write a line for people at once. The program goes on if nobody is left to read it."""
     # AttributeError: started with stderr closed
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        try:
+            sys.stderr.write(text + end)
+            sys.stderr.flush()
+        except OSError:
+            # Forget that text: Python would try it again at the end, and make the exit code 120.
+            code, errors = sys.stderr.encoding, "backslashreplace"
+            sys.stderr = open(2, "w", 1, code, errors, closefd=False)  # noqa: SIM115  (it stays)
 
 
 def address(place: Address) -> str:
@@ -1058,11 +1081,12 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
         return [(each[0], each[4]) for each in socket.getaddrinfo(name, port, type=kind)]
+    both = re.fullmatch("([^:]+):([0-9]+)", host)
     raise Failure(
         6,
         f'cannot find host "{printable(host)}"',
         "it is neither an address nor a name that this machine can look up",
-        "check the spelling, or use the address",
+        f"--host {both[1]} --port {both[2]}" if both else "check the spelling, or use the address",
     )
 
 
@@ -1073,7 +1097,7 @@ def between(low: float, high: float, kind: Callable[[str], float] = int) -> Call
         with contextlib.suppress(ValueError):
             if low <= kind(text) <= high:
                 return kind(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high:.13g}")
 
     return number
 
@@ -1082,9 +1106,12 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
+        wide = 100  # as our lines, if that is not the width of a terminal
+        with contextlib.suppress(OSError):
+            wide = min(wide, os.get_terminal_size(1).columns or wide)
         super().__init__(
-            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            # if argparse had to ask for the width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, wide),
             add_help=False,
             allow_abbrev=False,  # `get --as NAME` would ask for a password
             **settings,
@@ -1097,7 +1124,8 @@ class Parser(argparse.ArgumentParser):
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
         brief = super().format_help().replace("\n\n", "\n")
         # the usage need not name the options that are explained below it
-        return manual + re.sub(r"(\s+\[-[^]]*\])+(\n +(?= ))?", " [OPTION ...]", brief, count=1)
+        option = r"(\s+\[-([^][]|\[[^]]*\])*\])+(\n +(?= ))?"
+        return manual + re.sub(option, " [OPTION ...]", brief, count=1)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""
@@ -1236,6 +1264,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     speak_utf8()
     args = build_parser().parse_args(argv)
+    hear_ctrl_c()
     try:
         return serve(args) if args.role == "server" else client(args)
     except Failure as failure:

@@ -45,6 +45,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # or by nohup: the tests go on, but what they start ends as on a terminal that hangs up
 if os.name != "nt" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
+# what a person's shell does not set, and what hides that Python stores output
+os.environ.pop("PYTHONUNBUFFERED", None)
 # seconds that anything may take before a test calls it hung; no test waits for it to pass
 DEADLINE = 60.0
 LISTENING = re.compile(r"listening on (?:https?://)?(.+):(\d+)/?\n")
@@ -70,14 +72,9 @@ def program(script, python):
     return COMPILED[path.name] if python == sys.executable else str(path)
 
 
-def popen(command, **more):
-    """Start it: by a fork if it is a script of ours on this interpreter, since most of a start is Python's own imports. With --full all starts are real."""
-    if command[:3] == [sys.executable, "-W", "error"] and command[3] in FORKED:
-        return forked.Popen(command, **more)
-    return subprocess.Popen(command, **more)
-
-
-FORKED = set()  # the bytecode of what is started by a fork
+def place(script, folder):
+    """A script in a folder, to be started there by this interpreter: what it is compiled to, as Python runs a file by what it begins with, not by its name."""
+    return Path(shutil.copy(COMPILED[script] if forked.SOURCES else ROOT / script, folder / script))
 
 
 def interpreters():
@@ -160,7 +157,7 @@ class Process:
             else [python, "-W", "error", program(args[0], python), *map(str, args[1:])]
         )
         environment = {**os.environ, **(env or {})}
-        self.process = popen(
+        self.process = subprocess.Popen(
             command,
             cwd=cwd,
             env=environment,
@@ -302,7 +299,7 @@ class Terminal:
         self.master, slave = os.openpty()
         start = f"import runpy, sys; sys.modules[{without!r}] = None; sys.argv[0] = 'client.py'; runpy.run_path({str(ROOT / 'client.py')!r}, run_name='__main__')"
         what = ["-c", start] if without else [program("client.py", sys.executable)]
-        self.process = popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-W", "error", *what, *map(str, words)],
             cwd=cwd,
             stdin=slave,
@@ -352,7 +349,7 @@ def run():
     def run_to_end(
         script, *args, input=b"", cwd=None, env=None, python=sys.executable, timeout=60, **more
     ):
-        with popen(
+        with subprocess.Popen(
             [python, "-W", "error", program(script, python), *map(str, args)],
             cwd=cwd,
             env={**os.environ, **(env or {})},
@@ -505,12 +502,12 @@ def proxy(listeners):
 
 @pytest.fixture
 def alone(tmp_path):
-    """A copy of one script in an empty folder, as somebody who took only that file has it."""
+    """A copy of one script in an empty folder, as somebody who took only that file has it. One for any interpreter is its source."""
 
-    def copy(script):
+    def copy(script, for_any=False):
         folder = tmp_path / "alone"
         folder.mkdir(exist_ok=True)
-        return Path(shutil.copy(ROOT / script, folder))
+        return Path(shutil.copy(ROOT / script, folder)) if for_any else place(script, folder)
 
     return copy
 
@@ -550,8 +547,11 @@ def pytest_configure(config):
     config.addinivalue_line("markers", LONG)
     if config.getoption("--full"):  # real starts, and a real disk
         return
+    # most of a start is Python's own imports
     if forked.POSSIBLE:
-        FORKED.update(path for path in COMPILED.values() if path.endswith(".pyc"))
+        for name, path in COMPILED.items():
+            if path.endswith(".pyc"):
+                forked.prepare(str(ROOT / name), path)
     if memory_has_room():  # tests make and remove a hundred thousand files: a third of their time
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
 

@@ -21,7 +21,7 @@ def version(request, full):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_copy_in_an_empty_folder_prints_its_help(alone, script, version, full):
     """-I keeps the folder and the user's packages out, -S the installed ones: what is imported is the standard library."""
-    copy = alone(script)
+    copy = alone(script, for_any=True)
     for flags in [["-I", "-S"], ["-I"]][: 1 + full]:
         helped = subprocess.run(
             [PYTHONS[version], *flags, "-W", "error", copy.name, "--help"],

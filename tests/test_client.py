@@ -18,7 +18,17 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, Listener, Process, Terminal, free_port, interpreters, until
+from conftest import (
+    COMPILED,
+    DEADLINE,
+    ROOT,
+    Listener,
+    Process,
+    Terminal,
+    free_port,
+    interpreters,
+    until,
+)
 
 sys.path.insert(0, str(ROOT))
 import client as script
@@ -375,7 +385,7 @@ def test_a_destination_that_cannot_be_opened_and_a_current_folder_that_is_gone_a
             f'{before} exec "$@" {words}',
             "sh",
             sys.executable,
-            ROOT / "client.py",
+            COMPILED["client.py"],
             "--port",
             str(server.port),
         ]
@@ -418,7 +428,7 @@ def test_an_output_that_takes_nothing_is_told(server, box, here):
                     f'exec "$@" {redirect}',
                     "sh",
                     sys.executable,
-                    ROOT / "client.py",
+                    COMPILED["client.py"],
                     "--port",
                     str(server.port),
                     *words,
@@ -450,7 +460,7 @@ def test_an_input_that_cannot_be_read_is_told_at_once(server, box, here):
             f'exec "$@" {redirect}',
             "sh",
             sys.executable,
-            ROOT / "client.py",
+            COMPILED["client.py"],
             "--port",
             str(server.port),
             "--timeout",
@@ -505,6 +515,9 @@ def test_a_get_that_is_cut_is_resumed_by_the_same_command(server, do, here, box,
     assert (
         again.code == 0 and (here / "big").read_bytes() == BIG * 4 and os.listdir(here) == ["big"]
     )
+    assert re.search(r"get: 1 file, 12\.6 MB \([1-5]\.\d MB of it already there\)", again.err), (
+        again
+    )
     assert re.search(r"get big: (\d+) bytes", server.wait_for("get big: [1-9]\\d* bytes, .* ok")[0])
 
 
@@ -518,6 +531,7 @@ def test_one_run_reconnects_and_resumes_by_itself(server, do, here, box, proxy, 
         done.code == 0
         and "attempt 1 of 16" in done.err
         and tree(here / "tree") == tree(box / "tree")
+        and "already there" not in done.err
     )
 
 
@@ -774,6 +788,34 @@ def test_ctrl_c_keeps_the_part(server, here, box, proxy):
         and "Traceback" not in client.err
     )
     assert len(os.listdir(here)) == 1
+
+
+def stopped(client):
+    """Files and megabytes that a client counts which Ctrl-C ends."""
+    client.process.send_signal(signal.SIGINT)
+    assert client.wait() == 130, client.err
+    found = re.search(r"stopped after (\d+) files? and ([\d.]+) MB; the same", client.err)
+    assert found, client.err
+    return int(found[1]), float(found[2])
+
+
+def test_ctrl_c_counts_what_is_kept_and_what_arrived_before(spawn, here, box, proxy):
+    (box / "big").write_bytes(BIG * 10)
+    server = spawn("server.py", box)
+    port = proxy(server.port, delay=0.01).port
+    getting = Process(ROOT / "client.py", "--port", port, "get", "big", cwd=here)
+    until(grown(here, 2 << 20), "the part to grow")
+    server.kill()
+    getting.wait_for("attempt 1 of 16")
+    (kept,) = here.iterdir()
+    assert stopped(getting) == (0, pytest.approx(kept.stat().st_size / 1e6, rel=0.1))
+    kept.unlink()
+    (box / "big").rename(here / "big")
+    (here / "small").write_text("small")
+    port = proxy(spawn("server.py", box).port, delay=0.01, toward="server").port
+    putting = Process(ROOT / "client.py", "--port", port, "put", "small", "big", cwd=here)
+    until(grown(box, 2 << 20), "the part to grow")
+    assert (box / "small").exists() and stopped(putting)[0] == 1, "its answer came behind big"
 
 
 def test_a_killed_client_or_server_is_resumed(spawn, run, here, box, proxy):
@@ -1396,6 +1438,20 @@ def test_did_you_mean(do, here):
     )
 
 
+def test_files_that_differ_in_the_digits_of_a_second_are_told_apart_by_their_content(do, here, box):
+    for folder, digits in ((here, 520886729), (box, 33360300)):
+        (folder / "x").write_bytes(b"12")
+        os.utime(folder / "x", ns=(0, 1700000000 * 10**9 + digits))
+    for verb, code in (("put", 25), ("get", 23)):
+        failed = do(verb, "x")
+        assert failed.code == code and "--compare content tells whether they are" in failed.err
+        assert ".033360300; yours: 2 bytes of " in failed.err and ".520886729\n" in failed.err
+        assert do(verb, "x", "--compare", "content").err == f"{verb}: 0 files; 1 already there\n"
+    (here / "x").write_bytes(b"21")
+    failed = do("put", "x", "--compare", "content")
+    assert failed.code == 25 and "--compare" not in failed.err, "that is known already"
+
+
 # --- the shell ---
 def test_the_shell_goes_on_after_a_failure_and_knows_the_words_of_the_labs(do, here, box):
     (here / "a b").write_text("x")
@@ -1662,7 +1718,7 @@ def test_listing_beyond_memory_comes_back_the_same(monkeypatch):
 
 
 def test_every_python_since_3_9_runs_it_alone(alone, server, box, full):
-    path = alone("client.py")
+    path = alone("client.py", for_any=True)
     (path.parent / "x").write_text("x")
     found = interpreters()
     for version in found if full else [min(found, key=lambda name: int(name[2:]))]:
@@ -2130,6 +2186,8 @@ def test_delete_removes_what_the_source_lost_but_nothing_excluded_or_hidden(
     plan = do(*words, "--dry-run", port=port)
     doomed = {"build/x.o", "gone.txt", "old/deep/er/x", "old/deep/er", "old/deep", "old/y", "old"}
     assert {line[9:].decode() for line in plan.out.splitlines()} == doomed, plan
+    warning = "without --force it refuses that: --delete would remove 7 of the 11 files and"
+    assert warning in plan.err and plan.err.endswith("; would delete 7\n"), plan
     refused = do(*words, port=port)
     assert refused.code == {"put": 25, "get": 23}[verb], refused
     assert "--delete would remove 7 of the 11 files and folders in t" in refused.err, refused

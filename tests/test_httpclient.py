@@ -20,7 +20,7 @@ import threading
 import zlib
 
 import pytest
-from conftest import DEADLINE, ROOT, Listener, Process, interpreters, until
+from conftest import COMPILED, DEADLINE, ROOT, Listener, Process, interpreters, until
 
 SCRIPT = ROOT / "httpclient.py"
 spec = importlib.util.spec_from_file_location("httpclient", SCRIPT)
@@ -1855,7 +1855,7 @@ def test_standard_input_that_was_read_is_not_sent_again_with_a_password(canned):
         answer(b"", "201 Created"),
         read_until=b"0\r\n\r\n",
     )
-    command = f"printf hello | {sys.executable} {SCRIPT} put --force - http://127.0.0.1:{server.port}/a; echo exit $?"
+    command = f"printf hello | {sys.executable} {COMPILED[SCRIPT.name]} put --force - http://127.0.0.1:{server.port}/a; echo exit $?"
     pid, end = pty.fork()
     if not pid:
         os.execvp("bash", ["bash", "-c", command])
@@ -2327,7 +2327,7 @@ def test_a_missing_local_file_is_26_and_the_others_are_sent(run, canned, tmp_pat
 
 # --- folders ---
 def test_a_missing_local_file_is_26_also_where_the_current_folder_is_gone(tmp_path):
-    command = f"cd {tmp_path} && rmdir {tmp_path} && {sys.executable} {SCRIPT} put gone http://127.0.0.1:1/"
+    command = f"cd {tmp_path} && rmdir {tmp_path} && {sys.executable} {COMPILED[SCRIPT.name]} put gone http://127.0.0.1:1/"
     done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
     assert done.returncode == 26 and b"the current folder is gone" in done.stderr, done.stderr
 
@@ -2653,7 +2653,7 @@ def test_mirror_goes_on_past_a_bad_file_that_comes_with_a_malformed_head(run, fi
 
 # --- being used ---
 def test_alone_on_every_python(alone, files, tmp_path):
-    script, server = alone("httpclient.py"), files(BODY)
+    script, server = alone("httpclient.py", for_any=True), files(BODY)
     for version, python in interpreters().items():
         done = subprocess.run(
             [python, "-W", "error", "-I", script, "get", server.url, "-o", version],
@@ -2856,7 +2856,7 @@ def test_a_download_outlives_its_terminal(files, proxy, tmp_path):
 
 
 def test_output_to_a_closed_pipe_ends_quietly(files, tmp_path):
-    command = f"{sys.executable} {SCRIPT} get {files(BODY * 10).url} -o - | head -c 1; exit ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} {COMPILED[SCRIPT.name]} get {files(BODY * 10).url} -o - | head -c 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
     assert done.returncode == 0 and not done.stderr
 
@@ -2880,7 +2880,7 @@ def test_a_connection_is_never_taken_for_a_closed_standard_stream(
     url = f"http://127.0.0.1:{server.port}/"
     command = [
         sys.executable,
-        SCRIPT,
+        COMPILED[SCRIPT.name],
         *(url + "x" * (code == 26) if word == "URL" else word for word in words),
     ]
     done = subprocess.run(
@@ -3274,6 +3274,7 @@ ROUTES = {
     "given by -o": ["{url}/x", "-o", "{name}"],
     "several connections": ["{url}/big", "-o", "{name}", "--connections", "3"],
     "into a folder": ["{url}/{name}", "-o", "."],
+    "by a link to the folder": ["{url}/{name}", "-o", "{link}"],
 }
 
 
@@ -3290,11 +3291,13 @@ def test_no_route_brings_a_program_into_being(alone, files, tmp_path, route, nam
 
     server = files(body, hook=hook)
     url = f"http://127.0.0.1:{server.port}"
-    words = [word.format(url=url, name=name) for word in ROUTES[route]]
+    words = [word.format(url=url, name=name, link=tmp_path / "link") for word in ROUTES[route]]
+    (tmp_path / "link").symlink_to(tmp_path / "alone")
+    before = alone("httpclient.py").read_bytes()
     done = started(alone, tmp_path, "get", *words, *filter(None, [force]))
     assert done.returncode == 23 and "part of a program" in done.stderr, done
     assert done.stderr.count("\n") == 3 and names(tmp_path / "alone") == ["httpclient.py"]
-    assert (tmp_path / "alone" / "httpclient.py").read_bytes() == SCRIPT.read_bytes()
+    assert (tmp_path / "alone" / "httpclient.py").read_bytes() == before
 
 
 def test_a_program_is_refused_also_by_mirror_and_the_rest_comes(alone, stock, tmp_path):
@@ -3543,7 +3546,7 @@ def test_a_zone_is_for_the_connection_alone(text):
     url = h.parse_url(text)
     assert (url.host, url.port) == ("fe80::1%eth0", 8000)
     args = h.parsed(["get", text])
-    args.asked = {}
+    args.origins = {}
     request = h.Client(args).request("GET", url, {}, None)
     assert b"\r\nHost: [fe80::1]:8000\r\n" in request and request.startswith(b"GET / HTTP/1.1")
 
@@ -3750,7 +3753,7 @@ def test_a_rate_is_a_limit_in_both_directions(run, files, canned, tmp_path):
 def test_the_line_of_progress_never_wraps(monkeypatch, columns):
     drawn = []
     monkeypatch.setattr(h.os, "get_terminal_size", lambda fd: os.terminal_size((columns, 24)))
-    monkeypatch.setattr(h.Progress, "write", lambda self, text: drawn.append(text))
+    monkeypatch.setattr(h, "say", lambda text, end: drawn.append(text))
     for many in False, True:
         progress = h.Progress(h.parsed(["get", "/"]))
         if many:
@@ -3763,6 +3766,25 @@ def test_the_line_of_progress_never_wraps(monkeypatch, columns):
     for line in drawn:
         assert 10 < h.columns(line[1:-3]) < columns, line
     assert any("of 10,000 files" in line for line in drawn)
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_the_line_of_progress_shows_the_name_rather_than_a_bar(monkeypatch, columns):
+    drawn = []
+    monkeypatch.setattr(h.os, "get_terminal_size", lambda fd: os.terminal_size((columns, 24)))
+    monkeypatch.setattr(h, "say", lambda text, end: drawn.append(text))
+    for name in "ubuntu-24.04.1-desktop-amd64.iso", "a.iso":
+        progress = h.Progress(h.parsed(["get", "/"]))
+        progress.begin(name, 0, 10**8)
+        progress.began -= 50
+        progress.add(10**6)
+        progress.draw()
+    long, short = drawn
+    assert long.startswith(
+        "\rubuntu-24.04" if columns == 40 else "\rubuntu-24.04.1-desktop-amd64.iso"
+    )
+    assert "  1%  1.0 MB" in long and "[" not in long[:-3]
+    assert short.startswith("\ra.iso  ") and ("[" in short[:-3]) is (columns == 80)
 
 
 def test_the_common_mistakes_get_a_hint(run, files, listeners, tmp_path):

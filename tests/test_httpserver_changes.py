@@ -27,6 +27,7 @@ import zipfile
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from conftest import DEADLINE, ROOT, free_port, until
@@ -1467,6 +1468,25 @@ def test_a_folder_is_not_looked_through_for_each_upload_into_it(spawn, ask, fold
     assert 2 <= len(re.findall(r"looks through \d+", server.stop())) <= 4
 
 
+def test_a_search_for_old_parts_opens_no_young_one(spawn, ask, folder, tmp_path):
+    """Its writer may be about to lock it, or, on Windows, to rename it."""
+    (tmp_path / "told.py").write_text(
+        "import os, runpy, sys\nopen = os.open\n"
+        "def told(name, *more, **settings):\n"
+        "    os.write(2, f'opens {name}\\n'.encode())\n    return open(name, *more, **settings)\n"
+        "os.supports_dir_fd.add(told)\nos.open, sys.argv[0] = told, 'httpserver.py'\n"
+        f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
+    old, young = (folder / f".six-{digit * 32}.part" for digit in "ab")
+    for part in (old, young):
+        part.write_bytes(b"x")
+    os.utime(old, (1, 1))
+    server = spawn(str(tmp_path / "told.py"), folder)
+    begin(ask, to=server)
+    told = server.stop()
+    assert f"opens {old.name}" in told and f"opens {young.name}" not in told
+
+
 def test_an_old_part_that_may_not_be_opened_keeps_no_other_one(spawn, ask, folder):
     parts = [folder / f".six-{number:032x}.part" for number in range(16)]
     for number, part in enumerate(parts):
@@ -2400,6 +2420,46 @@ def test_a_client_that_leaves_before_100_continue_is_no_fault_of_the_server(spaw
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     os.kill(server.pid, signal.SIGCONT)
     assert server.wait_for('"PUT /x HTTP/1.1" (.*)')[1].startswith('400 - "left in the body')
+
+
+@pytest.mark.parametrize("path, status", [("/a.txt/", 404), ("/%00/", 400)])
+def test_a_form_to_no_folder_is_refused_before_it_is_sent(wire, path, status):
+    asked = wire().send(
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{FORM}"
+        "Content-Length: 100000\r\nExpect: 100-continue\r\n\r\n"
+    )
+    assert asked.reply().status == status
+
+
+def test_an_upload_without_a_time_is_not_told_that_its_time_was_accepted(ask):
+    for fields, said in ("", None), ("X-OC-Mtime: 1500000000\r\n", "accepted"):
+        fields += "Upload-Complete: ?1\r\n"
+        assert ask("PUT", "/x", fields, b"x").fields.get("x-oc-mtime") == said
+
+
+def test_a_worker_without_a_task_keeps_no_file_of_the_last_one_open(spawn, folder):
+    with open(folder / "big", "wb") as file:
+        file.truncate(1 << 30)
+    server = spawn("httpserver.py", folder)
+    with server.connect() as sock:
+        sock.sendall(b"GET /?tar HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert sock.recv(100).startswith(b"HTTP/1.1 200 ")
+    (folder / "big").unlink()
+
+    def open_files():
+        return [os.path.realpath(each) for each in Path(f"/proc/{server.pid}/fd").iterdir()]
+
+    until(lambda: not [each for each in open_files() if "deleted" in each], "the file to be closed")
+
+
+def test_a_part_of_an_archive_opens_no_file_that_follows(run, tmp_path):
+    (tmp_path / "cut.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport httpserver\n"
+        "def pieces():\n    yield b'abcde'\n    yield b'fghij'\n    sys.exit('opens the next')\n"
+        "print(*httpserver.cut(pieces(), 3, 7), *httpserver.cut(pieces(), 0, 10))\n"
+    )
+    told = run(str(tmp_path / "cut.py"))
+    assert (told.code, told.out, told.err) == (0, b"b'de' b'fg' b'abcde' b'fghij'\n", "")
 
 
 def test_of_a_large_form_to_a_long_path_the_answer_names_a_few_files(ask, folder):

@@ -5,13 +5,12 @@ import http.client
 import os
 import py_compile
 import select
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, SCRIPTS, assert_clean
+from conftest import DEADLINE, ROOT, SCRIPTS, assert_clean, place
 
 # these a start of Python itself imports, from where PYTHONPATH says
 STARTUP = ("__future__", "sitecustomize", "usercustomize")
@@ -49,7 +48,7 @@ def poisoned(request, tmp_path, full):
     folder, mark = tmp_path / "shared", tmp_path / "mark"
     folder.mkdir()
     for script in SCRIPTS:
-        shutil.copy(ROOT / script, folder)
+        place(script, folder)
     for name in MODULES:
         request.param(folder, name, mark)
     (folder / "a.txt").write_text("hello\n")
@@ -183,7 +182,7 @@ def test_the_http_pair_imports_nothing_that_arrived(poisoned, spawn, run, tmp_pa
 
 def test_a_name_that_the_server_chose_is_not_imported(tmp_path, canned, run):
     mark = tmp_path / "mark"
-    shutil.copy(ROOT / "httpclient.py", tmp_path)
+    place("httpclient.py", tmp_path)
     body = f"open({str(mark)!r}, 'a').write('json ')\n".encode()
     server = canned(
         b"HTTP/1.1 200 OK\r\nContent-Disposition: attachment; filename=json.py\r\n"
@@ -250,7 +249,7 @@ def test_a_python_in_the_share_takes_no_part_from_an_upload(script, tmp_path, sp
     """Also where its folders for packages are missing, and in what has no ending that tells code."""
     share = tmp_path / "share"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", share / "venv"], check=True)
-    shutil.copy(ROOT / script, share)
+    place(script, share)
     python = share / "venv" / "bin" / "python"
     version = "python{}.{}".format(*sys.version_info)
     sites = subprocess.run(

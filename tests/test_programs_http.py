@@ -3,13 +3,12 @@
 import ast
 import os
 import re
-import shutil
 import ssl
 import subprocess
 import sys
 
 import pytest
-from conftest import DEADLINE, ROOT
+from conftest import DEADLINE, ROOT, place
 from test_httpserver import ask, folder, server, wire  # noqa: F401  the fixtures too
 from test_httpserver_changes import FORM, append, form
 
@@ -20,7 +19,7 @@ PYTHON = f"lib/python3.{sys.version_info[1]}/site-packages"
 @pytest.fixture
 def home(folder):  # noqa: F811
     """The shared folder, with the script in it: the natural first use."""
-    shutil.copy(ROOT / "httpserver.py", folder)
+    place("httpserver.py", folder)
     (folder / "sub").mkdir()
     (folder / "sub" / "data").write_bytes(b"data")
     return folder
@@ -119,7 +118,7 @@ def test_a_link_to_the_script_stays(start, home, ask):  # noqa: F811
 def test_the_folder_that_the_script_lies_in_stays(spawn, tmp_path, ask):  # noqa: F811
     inner = tmp_path / "share" / "tools" / "net"
     inner.mkdir(parents=True)
-    shutil.copy(ROOT / "httpserver.py", inner)
+    place("httpserver.py", inner)
     before, share = content(tmp_path / "share"), tmp_path / "share"
     there = spawn(str(inner / "httpserver.py"), cwd=share)
     for path in "/tools", "/tools/net", "/Tools":

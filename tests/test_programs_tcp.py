@@ -2,13 +2,12 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import venv
 
 import pytest
-from conftest import DEADLINE, ROOT, assert_clean
+from conftest import DEADLINE, assert_clean, place
 from test_server import BIG, box, names, parts, put, script, sha, start, talk  # noqa: F401
 
 POISON = b"raise SystemExit('poison: this upload became code')\n"
@@ -19,7 +18,7 @@ REFUSED = "reason=not-permitted why="
 def home(box):  # noqa: F811
     """The shared folder with the scripts in it: the natural first use."""
     for each in "server.py", "client.py":
-        shutil.copy(ROOT / each, box)
+        place(each, box)
     (box / "sub").mkdir()
     (box / "poison").write_bytes(POISON)
     return box
@@ -198,7 +197,7 @@ def here(tmp_path):
     """Where the client's script lies, and where it is used."""
     (tmp_path / "here").mkdir()
     for each in "server.py", "client.py":
-        shutil.copy(ROOT / each, tmp_path / "here")
+        place(each, tmp_path / "here")
     return tmp_path / "here"
 
 
@@ -265,7 +264,7 @@ def test_get_does_not_resume_into_a_script(start, run, box, here):  # noqa: F811
 def test_a_receiver_takes_no_script_and_goes_on(start, spawn, run, here, tmp_path, force):  # noqa: F811
     from conftest import Process
 
-    server, mine = start(), tmp_path / "mine"
+    server, mine, before = start(), tmp_path / "mine", (here / "server.py").read_bytes()
     (mine / "client.py").mkdir(parents=True)
     (mine / "client.py" / "__main__.py").write_bytes(POISON)
     for name in "server.py", "httpclient.py", "note":
@@ -277,6 +276,30 @@ def test_a_receiver_takes_no_script_and_goes_on(start, spawn, run, here, tmp_pat
     sent = run(*client, "server.py", "httpclient.py", "client.py", "note", "--to", "bob", cwd=mine)
     assert sent.code == 25 and sent.err.count("part of a program") >= 2
     assert receiver.wait() == 0 and receiver.err.count("not-permitted") >= 2
-    assert (here / "server.py").read_bytes() == (ROOT / "server.py").read_bytes()
+    assert (here / "server.py").read_bytes() == before
     assert (here / "client.py").is_file() and not (here / "httpclient.py").exists()
     assert (here / "note").exists()
+
+
+def test_a_destination_that_is_a_link_to_the_folder_of_the_scripts_takes_none(
+    start,  # noqa: F811
+    run,
+    box,  # noqa: F811
+    here,
+    tmp_path,
+):
+    from conftest import Process
+
+    server, link = start(), tmp_path / "link"
+    (box / "udp_upper.py").write_bytes(POISON)
+    link.symlink_to(here)
+    client = [str(here / "client.py"), "--port", server.port]
+    for target in link, link / "udp_upper.py":
+        done = run(*client, "get", "udp_upper.py", "-o", target, cwd=tmp_path)
+        assert done.code == 23 and "part of a program" in done.err, (target, done)
+    receiver = Process(*client, "receive", "--nick", "bob", "-o", link, cwd=tmp_path)
+    receiver.wait_for("waiting for files")
+    sent = run(*client, "send", box / "udp_upper.py", "--to", "bob", cwd=tmp_path)
+    receiver.kill()
+    assert sent.code == 25 and "part of a program" in sent.err, sent
+    assert names(here) == ["client.py", "server.py"]

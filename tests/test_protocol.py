@@ -9,7 +9,7 @@ import socket
 import threading
 
 import pytest
-from conftest import DEADLINE, ROOT, Server
+from conftest import DEADLINE, ROOT, Server, place
 from test_relay import HELLO, Peer, body, meanwhile
 from test_server import BIG, box, parts, put, script, start, until  # noqa: F401
 
@@ -211,7 +211,7 @@ def said_to(server, request):
 # --- those that take more than one request ---
 def provoke_not_permitted(start, box):
     """What is put where the running script lies would be a part of it at its next start."""
-    shutil.copy(ROOT / "server.py", box)
+    place("server.py", box)
     server = Server(box / "server.py", box)
     found = said_to(server, put("client.py", b"x") + b"ping\n")
     server.stop()

@@ -1069,7 +1069,7 @@ def test_unless_all_got_all_it_says_who_did_not_and_exits_25(do, here, receiving
     assert "receive --hidden" in some.err and "server.py" not in some.err
     assert (
         re.search(r"^127.* \(bob\): verified 1 of 2, 1 byte$", some.err, re.M)
-        and "\nnobody: verified 0 of 2" in some.err
+        and "\nnobody: verified 0 of 1, 0 bytes; not sent to it: 1 more\n" in some.err
     )
     assert os.listdir(here / "box") == ["x"]
     gone = do("send", "nosuch", "x", "--to", "bob", "--json", "--quiet")
@@ -1110,6 +1110,22 @@ def test_when_nobody_is_left_a_tree_is_given_up_and_told_of_once(do, here, recei
     assert re.search(
         r"^127\.\S+ \(bob\): verified 2 of [23], 1 byte$", found.err, re.M
     ) and os.listdir(here / "box" / "t") == ["0"]
+
+
+def test_who_is_absent_is_told_of_once_and_the_others_get_the_whole_tree(
+    do, here, receiving, server
+):
+    (here / "t").mkdir()
+    for number in range(600):
+        (here / "t" / f"{number}").write_text("x")
+    receiving("-o", "box", "--nick", "bob")
+    found = do("send", "t", "--to", "bob", "--to", "Carl")
+    assert found.code == 25 and found.err.count("error:") == 1, found.err
+    assert re.search(r"\(bob\): verified 601 of 601, 600 bytes\n", found.err), found.err
+    assert "\nCarl: verified 0 of 1, 0 bytes; not sent to it: 600 more\n" in found.err
+    assert len(os.listdir(here / "box" / "t")) == 600
+    told = server.err.count("no-such-client")
+    assert told < 300, f"what was not on its way yet does not name the absent one: {told}"
 
 
 def test_who_names_and_marks(do, server, receiving):

@@ -689,6 +689,39 @@ def test_what_a_peer_can_get_wrong_is_answered_and_logged_once(start, box):
     assert logged == [reason for _, reason in MISTAKES]
 
 
+@pytest.mark.parametrize("size", [2**31, 2**63, 2**64, 10**30])
+def test_a_small_file_that_says_to_be_larger_than_any_memory_is_answered(start, box, size):
+    """Where a regular expression is to begin must fit into 31 or 63 bits, depending on the machine."""
+    request = b"put a size=%d mtime_ns=1\ndata %d\n" % (size, size)
+    assert not script.BEGIN.match(request)
+    said = talk(start(), request)
+    assert said == b"" if size < 2**63 else b"reason=bad-number" in said
+    assert script.BEGIN.match(put("a", BIG[:999999], size=999999, mtime_ns=1))
+
+
+NO_UTF8 = {
+    b"\x16\x03\x01\x02\x00\x01\x00\xff\xfe\n\x80junk": "this-is-tls",
+    b"\x16\x03\x01\x00abc\n": "this-is-tls",
+    b"say \xff\n": "bad-line",
+    b"get \xff\xfe\n": "bad-line",
+    b"get %FF\n": "bad-line",
+    b"stat a sha256=%FF\n": "bad-line",
+}
+
+
+def test_where_names_are_unicode_a_line_that_is_none_is_answered(box, tmp_path):
+    """As on Windows. A TLS client's first bytes may hold a line feed, too."""
+    from conftest import Server
+
+    code = """
+sys.getfilesystemencodeerrors = lambda: "surrogatepass"
+os.fsdecode = lambda name: name if isinstance(name, str) else name.decode("utf-8", "surrogatepass")"""
+    server = Server(with_calls(tmp_path / "run.py", code), box)
+    for sent, reason in NO_UTF8.items():
+        assert talk(server, sent) == f"err - reason={reason}\n".encode(), sent
+    server.stop()
+
+
 def test_a_refused_body_is_dropped_and_the_next_line_understood(start, box):
     said = talk(
         start(),
@@ -978,6 +1011,33 @@ def test_limits_on_uploads(start, box):
     for verb in VERBS[1:3] + VERBS[4:8]:
         assert b"reason=read-only" in talk(read_only, (verb.format("a") + "\n").encode())
     assert names(box) == ["a"]
+
+
+def test_uploads_at_once_leave_the_free_space_that_was_asked_for(box, tmp_path):
+    """Each had room when it began. What the folder holds stands for a disk of three megabytes."""
+    from conftest import Server
+
+    code = """
+def disk(folder):
+    free = 3_000_000 - sum(entry.stat().st_size for entry in os.scandir(folder))
+    return os.statvfs_result([1, 1, 3_000_000, free, free, 9, 9, 9, 0, 255])
+os.statvfs = disk"""
+    server = Server(with_calls(tmp_path / "run.py", code), box, "--min-free", "1M")
+    data, answers = BIG[:500000], []
+    with server.connect() as one, server.connect() as other:
+        for name, sock in (b"one", one), (b"other", other):
+            sock.sendall(b"put %b size=1500000 mtime_ns=1\n" % name)
+        until(lambda: len(parts(box)) == 2, "both to have begun")
+        for sock in one, other:
+            with contextlib.suppress(ConnectionError):
+                for _ in range(3):
+                    sock.sendall(b"data 500000\n" + data)
+                sock.sendall(b"end\nbye\n")
+            answers.append(without_notes(everything(sock)).split(b"\n")[1])
+    assert answers[0].startswith(b"ok put one size=1500000 "), answers
+    assert answers[1] == b"err put other reason=disk-full received=500000", answers
+    server.stop()
+    assert names(box) == ["one"]
 
 
 def test_a_resumed_upload_needs_room_for_its_rest_alone(start, box):
@@ -2074,7 +2134,7 @@ def test_what_is_no_size_is_refused(text):
 def test_every_python_since_3_9_runs_it_alone(alone, tmp_path, full):
     from conftest import Server
 
-    path = alone("server.py")
+    path = alone("server.py", for_any=True)
     found = interpreters()
     for version in found if full else [min(found, key=lambda name: int(name[2:]))]:
         server = Server(str(path), python=found[version], cwd=path.parent)

@@ -2,10 +2,16 @@
 
 import ast
 import functools
+import os
 import re
+import signal
+import struct
+import subprocess
+import sys
+from contextlib import suppress
 
 import pytest
-from conftest import ROOT, SCRIPTS
+from conftest import DEADLINE, ROOT, SCRIPTS
 from test_upper import lines_of
 
 EACH = pytest.mark.parametrize("script", SCRIPTS)
@@ -131,6 +137,56 @@ def test_a_complaint_about_no_misspelt_word_has_no_guess(run, script, words):
     failed = run(script, *words)
     assert failed.code == 2 and "Traceback" not in failed.err
     assert failed.err.endswith(f"try:   python3 {script} server -h\n")
+
+
+@EACH
+def test_the_short_help_fits_a_terminal(script):
+    import fcntl
+    import pty
+    import termios
+
+    commands = {"client.py": ["receive"], "httpclient.py": ["get"]}
+    for columns in 80, 60:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        words = [sys.executable, ROOT / script, *commands.get(script, []), "-h"]
+        with subprocess.Popen(words, stdout=theirs) as asked:
+            os.close(theirs)
+            text = b""
+            with suppress(OSError):  # how the end of a terminal is told
+                while more := os.read(ours, 65536):
+                    text += more
+        os.close(ours)
+        assert asked.returncode == 0 and b"--host" in text
+        assert max(map(len, text.decode().splitlines())) <= columns, text.decode()
+
+
+@pytest.mark.parametrize("command", ["receive", "send", "put", "get"])
+def test_the_usage_names_only_what_stands_without_a_dash(printed, command):
+    usage = printed("client.py", command, "-h").splitlines()[0]
+    assert re.fullmatch(rf"usage: client.py {command} \[OPTION \.\.\.\]( [][A-Z.]+)*", usage)
+
+
+@EACH
+def test_ctrl_c_while_a_script_is_loaded_shows_no_traceback(script, tmp_path):
+    (tmp_path / "argparse.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    )
+    loading = subprocess.run(
+        [sys.executable, ROOT / script],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        timeout=DEADLINE,
+    )
+    assert (loading.returncode, loading.stderr) == (-signal.SIGINT, b"")
+
+
+@pytest.mark.parametrize("script", ["client.py", "tcp_upper.py", "udp_upper.py"])
+def test_a_port_in_the_host_is_told_its_own_option(run, script):
+    command = ["list"] if script == "client.py" else ["client", "x"]
+    failed = run(script, *command, "--host", "127.0.0.1:9001")
+    assert (failed.code, lines_of(failed)[2]) == (6, "--host 127.0.0.1 --port 9001")
 
 
 @EACH

@@ -16,7 +16,7 @@ import termios
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, Process, assert_clean, free_port, until
+from conftest import COMPILED, DEADLINE, ROOT, Process, assert_clean, free_port, until
 
 F_SETPIPE_SZ = 1031  # of Linux; the fcntl module names it from Python 3.10 on
 BOTH = pytest.mark.parametrize("script", ["tcp_upper.py", "udp_upper.py"])
@@ -414,11 +414,14 @@ def test_standard_streams_that_do_not_block_lose_nothing(spawn, script):
         stdout=outer,
         stderr=subprocess.PIPE,
     )
+    for line in b"one\n", b"more\n":
+        os.write(typed, line)
+        assert select.select([screen], [], [], DEADLINE)[0]
+        assert os.read(screen, 9) == line.upper()
+        os.set_blocking(inner, False)  # once more, in the middle of it
+        os.set_blocking(outer, False)
     os.close(inner)
     os.close(outer)
-    os.write(typed, b"one\n")
-    assert select.select([screen], [], [], DEADLINE)[0]
-    assert os.read(screen, 4) == b"ONE\n"
     os.write(typed, b"\n".join(lines))
     os.close(typed)
     waiting = lambda: int.from_bytes(fcntl.ioctl(screen, termios.FIONREAD, bytes(4)), sys.byteorder)  # noqa: E731
@@ -437,7 +440,7 @@ def test_standard_streams_that_do_not_block_lose_nothing(spawn, script):
 def test_a_closed_standard_stream_is_not_mistaken_for_the_connection(spawn, script, closed):
     server = spawn(script, "server")
     done = subprocess.run(
-        f"{sys.executable} {ROOT / script} client --port {server.port} hi {closed}",
+        f"{sys.executable} {COMPILED[script]} client --port {server.port} hi {closed}",
         shell=True,
         capture_output=True,
         text=True,
