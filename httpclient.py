@@ -1878,10 +1878,11 @@ def refuse_special(found: os.stat_result) -> None:
 def copy_facts(url: URL, head: Head, old: Optional[os.stat_result], fd: int, path: str) -> None:
     """Set time, ETag and the right to execute as the server told them, and else the mode of the
     file that it replaces."""
+    file = fd if os.utime in os.supports_fd else path  # Windows finds it by its name alone
     # the file system may not know such a time; only Linux has attributes, and not everywhere
     with contextlib.suppress(OSError, OverflowError, AttributeError):
         if head.modified is not None:
-            os.utime(path, (head.modified, head.modified))
+            os.utime(file, (head.modified, head.modified))
         if etag := head.get("etag"):
             os.setxattr(fd, XATTR, etag_prefix(url, os.fstat(fd)) + to_bytes(etag))
     runs = 0o111 if head.get(EXECUTABLE.lower()) == "1" else 0
@@ -1892,7 +1893,7 @@ def copy_facts(url: URL, head: Head, old: Optional[os.stat_result], fd: int, pat
     # there may be no modes
     with contextlib.suppress(OSError):
         # without setuid and setgid, which were meant for the old content
-        os.chmod(path, model.st_mode & 0o777 | model.st_mode >> 2 & runs)
+        os.chmod(file, model.st_mode & 0o777 | model.st_mode >> 2 & runs)
 
 
 def write_whole(
