@@ -396,6 +396,20 @@ def test_one_receiver_that_fails_in_mid_body_is_told_at_once_and_the_other_gets_
         assert bob.body()[1] == "ok bye"
 
 
+def test_a_small_file_is_passed_on_alike_whole_and_in_pieces(peer):
+    anna, bob = peer(), peer("receive nick=bob")
+    request = b"send bob x size=%d mtime_ns=7\n%b" % (len(HELLO), body(HELLO))
+    for pieces in [request], [bytes([byte]) for byte in request]:
+        for piece in pieces:
+            anna.tell(piece)
+        assert bob.answer() == f"put x size={len(HELLO)} mtime_ns=7 from={anna.name}"
+        assert bob.body() == (HELLO, f"end sha256={sha(HELLO)}")
+        told = f"ok put x size={len(HELLO)} sha256={sha(HELLO)} verified=yes"
+        bob.tell(told)
+        assert anna.answer() == f"got {bob.name} {told} nick=bob"
+        assert anna.answer() == "ok send x receivers=1 verified=1"
+
+
 def asleep(server):
     """Whether no thread of the server runs or could."""
     return states(server) == {"S"}

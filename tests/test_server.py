@@ -962,6 +962,9 @@ ONE_FILE = {
     "a folder there": ({"name": "folder"}, b"y", "err put folder reason=is-a-folder"),
     "a link there": ({"name": "link"}, b"y", "err put link reason=not-a-file"),
     "over a file": ({"name": "file", "over": "yes"}, b"y", "ok put file size=1"),
+    "a program": ({"exec": "yes", "nick": "anna"}, b"y", "ok put x size=1"),
+    "of before 1970": ({"mtime_ns": -(10**18)}, b"y", "ok put x size=1"),
+    "of after 2255": ({"mtime_ns": 9 * 10**18}, b"y", "err put x reason=bad-number"),
 }
 
 
