@@ -396,6 +396,20 @@ def test_one_receiver_that_fails_in_mid_body_is_told_at_once_and_the_other_gets_
         assert bob.body()[1] == "ok bye"
 
 
+def test_a_small_file_is_passed_on_alike_whole_and_in_pieces(peer):
+    anna, bob = peer(), peer("receive nick=bob")
+    request = b"send bob x size=%d mtime_ns=7\n%b" % (len(HELLO), body(HELLO))
+    for pieces in [request], [bytes([byte]) for byte in request]:
+        for piece in pieces:
+            anna.tell(piece)
+        assert bob.answer() == f"put x size={len(HELLO)} mtime_ns=7 from={anna.name}"
+        assert bob.body() == (HELLO, f"end sha256={sha(HELLO)}")
+        told = f"ok put x size={len(HELLO)} sha256={sha(HELLO)} verified=yes"
+        bob.tell(told)
+        assert anna.answer() == f"got {bob.name} {told} nick=bob"
+        assert anna.answer() == "ok send x receivers=1 verified=1"
+
+
 def asleep(server):
     """Whether no thread of the server runs or could."""
     return states(server) == {"S"}
@@ -1171,6 +1185,23 @@ def test_when_nobody_is_left_a_tree_is_given_up_and_told_of_once(do, here, recei
     ) and os.listdir(here / "box" / "t") == ["0"]
 
 
+def test_send_deletes_nothing_on_the_server_and_by_dry_run_sends_nothing(
+    do, here, receiving, tmp_path
+):
+    for folder in (here / "t", tmp_path / "box" / "t"):
+        folder.mkdir(parents=True)
+    (here / "t/x").write_text("xyz")
+    (tmp_path / "box/t/only there").touch()
+    receiving("-o", "inbox", "--nick", "bob")
+    assert "--delete" not in do("send", "-h").out.decode()
+    refused = do("send", "t", "--to", "bob", "--delete", "--force")
+    assert refused.code == 2 and (tmp_path / "box/t/only there").exists(), refused
+    plan = do("send", "t", "--to", "bob", "--dry-run")
+    assert plan.code == 0 and plan.out == b"new t/x\n", plan
+    assert plan.err == "send --dry-run: would send 1 file, 3 bytes\n", plan
+    assert os.listdir(here / "inbox") == []
+
+
 def test_who_is_absent_is_told_of_once_and_the_others_get_the_whole_tree(
     do, here, receiving, server
 ):
@@ -1715,7 +1746,7 @@ def test_who_takes_another_name_in_the_chat_stays_in_it_and_hears_nothing_twice(
     assert anna.line().startswith("joined bob ")
     assert anna.ask("say hello") == "ok say" and bob.line() == "said from=anna hello"
     assert bob.ask("chat Anna").startswith("ok chat Anna nick=Anna2 ")
-    assert [anna.line(), anna.line()] == ["left bob", f"joined Anna2 at={bob.name}"]
+    assert anna.line() == f"joined Anna2 at={bob.name} was=bob"
     assert anna.ask("say again") == "ok say" and bob.line() == "said from=anna again"
     assert bob.ask("list").startswith("ok list") and anna.line() == "left Anna2"
     assert len(bob.lines("chat")) == 3, "who has left hears what was said before"
@@ -1997,16 +2028,21 @@ def test_a_chat_on_a_terminal_tells_the_time_what_was_before_and_what_was_meant(
     bob.wait_for("anna: now")
     assert re.search(r"\d\d:\d\d anna: now\r\n", bob.text), bob.text
     for typed, heard in (
+        ("/msg", "* /who, /nick NAME, /msg NICK TEXT, /quit; //TEXT says /TEXT\r\n"),
+        ("/msg eve x", "* not said to eve (no-such-client)"),
         ("/quti", "did you mean /quit?"),
         ("/nick carl", "* you are carl"),
         ("/nick a:b", "* a nick is 1 to 32 letters"),
     ):
         bob.type(typed + "\n")
         bob.wait_for(heard)
+    assert "did you mean /msg" not in bob.text and "  | " not in bob.text, "no row is broken"
+    anna.tell("chat ann")
+    bob.wait_for("* anna is now ann\r\n")
     assert bob.text.count("anna: now") == 1 and "bob: " not in bob.text, bob.text
     anna.tell("tell carl psst")
-    bob.wait_for("anna to you alone: psst")
-    bob.type("/msg anna hm?\n")
+    bob.wait_for("ann to you alone: psst")
+    bob.type("/msg ann hm?\n")
     until(lambda: "told from=carl hm?" in anna.line(), "the line for anna alone")
     bob.type("hi\n")
     until(lambda: "said from=carl hi" in anna.line(), "the line of carl")

@@ -218,11 +218,13 @@ def test_what_is_replaced_keeps_its_mode(start, box):
 
 
 def test_folders(start, box):
+    server = start()
     said = talk(
-        start(),
+        server,
         b"mkdir a/b\nmkdir a/b\nlist deep=yes\ndelete a\nrename a/b c\nrename c c/d\ndelete a\nlist\ndelete c\nlist\nlist nope\n",
     ).decode()
     told = re.sub(r" mtime_ns=\d+", "", said).splitlines()
+    assert len(re.findall(" mkdir a/b: ", server.stop())) == 1, "the second one made nothing"
     assert told == [
         "ok mkdir a/b",
         "err mkdir a/b reason=exists",
@@ -857,6 +859,7 @@ def test_one_client_too_many_is_told_so(start):
         assert GREETING.match(sock.recv(100))
         with server.connect() as other:
             assert everything(other) == b"err - reason=server-full\n"
+    server.wait_for("refused: --max-clients 1 is reached")
     until(lambda: talk_or_full(server) == b"ok ping\n", "room again")
 
 
@@ -959,6 +962,9 @@ ONE_FILE = {
     "a folder there": ({"name": "folder"}, b"y", "err put folder reason=is-a-folder"),
     "a link there": ({"name": "link"}, b"y", "err put link reason=not-a-file"),
     "over a file": ({"name": "file", "over": "yes"}, b"y", "ok put file size=1"),
+    "a program": ({"exec": "yes", "nick": "anna"}, b"y", "ok put x size=1"),
+    "of before 1970": ({"mtime_ns": -(10**18)}, b"y", "ok put x size=1"),
+    "of after 2255": ({"mtime_ns": 9 * 10**18}, b"y", "err put x reason=bad-number"),
 }
 
 
@@ -1351,6 +1357,8 @@ def rest(offset, keys="big mtime_ns=1700000000000000001", data=BIG):
 def test_an_interrupted_upload_is_resumed(start, box):
     server = start()
     partial(server, box)
+    partial(server, box, count=1 << 20)  # begun again, and cut again
+    partial(server, box)
     assert talk(server, b"list\nstat big size=%d mtime_ns=1700000000000000001\n" % len(BIG)) == (
         b"ok list count=0\nerr stat big reason=no-such-file part=2097152\n"
     )
@@ -1358,6 +1366,8 @@ def test_an_interrupted_upload_is_resumed(start, box):
         f"note big offset={2 << 20}\nok put big size={len(BIG)} sha256={sha(BIG)} verified=yes\n"
     )
     assert (box / "big").read_bytes() == BIG and names(box) == ["big"]
+    partial(server, box, "other")
+    assert ", 1 part kept" in server.stop(), "each once, and not what was completed"
 
 
 def test_a_part_survives_a_client_that_goes_while_it_is_checked(start, box):
@@ -1929,6 +1939,7 @@ def test_in_a_drop_box_files_can_be_added_and_nothing_else(start, box):
         assert said.startswith("err ") and said.endswith("reason=drop-box"), said
     assert names(box) == ["a", "anna"] and (box / "anna" / "a").read_bytes() == b"1"
     server.wait_for(r"handed in by anna: anna/a, 1 bytes, verified=yes")
+    assert " stat a: " not in server.err, "each put of a client begins with it"
 
 
 def test_what_is_handed_in_twice_gets_a_number_and_the_answer_tells_it(start, box):
