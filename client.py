@@ -292,7 +292,7 @@ class File(NamedTuple):
     top: str = ""  # the folder that was named, which it is in: its path here
     status: Optional[os.stat_result] = None  # of the one here, where a walk has looked at it
     listed: Optional["Line"] = None  # what a listing of the server says of it
-    fresh: bool = False  # the server can have nothing of that name
+    fresh: bool = False  # where it goes there can be nothing of that name
     tried: bool = False  # it was asked for before, and what came of that is not known
     doomed: bool = False  # --delete removes it
     stream: Optional["Stream"] = None  # standard output, and what of the file is in it already
@@ -1221,13 +1221,14 @@ class Gets(Batch):
                 self.progress.expect(entry.number("size"))
             if self.args.delete:
                 known.add(entry.words[0][len(file.name) + 1 :])
-        self.make_folder(file.path)
-        self.files.append(self.entries(file, entries))
+        fresh = self.make_folder(file.path)
+        self.files.append(self.entries(file, entries, fresh))
 
-    def entries(self, above: File, found: Listing) -> Iterator[File]:
+    def entries(self, above: File, found: Listing, fresh: bool) -> Iterator[File]:
         for entry in found:
             name = entry.words[0]
-            file = File(name, above.path + name[len(above.name) :], above.path, None, entry)
+            path = above.path + name[len(above.name) :]
+            file = File(name, path, above.path, None, entry, fresh)
             if name.startswith(above.name + "/"):
                 yield file
             else:
@@ -1252,11 +1253,15 @@ class Gets(Batch):
             return True
         return False
 
-    def make_folder(self, path: str) -> None:
-        if self.stream is None and not self.args.dry_run:
-            folder = self.folder(path)
-            for name in folder.entries():
-                remove_if_old(folder, name)
+    def make_folder(self, path: str) -> bool:
+        """Whether it is empty: then nothing below it can be there already."""
+        if self.stream is not None or self.args.dry_run:
+            return False
+        folder, empty = self.folder(path), True
+        for name in folder.entries():
+            empty = False
+            remove_if_old(folder, name)
+        return empty
 
     def local(self, path: str) -> tuple["Folder", str]:
         """Where a name leads here, below DEST. Each component is checked."""
@@ -1278,7 +1283,7 @@ class Gets(Batch):
             stream.size = size
             return (yield from self.fetch(file._replace(stream=stream), stream))
         folder, leaf = self.local(file.path)
-        there = folder.stat(leaf)
+        there = None if file.fresh else folder.stat(leaf)
         if there and self.is_same(file, facts, folder, leaf, there):
             return self.skip_same(file, size)
         if self.args.dry_run:
@@ -2058,7 +2063,7 @@ BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all belo
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 # how a file begins that comes in one piece: most small ones do
 BEGIN = re.compile(
-    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]{1,19})"
+    rb"(put|ok get|send [!-$&-<>-~]+) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]{1,19})"
     rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
@@ -3048,7 +3053,7 @@ def check_name(name: str, hidden: bool = True, windows: bool = os.name == "nt") 
     parts = name.split("/")
     if (
         "\0" in name
-        or len(os.fsencode(name)) > MAX_NAME
+        or (len(name) * 4 > MAX_NAME and len(os.fsencode(name)) > MAX_NAME)
         or (windows and any(map(DEVICE.fullmatch, parts)))
     ):
         raise Refused("bad-name")
@@ -3518,8 +3523,8 @@ def receive_chunks(
     while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
         if part.size is not None and part.received + wire.remaining > part.size:
             raise Refused("too-long", size=part.size)
-        check(part.received + wire.remaining)  # others may have filled the disk meanwhile
         while wire.remaining:
+            check(part.received + wire.remaining)  # others may have filled the disk meanwhile
             part.write(wire.take_body())
             tell(part.received)
     if found.verb not in ("end", "abort"):

@@ -816,7 +816,7 @@ def do_send(session: "Session", request: "Line", to: str, name: str) -> None:
             relay.end(offer)
         else:
             relay.give(offer)
-            relay.body()
+            relay.body(request)
     except (Lost, Broken, Refused) as error:
         relay.give_up(reason_of(error) if isinstance(error, Refused) else "sender-gone")
         session.relays.remove(relay)
@@ -983,7 +983,7 @@ BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all belo
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 # how a file begins that comes in one piece: most small ones do
 BEGIN = re.compile(
-    rb"(put|ok get) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]{1,19})"
+    rb"(put|ok get|send [!-$&-<>-~]+) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]{1,19})"
     rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
@@ -1412,7 +1412,7 @@ def check_name(name: str, hidden: bool = True, windows: bool = os.name == "nt") 
     parts = name.split("/")
     if (
         "\0" in name
-        or len(os.fsencode(name)) > MAX_NAME
+        or (len(name) * 4 > MAX_NAME and len(os.fsencode(name)) > MAX_NAME)
         or (windows and any(map(DEVICE.fullmatch, parts)))
     ):
         raise Refused("bad-name")
@@ -1882,8 +1882,8 @@ def receive_chunks(
     while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
         if part.size is not None and part.received + wire.remaining > part.size:
             raise Refused("too-long", size=part.size)
-        check(part.received + wire.remaining)  # others may have filled the disk meanwhile
         while wire.remaining:
+            check(part.received + wire.remaining)  # others may have filled the disk meanwhile
             part.write(wire.take_body())
             tell(part.received)
     if found.verb not in ("end", "abort"):
@@ -2629,9 +2629,13 @@ class Relay:
         return [session for session in self.wanted if session.mode == "receive"]
 
     # the sender's thread
-    def body(self) -> None:
-        """The sender's body, line by line, until it ends."""
+    def body(self, request: Line) -> None:
+        """The sender's body, at once if it has come whole, else line by line until it ends."""
         sender = self.sender
+        if request.body is not None:
+            self.chunk(request.body)
+            self.sha256 = request.sha256
+            return self.end(b"end sha256=%b\n" % request.sha256.encode())
         while (found := sender.line()).verb in ("data", "note"):
             if found.verb == "note":
                 self.give(line("note", self.name))
@@ -2640,10 +2644,7 @@ class Relay:
                 if overdue and sender.lobby.is_awaited(self):
                     raise Refused("stalled")
             while sender.remaining:
-                chunk = sender.take_body()
-                self.moved += len(chunk)
-                self.brought = time.monotonic()
-                self.give(b"data %d\n" % len(chunk), chunk)
+                self.chunk(sender.take_body())
         if found.verb == "end":
             self.sha256 = found.keys.get("sha256", "-").lower()
             return self.end(line("end", sha256=found.keys.get("sha256")))
@@ -2651,6 +2652,11 @@ class Relay:
             sender.early.append(found)
         self.end(line("abort", reason=found.keys.get("reason", "interrupted")))
         self.pass_on()  # not with the next file: to who has refused this one it means nothing
+
+    def chunk(self, chunk: memoryview) -> None:
+        self.moved += len(chunk)
+        self.brought = time.monotonic()
+        self.give(b"data %d\n" % len(chunk), chunk)
 
     def end(self, last: bytes) -> None:
         self.ended = True

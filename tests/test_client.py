@@ -1052,6 +1052,23 @@ def test_names_that_a_server_invents_lead_nowhere(do, here, canned, name):
     assert done.code == 56 and not any(path.is_file() for path in here.parent.rglob("*")), done
 
 
+@pytest.mark.parametrize("name", [b"\xff", b"%FF"])
+def test_where_names_are_unicode_a_line_that_is_none_breaks_the_protocol(
+    run, here, canned, tmp_path, name
+):
+    """As on Windows."""
+    runner = tmp_path / "run.py"
+    runner.write_text(f"""
+import os, runpy, sys
+sys.getfilesystemencodeerrors = lambda: "surrogatepass"
+os.fsdecode = lambda name: name if isinstance(name, str) else name.decode("utf-8", "surrogatepass")
+runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
+""")
+    server = canned(GREETING + b"file %b size=1 mtime_ns=1\nok list count=1\n" % name)
+    done = run(str(runner), "--port", server.port, "list", cwd=here)
+    assert done.code == 56 and "broke the protocol" in done.err, done
+
+
 def test_a_file_that_goes_while_its_folder_is_read_stops_no_other(server, here, box):
     for name in "abc":
         (here / "tree" / name).parent.mkdir(exist_ok=True)

@@ -93,6 +93,12 @@ class Peer:
             b"send %b %b size=%d\n%b" % (to.encode(), name.encode(), len(data), body(data))
         )
 
+    def reset(self):
+        """Close without a FIN."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.file.close()
+        self.sock.close()
+
     def close(self):
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
@@ -390,10 +396,38 @@ def test_one_receiver_that_fails_in_mid_body_is_told_at_once_and_the_other_gets_
         assert bob.body()[1] == "ok bye"
 
 
+def test_a_small_file_is_passed_on_alike_whole_and_in_pieces(peer):
+    anna, bob = peer(), peer("receive nick=bob")
+    request = b"send bob x size=%d mtime_ns=7\n%b" % (len(HELLO), body(HELLO))
+    for pieces in [request], [bytes([byte]) for byte in request]:
+        for piece in pieces:
+            anna.tell(piece)
+        assert bob.answer() == f"put x size={len(HELLO)} mtime_ns=7 from={anna.name}"
+        assert bob.body() == (HELLO, f"end sha256={sha(HELLO)}")
+        told = f"ok put x size={len(HELLO)} sha256={sha(HELLO)} verified=yes"
+        bob.tell(told)
+        assert anna.answer() == f"got {bob.name} {told} nick=bob"
+        assert anna.answer() == "ok send x receivers=1 verified=1"
+
+
 def asleep(server):
     """Whether no thread of the server runs or could."""
+    return states(server) == {"S"}
+
+
+def states(server):
+    """Of its threads, as Linux calls them: S waits, T is stopped."""
     stats = Path(f"/proc/{server.pid}/task").glob("*/stat")
-    return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats} == {"S"}
+    return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats}
+
+
+@contextlib.contextmanager
+def stopped(server):
+    """What is sent meanwhile comes to it all at once."""
+    server.process.send_signal(signal.SIGSTOP)
+    until(lambda: states(server) == {"T"}, "the server to stand still")
+    yield
+    server.process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="has /proc")
@@ -710,6 +744,50 @@ def test_a_sender_that_goes_while_a_receiver_stands_still_is_noticed_at_once(ser
         other.accept() == still.accept() == ("x", HELLO)
         and sending.result()[-1] == "ok send x receivers=2 verified=2"
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has /proc")
+def test_the_abort_of_a_sender_that_goes_never_comes_inside_a_body(server, peer):
+    """The receiver has not taken what came before, and half of the next body waits with it."""
+    sender, bob = peer(), peer("receive nick=bob", small=True)
+    bob.tell(b"help\n" * 4100)  # with more answers than the way to it holds
+    until(lambda: asleep(server), "the server to wait for the receiver")
+    sender.tell(b"send bob x\ndata 3\nabc")
+    until(lambda: asleep(server), "the first bytes to be left for the receiver")
+    with stopped(server):
+        sender.tell(body(BIG[:100000], end=False))
+    until(lambda: asleep(server), "the next bytes to wait")
+    sender.reset()
+    server.wait_for(f"{sender.name} send x: cut after [0-9]+ bytes")
+    while not (said := bob.line()).startswith("put "):
+        assert said.startswith(("help ", "ok help")), said
+    data, end = bob.body()
+    assert end == "abort reason=sender-gone" and (b"abc" + BIG[:100000]).startswith(data)
+    bob.tell("err put x reason=aborted")
+    sending = meanwhile(peer().send, "bob", "y")
+    assert bob.accept() == ("y", HELLO) and sending.result()[-1].endswith(" verified=1")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has /proc")
+@pytest.mark.parametrize("keys", [b"", b" mtime_ns=7"])
+@pytest.mark.parametrize("how", ["is reset", "breaks the protocol", "does so and closes"])
+def test_a_small_file_that_came_whole_is_delivered_also_if_its_sender_is_lost(
+    server, peer, how, keys
+):
+    """Its receiver answers it, and can be sent to again."""
+    sender, bob = peer(), peer("receive nick=bob")
+    with stopped(server):
+        sender.tell(b"send bob x size=6%b\n%b" % (keys, body(HELLO)))
+        if how == "is reset":
+            sender.reset()
+        else:
+            sender.tell(b"a\0\n")
+        if how == "does so and closes":
+            sender.close()
+    another = peer()
+    sending = meanwhile(another.send, "bob", "y")
+    assert bob.accept() == ("x", HELLO) and bob.accept() == ("y", HELLO)
+    assert sending.result()[-1] == "ok send y receivers=1 verified=1"
 
 
 def test_a_sender_that_only_closes_its_own_half_behind_the_last_byte_is_not_gone(peer):
@@ -1080,6 +1158,15 @@ def test_a_receiver_that_gives_no_reason_or_no_digest_has_not_got_it_either(do, 
     assert (
         sent.code == 25 and "(bob) did not get x" in sent.err and "verified 0 of 1" in sent.err
     ), sent
+
+
+def test_json_counts_what_one_receiver_of_one_file_verified(do, here, receiving):
+    (here / "x").write_bytes(HELLO)
+    box = receiving("-o", "box", "--nick", "bob", "--count", "1")
+    sent = do("send", "x", "--to", "bob", "--json")
+    (bob,) = (told for told in map(json.loads, sent.out.splitlines()) if "receiver" in told)
+    assert repr((bob["sent"], bob["verified"], bob["bytes"])) == "(1, 1, 6)", "1 is not true"
+    assert box.wait() == 0, box.err
 
 
 def test_when_nobody_is_left_a_tree_is_given_up_and_told_of_once(do, here, receiving):
@@ -1531,6 +1618,25 @@ def test_a_receiver_writes_nothing_outside_of_its_folder_and_nothing_that_is_not
     assert box.out == "box/folder (1)\nbox/good\n"
 
 
+def test_strangers_make_a_receiver_forget_no_name_of_those_it_takes_from(canned, run, here):
+    """A folder of that name is there already, so that of the sender has another one here."""
+    known, stranger = b" from=10.0.0.1:1 nick=anna\n", b" from=10.0.0.2:1 nick=eve\n"
+    empty = b"end\n"
+    server = canned(
+        b"sixsockets 1 auth=none you=10.0.0.9:9\nok receive you=10.0.0.9:9\nmkdir photos%b" % known
+        + b"".join(b"put x%d%b%b" % (number, stranger, empty) for number in range(script.SENDERS))
+        + b"put photos/b%b%b" % (known, empty)
+    )
+    (here / "photos").mkdir()
+    got = run(
+        "client.py", "--port", server.port, "receive", "--from", "anna", "--count", "1", cwd=here
+    )
+    assert got.err.count("(not-wanted)") == script.SENDERS, got
+    assert sorted(map(str, here.rglob("*"))) == [
+        str(here / name) for name in ("photos", "photos (1)", "photos (1)/b")
+    ]
+
+
 def test_a_receiver_without_retries_connects_once_even_after_it_got_a_file(canned, run, here):
     for place, words in enumerate((["--retries", "0", "receive"], ["receive", "--retries", "0"])):
         server = canned(
@@ -1769,6 +1875,24 @@ def test_a_server_that_stops_lets_what_is_under_way_end(server, peer):
     )
     assert server.process.wait(DEADLINE) == 0
     server.wait_for("stopped: 4 clients")
+
+
+def test_a_chatter_that_reads_nothing_is_let_go_also_if_it_sends_empty_lines(start, peer):
+    """Those have no answer that could wait for it; what others say meanwhile needs memory."""
+    server = start("--timeout", "1")
+    deaf, text = peer("chat deaf", to=server, small=True), "x" * 3900
+    for _ in range(25):  # each may say forty at once: more than the way to it holds
+        speaker = peer("chat", to=server)
+        speaker.tell(f"say {text}\n".encode() * 40)
+        for _ in range(40):
+            while not speaker.line().startswith(("ok say", "err say")):
+                pass
+        speaker.tell("bye")
+        while speaker.line():
+            pass
+        with contextlib.suppress(ConnectionError):
+            deaf.tell("")
+    server.wait_for(f"{deaf.name} connection lost: silent for 1 s")
 
 
 @OVER_TLS

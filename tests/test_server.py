@@ -962,6 +962,9 @@ ONE_FILE = {
     "a folder there": ({"name": "folder"}, b"y", "err put folder reason=is-a-folder"),
     "a link there": ({"name": "link"}, b"y", "err put link reason=not-a-file"),
     "over a file": ({"name": "file", "over": "yes"}, b"y", "ok put file size=1"),
+    "a program": ({"exec": "yes", "nick": "anna"}, b"y", "ok put x size=1"),
+    "of before 1970": ({"mtime_ns": -(10**18)}, b"y", "ok put x size=1"),
+    "of after 2255": ({"mtime_ns": 9 * 10**18}, b"y", "err put x reason=bad-number"),
 }
 
 
@@ -1013,29 +1016,28 @@ def test_limits_on_uploads(start, box):
     assert names(box) == ["a"]
 
 
-def test_uploads_at_once_leave_the_free_space_that_was_asked_for(box, tmp_path):
-    """Each had room when it began. What the folder holds stands for a disk of three megabytes."""
+@pytest.mark.parametrize("count", [500000, 3000000], ids=["in lines", "in one line"])
+def test_uploads_at_once_leave_the_free_space_that_was_asked_for(box, tmp_path, count):
+    """Each had room when it began. What the folder holds stands for a disk of six megabytes."""
     from conftest import Server
 
     code = """
 def disk(folder):
-    free = 3_000_000 - sum(entry.stat().st_size for entry in os.scandir(folder))
-    return os.statvfs_result([1, 1, 3_000_000, free, free, 9, 9, 9, 0, 255])
+    free = 6_000_000 - sum(entry.stat().st_size for entry in os.scandir(folder))
+    return os.statvfs_result([1, 1, 6_000_000, free, free, 9, 9, 9, 0, 255])
 os.statvfs = disk"""
-    server = Server(with_calls(tmp_path / "run.py", code), box, "--min-free", "1M")
-    data, answers = BIG[:500000], []
+    server = Server(with_calls(tmp_path / "run.py", code), box, "--min-free", "2M")
+    data = b"".join(
+        b"data %d\n%b" % (count, BIG[at : at + count]) for at in range(0, 3000000, count)
+    )
     with server.connect() as one, server.connect() as other:
-        for name, sock in (b"one", one), (b"other", other):
-            sock.sendall(b"put %b size=1500000 mtime_ns=1\n" % name)
-        until(lambda: len(parts(box)) == 2, "both to have begun")
-        for sock in one, other:
-            with contextlib.suppress(ConnectionError):
-                for _ in range(3):
-                    sock.sendall(b"data 500000\n" + data)
-                sock.sendall(b"end\nbye\n")
-            answers.append(without_notes(everything(sock)).split(b"\n")[1])
-    assert answers[0].startswith(b"ok put one size=1500000 "), answers
-    assert answers[1] == b"err put other reason=disk-full received=500000", answers
+        other.sendall(b"put other size=3000000 mtime_ns=1\n" + data[:100000])
+        until(lambda: parts(box) and (box / parts(box)[0]).stat().st_size, "the other to begin")
+        one.sendall(b"put one size=3000000\n" + data + b"end\nbye\n")
+        assert b"ok put one size=3000000 " in everything(one)
+        with contextlib.suppress(ConnectionError):
+            other.sendall(data[100000:] + b"end\nbye\n")
+        assert b"err put other reason=disk-full received=" in everything(other)
     server.stop()
     assert names(box) == ["one"]
 
