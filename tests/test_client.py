@@ -791,10 +791,10 @@ def test_ctrl_c_keeps_the_part(server, here, box, proxy):
 
 
 def stopped(client):
-    """Files and megabytes that a client counts which Ctrl-C ends."""
+    """Files, and bytes in their unit, that a client counts which Ctrl-C ends."""
     client.process.send_signal(signal.SIGINT)
     assert client.wait() == 130, client.err
-    found = re.search(r"stopped after (\d+) files? and ([\d.]+) MB; the same", client.err)
+    found = re.search(r"stopped after (\d+) files? and ([\d.]+) (?:bytes|kB|MB); the", client.err)
     assert found, client.err
     return int(found[1]), float(found[2])
 
