@@ -130,6 +130,7 @@ PROTOCOL = "1"
 PORT = 9000
 SERVER = "python3 server.py"
 PROMPT = "sixsockets> "
+WHICH = "which file (empty: none)? "
 UNANSWERED = 256  # requests that may wait for their answers
 # and their length: what both kernels hold, so that neither side ever waits for the other to read
 UNANSWERED_BYTES = 24576
@@ -163,7 +164,7 @@ SENDERS = 1000  # folders from others whose names here are remembered
 OPEN_FOLDERS = 4
 NICK = re.compile(r"[\w.-]{1,32}")
 CHAT_COMMANDS = "/who", "/nick", "/msg", "/quit"
-CHAT_HELP = "/who, /nick NAME, /msg NICK TEXT, /quit; a line that starts with a slash needs two"
+CHAT_HELP = "/who, /nick NAME, /msg NICK TEXT, /quit; //TEXT says /TEXT"
 CONTINUED = "  | "  # how a row begins that goes on with the line above it
 CONTINUED_ROOM = 20  # columns of such a row at least
 LISTED_IN_MEMORY = 12000  # lines of a listing; the rest goes to a nameless file
@@ -657,7 +658,9 @@ class Changes(Batch):
         return f": unknown whether {self.verb} was done to {printable(file.name)}"
 
     def summary(self) -> None:
-        """Nothing is said of what went well."""
+        if self.counts["ok"] and not (self.args.quiet or self.args.json):
+            failed = f"; {self.counts['failed']:,} failed" * bool(self.counts["failed"])
+            say(f"{self.verb}: {self.counts['ok']:,} done{failed}")
 
 
 def do_delete(args: argparse.Namespace) -> int:
@@ -732,7 +735,7 @@ class Puts(Batch):
     def sources(self) -> Iterator[File]:
         """What the command line names. Folders on the way to --into are made."""
         into = remote_name(self.args, self.args.into) if self.args.into else self.args.cwd or ""
-        if self.args.into:
+        if self.args.into and into:  # in the shell, / and .. can mean all that is shared
             yield File(into, status=os.stat("."))
         for path in self.args.paths:
             # "" is the root folder's
@@ -1540,11 +1543,14 @@ class Sends(Puts):
         self.link.request("send", self.targets, file.name, **keys, type=kind)
 
     def put_file(self, file: File, status: os.stat_result) -> Conversation:
+        if self.args.dry_run:
+            return self.plan("new", file, status.st_size)
         yield from self.send_file(file, 0, False)
 
     def put_folder(self, file: File) -> Conversation:
-        self.announce(file, "mkdir")
-        if self.has_arrived(file, (yield file)):
+        if not self.args.dry_run:
+            self.announce(file, "mkdir")
+        if self.args.dry_run or self.has_arrived(file, (yield file)):
             self.files.append(self.children(file, True))
 
     def handle_note(self, note: "Line") -> None:
@@ -1815,7 +1821,8 @@ class Chat:
         self.typist = Typist.ELSEWHERE
         self.to_say: deque[str] = deque()  # lines for the thread
         self.bell, self.ringer = socket.socketpair()
-        self.unanswered = self.code = 0
+        self.unanswered: deque[str] = deque()  # of what was said to one alone: to whom
+        self.code = 0
         self.problem: Exception | None = None
         self.thread = threading.Thread(target=self.run, daemon=True)
 
@@ -1867,13 +1874,16 @@ class Chat:
         elif command == "/who":
             self.request(line("who"))
         elif command == "/msg" and " " in rest.strip():
-            self.request(b"tell %b\n" % rest.strip().encode(errors="surrogateescape"))
+            told = b"tell %b\n" % rest.strip().encode(errors="surrogateescape")
+            self.request(told, rest.split()[0])
         elif command == "/nick" and rest:
             if not NICK.fullmatch(rest):
                 return self.show_line(f"* {WHYS['bad-nick'][0]}")
             self.request(line("chat", rest))
         else:
-            self.show_line(f"* {did_you_mean(command, CHAT_COMMANDS)}{CHAT_HELP}")
+            if command not in CHAT_COMMANDS and (meant := did_you_mean(command, CHAT_COMMANDS)):
+                self.show_line(f"* {meant.rstrip()}")
+            self.show_line(f"* {CHAT_HELP}")
 
     def say(self, text: str) -> None:
         clean = "".join(" " if char < " " or char == "\x7f" else char for char in text)
@@ -1881,9 +1891,9 @@ class Chat:
             piece = clean[start : start + CHAT_LINE].encode(errors="surrogateescape")
             self.request(b"say %b\n" % piece)
 
-    def request(self, text: bytes) -> None:
+    def request(self, text: bytes, to: str = "") -> None:
         self.link.put(text)
-        self.unanswered += 1
+        self.unanswered.append(to)
 
     def show(self, found: "Line") -> None:
         """A line of a peer begins with its name, a line of this program with a star."""
@@ -1895,7 +1905,9 @@ class Chat:
             alone = " to you alone" * (verb == "told")
             self.show_line(f"{said['from']}{alone}: {text}", said)
         elif verb in ("joined", "left"):
-            self.show_line(f"* {words[0]} {verb}", {verb: words[0]})
+            was = {key: name for key, name in keys.items() if key == "was"}
+            text = f"{was['was']} is now {words[0]}" if was else f"{words[0]} {verb}"
+            self.show_line(f"* {text}", {verb: words[0], **was})
         elif verb == "client":
             facts = words[0], keys.get("nick"), keys.get("mode")
             self.show_line(f"* {'  '.join(filter(None, facts))}", {**keys, "client": words[0]})
@@ -1904,10 +1916,11 @@ class Chat:
             text = f"* {plural(lost, 'line')} of others lost: they came faster than you took them"
             self.show_line(text, {"lost": lost})
         elif words[0] in ("say", "tell", "who", "chat"):
-            self.unanswered -= 1
+            to = self.unanswered.popleft() if self.unanswered else ""
             if verb == "err":
                 self.code, reason = 9, keys.get("reason", "?")
-                self.show_line(f"* not said ({reason})", {"error": reason})
+                to = f" to {to}" if to else ""
+                self.show_line(f"* not said{to} ({reason})", {"error": reason})
             elif words[0] == "chat":
                 nick = keys.get("nick", "")
                 self.show_line(f"* you are {nick}", {"nick": nick})
@@ -1976,7 +1989,7 @@ class Chat:
         text = next_line(CHAT_PROMPT)
         if not self.live:  # a pipe is read no faster than the server takes it
             time.sleep((1 + len(text) // CHAT_LINE) / PIPE_RATE)
-            while self.unanswered + len(self.to_say) >= CHAT_UNANSWERED and not self.problem:
+            while len(self.unanswered) + len(self.to_say) >= CHAT_UNANSWERED and not self.problem:
                 time.sleep(REDRAW)
         return text
 
@@ -2868,6 +2881,8 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
     """What an `err` means, in three lines."""
     reason = answer.keys.get("reason", "?")
     why, hint = WHYS.get(reason, ("the server says so", "the server's log tells more"))
+    if reason == "no-such-folder" and verb not in ("put", "mkdir", "rename"):
+        why, hint = WHYS["no-such-file"]
     if "why" in answer.keys:
         why, hint = printable(answer.keys["why"]), "use another name or folder"
     upload = verb in ("put", "send") and reason != "wrong-digest"
@@ -2889,7 +2904,12 @@ def remote_name(args: argparse.Namespace, text: str) -> str:
     name = plain_name(text)
     if args.cwd is None or args.command == "send":
         return name
-    return posixpath.normpath(posixpath.join("/", args.cwd, name)).strip("/")
+    found = posixpath.normpath(posixpath.join("/", args.cwd, name)).strip("/")
+    if not found and args.command not in ("list", "cd", "put"):
+        what = f"{printable(text)} is all that is shared"
+        why = f"it has no name with which to {args.command} it"
+        raise Failure(2, what, why, "a name in it, such as /NAME")
+    return found
 
 
 def plain_name(text: str) -> str:
@@ -3504,8 +3524,8 @@ def receive_chunks(
     while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
         if part.size is not None and part.received + wire.remaining > part.size:
             raise Refused("too-long", size=part.size)
-        check(part.received + wire.remaining)  # others may have filled the disk meanwhile
         while wire.remaining:
+            check(part.received + wire.remaining)  # others may have filled the disk meanwhile
             part.write(wire.take_body())
             tell(part.received)
     if found.verb not in ("end", "abort"):
@@ -3715,7 +3735,7 @@ def shell(args: argparse.Namespace) -> int:
     terminal, code, args.cwd = is_terminal(0), 0, ""
     connected(args)
     if terminal:
-        prepare_completion()
+        prepare_completion(args)
         say(f"connected to {endpoint(args)}; help lists the commands")
     while True:
         try:
@@ -3736,6 +3756,7 @@ def shell(args: argparse.Namespace) -> int:
 def run_line(args: argparse.Namespace, text: str) -> int:
     """One line of the shell: the same words as on the command line."""
     own = argparse.Namespace(**vars(args))
+    args.link = None  # a chat is typed into as well: there Tab shall not ask on its connection
     try:
         return run_command(own, text)
     finally:
@@ -3754,7 +3775,7 @@ def next_line(prompt: str) -> str:
 
 
 def split(text: str) -> list[str]:
-    """The words of a line. What some commands cannot do without is asked for."""
+    """The words of a line. What some commands need is asked for: no answer, no words."""
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -3768,13 +3789,16 @@ def split(text: str) -> list[str]:
     if alone == "upload":
         return asked_upload()
     if WORDS.get(alone, alone) in ("put", "get", "delete"):
-        words.append(next_line("which file? "))
+        name = next_line(WHICH)
+        return [*words, name] if name else []
     return words
 
 
 def asked_upload() -> list[str]:
-    """`upload` alone asks for the path, and to whom it goes."""
-    path = next_line("which file? ")
+    """`upload` alone asks for the path, and to whom it goes; no path means no upload."""
+    path = next_line(WHICH)
+    if not path:
+        return []
     to = next_line("to whom (empty: the server): ").replace(",", " ").split()
     if len(to) == 2 and to[1].isdigit():
         to = [address((to[0].strip("[]"), to[1]))]
@@ -3831,8 +3855,9 @@ SHELL_COMMANDS = {
 }  # what the shell alone has
 SHELL_HELP = """\
   !COMMAND            a command of this machine
-COMMAND -h lists what else it takes. upload, download, ls, dir, rm and mv mean put, get, list,
-delete and rename; upload IP PORT PATH sends to that client. Names with spaces stand in quotes."""
+COMMAND -h lists what else it takes. Names with spaces stand in quotes.
+upload, download, ls, dir, rm and mv mean put, get, list, delete, rename;
+upload IP PORT PATH sends to that client."""
 
 
 WORDS = {
@@ -3845,19 +3870,21 @@ WORDS = {
 }  # what the labs and other shells say for ours
 
 
-def prepare_completion() -> None:
-    """History and the Tab key, where Python has readline: commands first, then local paths."""
+# commands that take names on the server, where Tab asks for them
+NAMES_THERE = "cd", "delete", "get", "list", "mkdir", "rename", "stat"
+
+
+def prepare_completion(args: argparse.Namespace) -> None:
+    """History and the Tab key, where Python has readline: commands, then names there or here."""
     with contextlib.suppress(ImportError):
         import readline  # not at the top: loading it can write to a terminal
 
-        def complete(text: str, state: int) -> Optional[str]:
-            import glob
+        found: list[str] = []
 
-            paths = sorted(glob.glob(glob.escape(text) + "*"))
-            found = [shlex.quote(path + "/" * os.path.isdir(path)) for path in paths]
-            if readline.get_begidx() == 0:
-                words = sorted({*COMMANDS, *WORDS, *SHELL_COMMANDS})
-                found = [f"{word} " for word in words if word.startswith(text)]
+        def complete(text: str, state: int) -> Optional[str]:
+            if state == 0:
+                before = readline.get_line_buffer()[: readline.get_begidx()].split()
+                found[:] = completions(args, known_words(before)[0] if before else "", text)
             return found[state] if state < len(found) else None
 
         readline.set_completer_delims(" ")
@@ -3865,6 +3892,38 @@ def prepare_completion() -> None:
         # macOS has another library under that name
         other = "libedit" in (readline.__doc__ or "")
         readline.parse_and_bind("bind ^I rl_complete" if other else "tab: complete")
+
+
+def completions(args: argparse.Namespace, verb: str, text: str) -> list[str]:
+    """What a word of a line can become: a command, a name there, or a path here."""
+    import glob  # not at the top: few need it
+
+    if not verb:
+        words = sorted({*COMMANDS, *WORDS, *SHELL_COMMANDS})
+        return [f"{word} " for word in words if word.startswith(text)]
+    if verb in NAMES_THERE:
+        paths = names_there(args, text) if args.link else []
+    else:
+        paths = [path + "/" * os.path.isdir(path) for path in glob.glob(glob.escape(text) + "*")]
+    return [shlex.quote(path) for path in sorted(paths)]
+
+
+def names_there(args: argparse.Namespace, text: str) -> list[str]:
+    """Names on the server that begin so; none that could move a cursor."""
+    own = argparse.Namespace(**{**vars(args), "command": "list", "retries": 0})
+    above = text[: text.rfind("/") + 1]
+    found: list[str] = []
+    try:
+        for entry in list_folder(own, remote_name(own, above or "."), False):
+            path = above + entry.words[0].rpartition("/")[2] + "/" * (entry.verb == "dir")
+            if path.startswith(text) and path == printable(path):
+                found.append(path)
+    except Failure:  # there is no such folder
+        pass
+    except (Lost, Broken, OSError, KeyboardInterrupt):  # readline would drop it
+        close_link(own)  # the rest of the answer may be on its way
+    args.link, args.reached = own.link, own.reached
+    return found
 
 
 # --- trust: the same in client.py, httpclient.py (tests/test_twins.py) ---
@@ -3889,7 +3948,7 @@ TLS_TROUBLE = (  # by the endings of OpenSSL's reason
         56,
         "speaks no TLS on that port",
         "what came was not encrypted",
-        "leave out --tls, --pin, --cacert and --insecure, or write http:// instead of https://",
+        "leave out --tls, --pin, --cacert, --insecure; in a URL write http:// instead of https://",
     ),
     (
         ("UNSUPPORTED_PROTOCOL", "PROTOCOL_VERSION"),
@@ -4940,7 +4999,9 @@ def own_flags(command: str, flag: Callable[..., object]) -> None:
     if command in ("put", "send"):
         flag("--as", dest="name", metavar="NAME", help="what it is called there")
     if command in ("get", "put", "send"):
-        tree_flags(flag)
+        # what others have is not ours to delete
+        kept = "--delete" if command == "send" else ""
+        tree_flags(lambda name, **more: name == kept or flag(name, **more))
     if command in ("get", "put", "send", "receive"):
         flag("--hidden", action="store_true", help="names that start with a dot too")
     if command == "put":
@@ -5047,8 +5108,8 @@ def run_command(args: argparse.Namespace, given: Union[str, Sequence[str]]) -> i
         words = split(given) if isinstance(given, str) else given
         if isinstance(given, str):
             args.typed = typed(words)
-        if words:
-            return run_words(args, words)
+        if words or args.cwd is not None:
+            return run_words(args, words) if words else 0
         prepare(args)
         return shell(args)
     except SystemExit as end:  # what argparse thinks of the words

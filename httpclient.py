@@ -157,6 +157,8 @@ XATTR = "user.six.etag"
 # seconds between notes of a download over several connections: at first, and at most
 SAVE_EVERY = 0.05, 1.0
 PART_AGE = 7 * 24 * 3600.0  # seconds that a part may wait to be continued
+USELESS_AGE = 3600.0  # the same for one that nothing can continue: empty, or with a random name
+RANDOM = ".six-" + "0" * 8  # how such a name begins, in all scripts
 FIRST_PAUSE = 0.1  # seconds before a retry; each one without progress triples it
 LONGEST_PAUSE = 10.0
 RETRIES = 16  # without progress; with those pauses, two minutes
@@ -181,7 +183,8 @@ ADVICE = {  # what the user may do about a status
     " SIXSOCKETS_PASSWORD for --host and --port",
     403: "use another login or another name",
     404: "check the name; list shows what is there",
-    405: "use a server or folder that allows this change",
+    405: "list shows whether that name exists; else use a server that allows this change",
+    409: "list shows what is in the way: move or delete that first",
     411: "put a file, not standard input: the server wants its length first",
     407: "--proxy http://USER:PASSWORD@HOST:PORT",
     412: "--force replaces what is there",
@@ -1227,7 +1230,7 @@ class Download:
         data = reply.whole()
         self.args.progress.add(len(data))
         self.verify(promised_digest(reply.head), lambda name: hasher(name, data).hexdigest())
-        part = f"{self.folder}.six-{os.urandom(16).hex()}.part"
+        part = f"{self.folder}{RANDOM}{os.urandom(12).hex()}.part"
         set_facts = functools.partial(copy_facts, self.url, reply.head, self.old)
         try:
             write_whole(part, self.path, data, set_facts)
@@ -1455,7 +1458,9 @@ class Download:
                 with contextlib.closing(Client(self.args)) as client:
                     for span in left:
                         act = functools.partial(self.receive, client, output, span)
-                        client.retry(self.url, act, lambda: span.offset)  # noqa: B023
+                        # closed: the main thread has given up while this one waited to try again
+                        go_on = lambda: output.fd < 0 or act()  # noqa: B023, E731
+                        client.retry(self.url, go_on, lambda: span.offset)  # noqa: B023
             except BaseException as error:  # noqa: BLE001  (the main thread raises it again)
                 problem = error
             ends.put(problem)
@@ -1969,7 +1974,8 @@ def noted_source(note: Facts) -> Source:
     Others may plant a note, and its validator is sent in the head of a request."""
     source = Source(*(note[name] for name in Source._fields))
     printing = "".join((source.etag, source.modified)).isprintable()
-    if not printing or not re.fullmatch("[0-9a-f]{64}|", source.digest):
+    counted = isinstance(source.size, (int, type(None)))
+    if not printing or not counted or not re.fullmatch("[0-9a-f]{64}|", source.digest):
         raise ValueError("a note that no run of ours wrote")
     return source
 
@@ -1997,16 +2003,18 @@ def remove_old_parts(folder: str, names: set[str]) -> None:
     for stem in {name[: -len("part")] for name in names if is_part(name)}:
         ends = [end for end in ("part", "json") if stem + end in names]
         with contextlib.suppress(OSError):
-            remove_if_old([os.path.join(folder, stem + end) for end in ends], ends == ["part"])
+            remove_if_old([os.path.join(folder, stem + end) for end in ends], stem)
 
 
-def remove_if_old(paths: list[str], alone: bool) -> None:
-    """Remove a part and its note if nobody can continue it, or if it is a week old, unless it is
-    locked. A part that is alone or empty need not be old."""
+def remove_if_old(paths: list[str], stem: str) -> None:
+    """Remove a part and its note if nobody has continued it in time, unless it is locked.
+
+    A part without a note may be client.py's, which continues it."""
     with open(paths[0], "rb", opener=open_own) as file:
         found = os.fstat(file.fileno())
-        useless = lock_file(file.fileno()) and (alone or not found.st_size)
-        if not useless and time.time() - found.st_mtime < PART_AGE:
+        useful = found.st_size and not stem.lower().startswith(RANDOM)
+        young = time.time() - found.st_mtime < (PART_AGE if useful else USELESS_AGE)
+        if young or not lock_file(file.fileno()):
             return
         if os.name == "nt":
             file.close()  # Windows removes no open file; elsewhere the lock lasts longer
@@ -2025,7 +2033,7 @@ def put(client: Client) -> None:
             2,
             f"{len(paths)} files and {int(args.text is not None)} texts cannot become {url}",
             "nothing was sent",
-            f"files, or --text and a URL with a name; {folder_url(url)} is a folder",
+            f"put FILE {url}, or --text TEXT; more files into a folder: {folder_url(url)}",
         )
     if into and ("-" in paths or not paths):
         what = "a text" if not paths else "standard input"
@@ -3203,7 +3211,7 @@ TLS_TROUBLE = (  # by the endings of OpenSSL's reason
         56,
         "speaks no TLS on that port",
         "what came was not encrypted",
-        "leave out --tls, --pin, --cacert and --insecure, or write http:// instead of https://",
+        "leave out --tls, --pin, --cacert, --insecure; in a URL write http:// instead of https://",
     ),
     (
         ("UNSUPPORTED_PROTOCOL", "PROTOCOL_VERSION"),
@@ -4451,7 +4459,13 @@ FLAGS: tuple[tuple[str, str, str, Callable[[str], Any], str], ...] = (
     ("get mirror", "--force", "", bool, "replace what exists"),
     ("get mirror", "--newer", "", bool, "replace it if the server's is newer or of another size"),
     ("get", "-i --input", "FILE", str, "fetch the URLs in this file too, one a line"),
-    ("get", "--connections", "N", between(1, 64), "fetch spans side by side (default 1)"),
+    (
+        "get",
+        "--connections",
+        "N",
+        between(1, 64),
+        "fetch spans side by side if HEAD tells Accept-Ranges (default 1)",
+    ),
     ("get", "--checksum", "NAME:HEX", checksum, "what it must have, such as sha256:9f86d0..."),
     ("put", "--text", "TEXT", str, "send this text instead of a file"),
     ("put", "--force", "", bool, "replace what exists and is another file"),

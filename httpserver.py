@@ -1466,7 +1466,7 @@ class Connection:
         try:
             if self.state is HANDSHAKE:
                 self.handshake()
-            data = self.sock.recv(SMALL)
+            data = self.sock.recv(MAX_HEAD)
         except self.server.waits:
             return self.await_head()
         except Refusal as refused:
@@ -1812,7 +1812,7 @@ class Connection:
         alone = len(self.server.queues[HANDED_OVER]) == 1
         if not self.buffer and alone and poll(self.sock, False, NEXT_WAIT):
             with contextlib.suppress(*self.server.waits):
-                self.buffer = self.sock.recv(SMALL)
+                self.buffer = self.sock.recv(MAX_HEAD)
         return self.next_request()
 
     def cork(self, on: int) -> None:
@@ -2143,12 +2143,11 @@ class Server:
         conn.state = state
         if state is not CLOSED:
             self.queues[state][conn] = None
-        if not before and after:
-            self.selector.register(conn.sock, after, conn.ready)
-        elif before and not after:
-            self.selector.unregister(conn.sock)
-        elif before != after:
-            self.selector.modify(conn.sock, after, conn.ready)
+        if before != after:
+            if before:
+                self.selector.unregister(conn.sock)
+            if after:
+                self.selector.register(conn.sock, after, conn.ready)
 
     def accept(self) -> None:
         """Let in all that wait, up to a number: each turn of the loop has its price too."""

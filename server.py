@@ -247,9 +247,10 @@ receivers, is refused (stalled).
 Chat. After `ok chat`, until the next request other than help, who, ping, say, tell and chat, these
 lines come between answers: said from=NAME TEXT (one space, then the text to the end of the line),
 told from=NAME TEXT (to this client alone), joined NAME at=HOST:PORT, left NAME. NAME is the nick or
-HOST:PORT. One client may say 40 lines (or join so often) at once and 20 a second; more are refused
-as too-fast. For a client that does not read, 200 lines are kept; of more it loses the oldest, and
-gets `note chat lost=N` before the next.
+HOST:PORT; joined has was=NAME too where a client only takes another name. One client may say 40
+lines (or join so often) at once and 20 a second; more are refused as too-fast. For a client that
+does not read, 200 lines are kept; of more it loses the oldest, and gets `note chat lost=N` before
+the next.
 
 Reason codes. The connection goes on after these; every err that comes inside the body of a put has
 received=N, the bytes that have come.
@@ -487,7 +488,7 @@ def answer(session: "Session", request: "Line") -> None:
         repeated = {"send": words[1:], "say": [], "tell": []}.get(verb, words)[:2]
         named = [word[:MAX_ECHO] for word in (verb, *repeated)]
         session.send_line("err", *named, reason=result, **getattr(error, "keys", {}))
-    if verb not in UNLOGGED or result not in UNLOGGED_RESULTS:
+    if (verb, result) not in UNCHANGED and (verb not in UNLOGGED or result not in UNLOGGED_RESULTS):
         # somebody may have typed the password after `auth`
         what = " ".join([verb, *words]) if verb not in ("auth", "tell") else verb
         elapsed = time.monotonic() - session.started
@@ -951,7 +952,9 @@ GO_ON_WAITING = {
 # not logged unless they are refused: they move and change nothing (a `send` when it is answered)
 UNLOGGED = {"help", "stat", "ping", "bye", "who", "chat", "say", "tell", "auth", "send"}
 # their results that are not worth a line in the log
-UNLOGGED_RESULTS = {"ok", "no-such-file", "no-such-folder", "too-fast"}
+UNLOGGED_RESULTS = {"ok", "no-such-file", "no-such-folder", "too-fast", "drop-box"}
+# a client asks for each folder of a tree, also when it sends the tree again
+UNCHANGED = {("mkdir", "exists")}
 
 
 # --- wire: the same in server.py, client.py (tests/test_twins.py) ---
@@ -1879,8 +1882,8 @@ def receive_chunks(
     while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
         if part.size is not None and part.received + wire.remaining > part.size:
             raise Refused("too-long", size=part.size)
-        check(part.received + wire.remaining)  # others may have filled the disk meanwhile
         while wire.remaining:
+            check(part.received + wire.remaining)  # others may have filled the disk meanwhile
             part.write(wire.take_body())
             tell(part.received)
     if found.verb not in ("end", "abort"):
@@ -2424,7 +2427,7 @@ class Session(Wire):
             for _ in range(TRIES):
                 other = self.server.writers.setdefault(part.identity(), self)
                 if other is self and part.claim():
-                    return
+                    return self.server.kept.discard(part.identity())
                 if other is not self and time.monotonic() - other.last_heard > STALE:
                     other.cut("taken-over")
                 time.sleep(RETRY)
@@ -2435,7 +2438,8 @@ class Session(Wire):
 
     def keep(self, part: Part) -> bool:
         keeps = part.keep()
-        self.server.kept += keeps
+        if keeps:
+            self.server.kept.add(part.identity())
         return keeps
 
     def disclaim(self, part: Part) -> None:
@@ -2565,9 +2569,8 @@ class Lobby:
         """What was said before; what is said from now on comes after it. Who was in the chat with
         another name has heard all that."""
         with self.lock:
-            if before:
-                self.tell_all(line("left", before), session)
-            self.tell_all(line("joined", session.display_name(), at=session.peer), session)
+            joined = line("joined", session.display_name(), at=session.peer, was=before or None)
+            self.tell_all(joined, session)
             self.chatters[session] = None
             session.mode = "chat"
             return [] if before else list(self.history)
@@ -2762,7 +2765,7 @@ class Server:
         self.writers: dict[tuple[object, ...], Session] = {}
         self.refused: list[socket.socket] = []
         self.lobby = Lobby()
-        self.kept = 0  # parts of interrupted uploads
+        self.kept: set[tuple[object, ...]] = set()  # parts of uploads that nobody has completed
         self.log_fd, self.lost_lines = log_fd, 0  # lines that it could not take
         self.digest_turns = threading.BoundedSemaphore(DIGESTS)
         self.salt = os.urandom(16).hex()
@@ -2799,7 +2802,7 @@ class Server:
             return self.turn_away(conn, line("err", "-", reason="busy", retry=wait), DENIED)
         full = len(self.sessions) >= self.args.max_clients
         if full and not self.make_room(network(host_of(address(peer)))):
-            return self.refuse(conn, peer, f"there are {len(self.sessions)} clients")
+            return self.refuse(conn, peer, f"--max-clients {self.args.max_clients} is reached")
         try:
             self.start_thread(conn, peer)
         except (OSError, RuntimeError) as error:
@@ -2897,9 +2900,10 @@ class Server:
                     session.cut()
                 select.select([self.stop], [], [], min(left, ACCEPT_PAUSE))
                 self.stop.drain()
-        clients, parts = "s" * (dropped != 1), "s" * (self.kept != 1)
+        kept = len(self.kept)
+        clients, parts = "s" * (dropped != 1), "s" * (kept != 1)
         if not self.args.quiet:
-            say(f"stopped: {dropped} client{clients} disconnected, {self.kept} part{parts} kept")
+            say(f"stopped: {dropped} client{clients} disconnected, {kept} part{parts} kept")
 
 
 def log_line(as_json: bool, text: str, client: str = "", **facts: object) -> str:

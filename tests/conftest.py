@@ -566,17 +566,20 @@ LONG = "long(seconds): begins before what is shorter, and one process runs all t
 
 
 def pieces_of(items):
-    """The tests in lists, each of which one process runs: what is marked as long first, the longest before all, then a few at a time."""
+    """The tests in lists, each of which one process runs: what is marked as long first, the longest before all, then ever fewer at a time."""
     long, short = {}, []
     for item in items:
         if mark := item.get_closest_marker("long"):
             long.setdefault(id(mark), (mark.args[0], []))[1].append(item)
         else:
             short.append(item)
-    # few enough for an even end, and less than 256 lists: so many numbers fit into bytes
-    at_once = max(10, len(short) // 200)
-    begins = [tests for _, tests in sorted(long.values(), key=lambda pair: -pair[0])]
-    return begins + [short[start : start + at_once] for start in range(0, len(short), at_once)]
+    pieces = [tests for _, tests in sorted(long.values(), key=lambda pair: -pair[0])]
+    # so that all end together; and less than 256 lists: so many numbers fit into bytes
+    while short:
+        at_once = max(2, len(short) // 40)
+        pieces.append(short[:at_once])
+        del short[:at_once]
+    return pieces
 
 
 def pytest_runtestloop(session):

@@ -85,8 +85,10 @@ def what_to_run(command):
     if first == "-c":
         text = words.pop(1)
     elif first.endswith(".py") and os.path.dirname(first) != os.path.dirname(__file__):
-        with contextlib.suppress(OSError), open(first, errors="replace") as file:
-            text = file.read()
+        with contextlib.suppress(OSError):
+            if os.path.getsize(first) < 20000:  # a program of a test, and no copy of a script
+                with open(first, encoding="utf-8") as file:
+                    text = file.read()
     for bytecode, source in SOURCES.items():
         name = os.path.basename(source)[:-3]
         if first in (bytecode, source):

@@ -1052,6 +1052,23 @@ def test_names_that_a_server_invents_lead_nowhere(do, here, canned, name):
     assert done.code == 56 and not any(path.is_file() for path in here.parent.rglob("*")), done
 
 
+@pytest.mark.parametrize("name", [b"\xff", b"%FF"])
+def test_where_names_are_unicode_a_line_that_is_none_breaks_the_protocol(
+    run, here, canned, tmp_path, name
+):
+    """As on Windows."""
+    runner = tmp_path / "run.py"
+    runner.write_text(f"""
+import os, runpy, sys
+sys.getfilesystemencodeerrors = lambda: "surrogatepass"
+os.fsdecode = lambda name: name if isinstance(name, str) else name.decode("utf-8", "surrogatepass")
+runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
+""")
+    server = canned(GREETING + b"file %b size=1 mtime_ns=1\nok list count=1\n" % name)
+    done = run(str(runner), "--port", server.port, "list", cwd=here)
+    assert done.code == 56 and "broke the protocol" in done.err, done
+
+
 def test_a_file_that_goes_while_its_folder_is_read_stops_no_other(server, here, box):
     for name in "abc":
         (here / "tree" / name).parent.mkdir(exist_ok=True)
@@ -1450,6 +1467,23 @@ def test_files_that_differ_in_the_digits_of_a_second_are_told_apart_by_their_con
     (here / "x").write_bytes(b"21")
     failed = do("put", "x", "--compare", "content")
     assert failed.code == 25 and "--compare" not in failed.err, "that is known already"
+
+
+def test_who_lists_what_is_not_there_is_not_told_to_make_it(do, here):
+    (here / "x").touch()
+    for words in (["list", "no"], ["get", "no/x"], ["stat", "no/x"], ["delete", "no/x"]):
+        failed = do(*words)
+        assert failed.code == 78 and "try:   list shows what there is" in failed.err, failed
+    failed = do("put", "x", "--as", "no/x")
+    assert failed.code == 25 and "mkdir makes it; put --into FOLDER does too" in failed.err, failed
+
+
+def test_what_was_changed_is_told_in_one_line(do, box):
+    assert do("mkdir", "d").err == "mkdir: 1 done\n"
+    assert do("rename", "d", "e").err == "rename: 1 done\n"
+    failed = do("delete", "e", "no").err.splitlines()
+    assert failed[0].startswith("error: ") and failed[-1] == "delete: 1 done; 1 failed", failed
+    assert do("mkdir", "d", "--quiet").err == "" and paths(box) == []
 
 
 # --- the shell ---
@@ -2313,6 +2347,53 @@ def test_the_shell_has_folders_on_both_sides_and_commands_of_this_machine(do, he
     ], done  # fmt: skip
     assert paths(box) == ["d/e/x", "d/e/z", "f"] and (here / "sub/got").read_text() == "x"
     assert "there" in done.err and done.code == 1 and "no-such-file" in done.err, done
+
+
+def test_in_the_shell_tab_completes_names_there_where_these_are_meant(server, here, box):
+    pytest.importorskip("readline")
+    (here / "here.txt").touch()
+    (box / "deep").mkdir()
+    (box / "deep" / "renamed x.txt").touch()
+    (box / "escape\x1b[2J").touch()
+    (box / "there.txt").touch()
+    shell = Terminal("--port", server.port, cwd=here)
+    shell.wait_for("sixsockets> ")
+    for typed, completed in (
+        ("stat th\t", "stat there.txt"),
+        ("ls /d\tr\t", "'/deep/renamed x.txt'"),
+        ("stat he\t", "stat he"),
+        ("stat esc\t", "stat esc"),
+        ("stat no/\t", "stat no/"),
+        ("put he\t", "put here.txt"),
+        ("cd de\t", "cd deep/"),
+        ("rm ren\t", "'renamed x.txt'"),
+    ):
+        shell.type(typed)
+        shell.wait_for(completed)
+        shell.type("\n")
+        shell.wait_for("> ")
+    until(lambda: not (box / "deep" / "renamed x.txt").exists(), "the file to be deleted")
+    assert (box / "there.txt").exists() and "stat here" not in shell.text, shell.text
+    assert "stat escape" not in shell.text, "a name that clears the screen is not typed"
+    shell.type("bye\n")
+    assert shell.end() == 0
+
+
+def test_the_help_of_the_shell_fits_80_columns(do):
+    rows = do(input=b"help\n").out.decode().splitlines()
+    assert len(rows) > 15 and max(map(len, rows)) <= 76, rows
+
+
+def test_in_the_shell_no_name_is_a_way_out_and_all_that_is_shared_has_none(do, here, box):
+    (box / "d").mkdir()
+    (here / "x").touch()
+    lines = "\nget\n\nput\n\nupload\n\ndelete\n\ncd d\n\npwd\n"
+    lines += "delete -r ..\nget /\nrename x ..\nput x --into ..\nbye\nlist\n"
+    done = do(input=lines.encode())
+    assert done.out == b"/d\n" and done.code == 2, f"nothing else is done, and bye ends it: {done}"
+    whole = [line for line in done.err.splitlines() if line.endswith(" is all that is shared")]
+    assert whole == [f"error: {name} is all that is shared" for name in ("..", "/", "..")], done
+    assert paths(box) == ["x"] and (box / "d").is_dir() and done.err.count("error:") == 3
 
 
 def test_a_link_that_is_lost_by_cd_does_not_end_the_shell(run, canned):

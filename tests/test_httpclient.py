@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import zlib
 
 import pytest
@@ -1202,6 +1203,7 @@ def test_what_was_planted_where_a_part_or_its_note_would_stand_is_left_alone(run
     [
         '"size": "x"',
         '"size": [1]',
+        f'"size": {len(BODY)}.0',
         '"etag": 5',
         '"etag": "\\r\\nX-Planted: 1"',
         '"etag": "\\ud800"',
@@ -2601,7 +2603,7 @@ def test_mirror_checks_the_digest_of_a_short_file_before_it_has_a_name(run, file
 
 
 @pytest.mark.parametrize("step", ["copy_facts", "rename"])
-def test_mirror_killed_at_a_short_file_leaves_a_part_that_the_next_run_removes(
+def test_mirror_killed_at_a_short_file_leaves_a_part_that_goes_an_hour_later(
     run, files, tmp_path, step
 ):
     index = answer(b'<a href="a"><a href="b">', headers="Content-Type: text/html\r\n")
@@ -2615,7 +2617,9 @@ def test_mirror_killed_at_a_short_file_leaves_a_part_that_the_next_run_removes(
     words = "mirror", f"http://127.0.0.1:{server.port}/", "-o", tmp_path / "m"
     killed = subprocess.run([sys.executable, "-c", deadly, *map(str, words)], check=False)
     assert killed.returncode == -9
-    assert [name.endswith(".part") for name in os.listdir(tmp_path / "m")] == [True]
+    (part,) = (tmp_path / "m").iterdir()
+    assert part.name.endswith(".part")
+    os.utime(part, (time.time() - 4000,) * 2)
     assert run("httpclient.py", *words).code == 0
     assert tree(tmp_path / "m") == {"a": b"whole", "b": b"whole"}
 
@@ -3028,17 +3032,29 @@ def test_one_connection_that_goes_on_after_several_notes_each_span(files, tmp_pa
     assert left[0] == waiting
 
 
-def test_parts_that_nothing_can_continue_go_with_the_next_run(run, files, stock, tmp_path):
+def test_old_parts_go_with_the_next_run_and_what_another_program_may_continue_stays(
+    run, files, tmp_path
+):
+    """Nothing can continue one that is empty or has a random name; one without a note may be client.py's."""
     import fcntl
 
-    bare, empty, writing, upload = (f".six-{number * 32}" for number in "0123")
-    for name in f"{bare}.part", f"{empty}.json", f"{writing}.part", f"{upload}.json":
+    ages = {"young": 60, "hour": 4000, "week": 8 * 24 * 3600}
+    kinds = {"useful": "a" * 32, "empty": "b" * 32, "random": "0" * 8 + "c" * 24}
+    for age, seconds in ages.items():
+        for kind, digits in kinds.items():
+            part = tmp_path / f".six-{digits[:-1]}{list(ages).index(age)}.part"
+            part.write_bytes(b"x" * (kind != "empty"))
+            os.utime(part, (time.time() - seconds,) * 2)
+    writing, upload = f".six-{'d' * 32}.part", f".six-{'e' * 32}.json"
+    for name in writing, upload:
         (tmp_path / name).write_bytes(b"x")
-    (tmp_path / f"{empty}.part").touch()
-    with open(tmp_path / f"{writing}.part", "rb") as file:
+    os.utime(tmp_path / writing, (1, 1))
+    with open(tmp_path / writing, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert get(run, tmp_path, files(BODY).url).code == 0
-    assert names(tmp_path) == [f"{writing}.part", f"{upload}.json", "file.bin", "served"]
+    young = {f".six-{digits[:-1]}0.part" for digits in kinds.values()}
+    useful = f".six-{'a' * 31}1.part"
+    assert set(names(tmp_path)) == {*young, useful, writing, upload, "file.bin"}
 
 
 class Shelf(Listener):

@@ -214,7 +214,7 @@ class Terminal:
         text = on_screen(text).replace("^C", "").replace("^D\b\b", "")
         if prompt and text and not text.endswith("\n"):
             text += "\n"  # the command did not end its last line: the prompt follows on it
-        return self.player.swap(text, back=True)
+        return swap(text, back=True)
 
     def wait(self, condition, what, seconds=None):
         seconds = seconds or self.player.deadline
@@ -241,7 +241,7 @@ class Terminal:
             raise Wrong(self.account("is not at a fresh prompt"))
         self.command, self.expected = command, []
         self.player.compile(command)
-        typed = self.player.swap(command)
+        typed = swap(command)
         self.type(typed + "\n")
         # the kernel echoes it; what is left of the text is the command's
         self.wait(lambda: "\n" in self.text, "the echo", DEADLINE)
@@ -303,6 +303,25 @@ def ports(pid):
     return {port: str(free_port()) for port in DEFAULT_PORTS}
 
 
+def swap(text, after=r"\b", back=False):
+    """Default ports for free ones, or back; in a script only where a port is meant."""
+    for default, free in ports(os.getpid()).items():
+        old, new = (free, default) if back else (default, free)
+        text = re.sub(rf"(?i)({after}){old}\b", rf"\g<1>{new}", text)
+    return text
+
+
+@functools.lru_cache(2)
+def scripts(pid):
+    """The source of each, with these ports."""
+    found = {}
+    for script in SCRIPTS:
+        source = (ROOT / script).read_text()
+        source = source.replace("TRIES = (0.1, 0.2, 0.4, 0.8)", "TRIES = (0.6, 0.7, 0.3, 0.4)")
+        found[script] = swap(source, after=r"port\W{1,3}|:|default[ =]")
+    return found
+
+
 @functools.lru_cache(None)
 def bytecode(source):
     return marshal.dumps(compile(source, "script", "exec", dont_inherit=True))
@@ -314,11 +333,8 @@ class Player:
     def __init__(self, folder, deadline=DEADLINE):
         self.folder, self.deadline = folder, deadline
         folder.mkdir()
-        self.ports = ports(os.getpid())
-        for script in SCRIPTS:
-            source = (ROOT / script).read_text()
-            source = source.replace("TRIES = (0.1, 0.2, 0.4, 0.8)", "TRIES = (0.6, 0.7, 0.3, 0.4)")
-            (folder / script).write_text(self.swap(source, after=r"port\W{1,3}|:|default[ =]"))
+        for script, source in scripts(os.getpid()).items():
+            (folder / script).write_text(source)
         self.programs = programs = folder.with_name(folder.name + "-bin")
         programs.mkdir()
         (programs / "start.py").write_text(START)
@@ -334,13 +350,6 @@ class Player:
         )
         self.terminals = {}
         self.records = []  # (expected lines, text, exit code) of each command that has ended
-
-    def swap(self, text, after=r"\b", back=False):
-        """Default ports for free ones, or back; in a script only where a port is meant."""
-        for default, free in self.ports.items():
-            old, new = (free, default) if back else (default, free)
-            text = re.sub(rf"(?i)({after}){old}\b", rf"\g<1>{new}", text)
-        return text
 
     def compile(self, command):
         """Have the bytecode of the scripts in a command ready for its start."""

@@ -93,6 +93,12 @@ class Peer:
             b"send %b %b size=%d\n%b" % (to.encode(), name.encode(), len(data), body(data))
         )
 
+    def reset(self):
+        """Close without a FIN."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.file.close()
+        self.sock.close()
+
     def close(self):
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
@@ -406,8 +412,22 @@ def test_a_small_file_is_passed_on_alike_whole_and_in_pieces(peer):
 
 def asleep(server):
     """Whether no thread of the server runs or could."""
+    return states(server) == {"S"}
+
+
+def states(server):
+    """Of its threads, as Linux calls them: S waits, T is stopped."""
     stats = Path(f"/proc/{server.pid}/task").glob("*/stat")
-    return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats} == {"S"}
+    return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats}
+
+
+@contextlib.contextmanager
+def stopped(server):
+    """What is sent meanwhile comes to it all at once."""
+    server.process.send_signal(signal.SIGSTOP)
+    until(lambda: states(server) == {"T"}, "the server to stand still")
+    yield
+    server.process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="has /proc")
@@ -724,6 +744,50 @@ def test_a_sender_that_goes_while_a_receiver_stands_still_is_noticed_at_once(ser
         other.accept() == still.accept() == ("x", HELLO)
         and sending.result()[-1] == "ok send x receivers=2 verified=2"
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has /proc")
+def test_the_abort_of_a_sender_that_goes_never_comes_inside_a_body(server, peer):
+    """The receiver has not taken what came before, and half of the next body waits with it."""
+    sender, bob = peer(), peer("receive nick=bob", small=True)
+    bob.tell(b"help\n" * 4100)  # with more answers than the way to it holds
+    until(lambda: asleep(server), "the server to wait for the receiver")
+    sender.tell(b"send bob x\ndata 3\nabc")
+    until(lambda: asleep(server), "the first bytes to be left for the receiver")
+    with stopped(server):
+        sender.tell(body(BIG[:100000], end=False))
+    until(lambda: asleep(server), "the next bytes to wait")
+    sender.reset()
+    server.wait_for(f"{sender.name} send x: cut after [0-9]+ bytes")
+    while not (said := bob.line()).startswith("put "):
+        assert said.startswith(("help ", "ok help")), said
+    data, end = bob.body()
+    assert end == "abort reason=sender-gone" and (b"abc" + BIG[:100000]).startswith(data)
+    bob.tell("err put x reason=aborted")
+    sending = meanwhile(peer().send, "bob", "y")
+    assert bob.accept() == ("y", HELLO) and sending.result()[-1].endswith(" verified=1")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has /proc")
+@pytest.mark.parametrize("keys", [b"", b" mtime_ns=7"])
+@pytest.mark.parametrize("how", ["is reset", "breaks the protocol", "does so and closes"])
+def test_a_small_file_that_came_whole_is_delivered_also_if_its_sender_is_lost(
+    server, peer, how, keys
+):
+    """Its receiver answers it, and can be sent to again."""
+    sender, bob = peer(), peer("receive nick=bob")
+    with stopped(server):
+        sender.tell(b"send bob x size=6%b\n%b" % (keys, body(HELLO)))
+        if how == "is reset":
+            sender.reset()
+        else:
+            sender.tell(b"a\0\n")
+        if how == "does so and closes":
+            sender.close()
+    another = peer()
+    sending = meanwhile(another.send, "bob", "y")
+    assert bob.accept() == ("x", HELLO) and bob.accept() == ("y", HELLO)
+    assert sending.result()[-1] == "ok send y receivers=1 verified=1"
 
 
 def test_a_sender_that_only_closes_its_own_half_behind_the_last_byte_is_not_gone(peer):
@@ -1096,6 +1160,15 @@ def test_a_receiver_that_gives_no_reason_or_no_digest_has_not_got_it_either(do, 
     ), sent
 
 
+def test_json_counts_what_one_receiver_of_one_file_verified(do, here, receiving):
+    (here / "x").write_bytes(HELLO)
+    box = receiving("-o", "box", "--nick", "bob", "--count", "1")
+    sent = do("send", "x", "--to", "bob", "--json")
+    (bob,) = (told for told in map(json.loads, sent.out.splitlines()) if "receiver" in told)
+    assert repr((bob["sent"], bob["verified"], bob["bytes"])) == "(1, 1, 6)", "1 is not true"
+    assert box.wait() == 0, box.err
+
+
 def test_when_nobody_is_left_a_tree_is_given_up_and_told_of_once(do, here, receiving):
     (here / "t" / "empty").mkdir(parents=True)
     for number in range(300):
@@ -1110,6 +1183,23 @@ def test_when_nobody_is_left_a_tree_is_given_up_and_told_of_once(do, here, recei
     assert re.search(
         r"^127\.\S+ \(bob\): verified 2 of [23], 1 byte$", found.err, re.M
     ) and os.listdir(here / "box" / "t") == ["0"]
+
+
+def test_send_deletes_nothing_on_the_server_and_by_dry_run_sends_nothing(
+    do, here, receiving, tmp_path
+):
+    for folder in (here / "t", tmp_path / "box" / "t"):
+        folder.mkdir(parents=True)
+    (here / "t/x").write_text("xyz")
+    (tmp_path / "box/t/only there").touch()
+    receiving("-o", "inbox", "--nick", "bob")
+    assert "--delete" not in do("send", "-h").out.decode()
+    refused = do("send", "t", "--to", "bob", "--delete", "--force")
+    assert refused.code == 2 and (tmp_path / "box/t/only there").exists(), refused
+    plan = do("send", "t", "--to", "bob", "--dry-run")
+    assert plan.code == 0 and plan.out == b"new t/x\n", plan
+    assert plan.err == "send --dry-run: would send 1 file, 3 bytes\n", plan
+    assert os.listdir(here / "inbox") == []
 
 
 def test_who_is_absent_is_told_of_once_and_the_others_get_the_whole_tree(
@@ -1528,6 +1618,25 @@ def test_a_receiver_writes_nothing_outside_of_its_folder_and_nothing_that_is_not
     assert box.out == "box/folder (1)\nbox/good\n"
 
 
+def test_strangers_make_a_receiver_forget_no_name_of_those_it_takes_from(canned, run, here):
+    """A folder of that name is there already, so that of the sender has another one here."""
+    known, stranger = b" from=10.0.0.1:1 nick=anna\n", b" from=10.0.0.2:1 nick=eve\n"
+    empty = b"end\n"
+    server = canned(
+        b"sixsockets 1 auth=none you=10.0.0.9:9\nok receive you=10.0.0.9:9\nmkdir photos%b" % known
+        + b"".join(b"put x%d%b%b" % (number, stranger, empty) for number in range(script.SENDERS))
+        + b"put photos/b%b%b" % (known, empty)
+    )
+    (here / "photos").mkdir()
+    got = run(
+        "client.py", "--port", server.port, "receive", "--from", "anna", "--count", "1", cwd=here
+    )
+    assert got.err.count("(not-wanted)") == script.SENDERS, got
+    assert sorted(map(str, here.rglob("*"))) == [
+        str(here / name) for name in ("photos", "photos (1)", "photos (1)/b")
+    ]
+
+
 def test_a_receiver_without_retries_connects_once_even_after_it_got_a_file(canned, run, here):
     for place, words in enumerate((["--retries", "0", "receive"], ["receive", "--retries", "0"])):
         server = canned(
@@ -1637,7 +1746,7 @@ def test_who_takes_another_name_in_the_chat_stays_in_it_and_hears_nothing_twice(
     assert anna.line().startswith("joined bob ")
     assert anna.ask("say hello") == "ok say" and bob.line() == "said from=anna hello"
     assert bob.ask("chat Anna").startswith("ok chat Anna nick=Anna2 ")
-    assert [anna.line(), anna.line()] == ["left bob", f"joined Anna2 at={bob.name}"]
+    assert anna.line() == f"joined Anna2 at={bob.name} was=bob"
     assert anna.ask("say again") == "ok say" and bob.line() == "said from=anna again"
     assert bob.ask("list").startswith("ok list") and anna.line() == "left Anna2"
     assert len(bob.lines("chat")) == 3, "who has left hears what was said before"
@@ -1766,6 +1875,24 @@ def test_a_server_that_stops_lets_what_is_under_way_end(server, peer):
     )
     assert server.process.wait(DEADLINE) == 0
     server.wait_for("stopped: 4 clients")
+
+
+def test_a_chatter_that_reads_nothing_is_let_go_also_if_it_sends_empty_lines(start, peer):
+    """Those have no answer that could wait for it; what others say meanwhile needs memory."""
+    server = start("--timeout", "1")
+    deaf, text = peer("chat deaf", to=server, small=True), "x" * 3900
+    for _ in range(25):  # each may say forty at once: more than the way to it holds
+        speaker = peer("chat", to=server)
+        speaker.tell(f"say {text}\n".encode() * 40)
+        for _ in range(40):
+            while not speaker.line().startswith(("ok say", "err say")):
+                pass
+        speaker.tell("bye")
+        while speaker.line():
+            pass
+        with contextlib.suppress(ConnectionError):
+            deaf.tell("")
+    server.wait_for(f"{deaf.name} connection lost: silent for 1 s")
 
 
 @OVER_TLS
@@ -1901,16 +2028,21 @@ def test_a_chat_on_a_terminal_tells_the_time_what_was_before_and_what_was_meant(
     bob.wait_for("anna: now")
     assert re.search(r"\d\d:\d\d anna: now\r\n", bob.text), bob.text
     for typed, heard in (
+        ("/msg", "* /who, /nick NAME, /msg NICK TEXT, /quit; //TEXT says /TEXT\r\n"),
+        ("/msg eve x", "* not said to eve (no-such-client)"),
         ("/quti", "did you mean /quit?"),
         ("/nick carl", "* you are carl"),
         ("/nick a:b", "* a nick is 1 to 32 letters"),
     ):
         bob.type(typed + "\n")
         bob.wait_for(heard)
+    assert "did you mean /msg" not in bob.text and "  | " not in bob.text, "no row is broken"
+    anna.tell("chat ann")
+    bob.wait_for("* anna is now ann\r\n")
     assert bob.text.count("anna: now") == 1 and "bob: " not in bob.text, bob.text
     anna.tell("tell carl psst")
-    bob.wait_for("anna to you alone: psst")
-    bob.type("/msg anna hm?\n")
+    bob.wait_for("ann to you alone: psst")
+    bob.type("/msg ann hm?\n")
     until(lambda: "told from=carl hm?" in anna.line(), "the line for anna alone")
     bob.type("hi\n")
     until(lambda: "said from=carl hi" in anna.line(), "the line of carl")

@@ -218,11 +218,13 @@ def test_what_is_replaced_keeps_its_mode(start, box):
 
 
 def test_folders(start, box):
+    server = start()
     said = talk(
-        start(),
+        server,
         b"mkdir a/b\nmkdir a/b\nlist deep=yes\ndelete a\nrename a/b c\nrename c c/d\ndelete a\nlist\ndelete c\nlist\nlist nope\n",
     ).decode()
     told = re.sub(r" mtime_ns=\d+", "", said).splitlines()
+    assert len(re.findall(" mkdir a/b: ", server.stop())) == 1, "the second one made nothing"
     assert told == [
         "ok mkdir a/b",
         "err mkdir a/b reason=exists",
@@ -857,6 +859,7 @@ def test_one_client_too_many_is_told_so(start):
         assert GREETING.match(sock.recv(100))
         with server.connect() as other:
             assert everything(other) == b"err - reason=server-full\n"
+    server.wait_for("refused: --max-clients 1 is reached")
     until(lambda: talk_or_full(server) == b"ok ping\n", "room again")
 
 
@@ -1013,29 +1016,28 @@ def test_limits_on_uploads(start, box):
     assert names(box) == ["a"]
 
 
-def test_uploads_at_once_leave_the_free_space_that_was_asked_for(box, tmp_path):
-    """Each had room when it began. What the folder holds stands for a disk of three megabytes."""
+@pytest.mark.parametrize("count", [500000, 3000000], ids=["in lines", "in one line"])
+def test_uploads_at_once_leave_the_free_space_that_was_asked_for(box, tmp_path, count):
+    """Each had room when it began. What the folder holds stands for a disk of six megabytes."""
     from conftest import Server
 
     code = """
 def disk(folder):
-    free = 3_000_000 - sum(entry.stat().st_size for entry in os.scandir(folder))
-    return os.statvfs_result([1, 1, 3_000_000, free, free, 9, 9, 9, 0, 255])
+    free = 6_000_000 - sum(entry.stat().st_size for entry in os.scandir(folder))
+    return os.statvfs_result([1, 1, 6_000_000, free, free, 9, 9, 9, 0, 255])
 os.statvfs = disk"""
-    server = Server(with_calls(tmp_path / "run.py", code), box, "--min-free", "1M")
-    data, answers = BIG[:500000], []
+    server = Server(with_calls(tmp_path / "run.py", code), box, "--min-free", "2M")
+    data = b"".join(
+        b"data %d\n%b" % (count, BIG[at : at + count]) for at in range(0, 3000000, count)
+    )
     with server.connect() as one, server.connect() as other:
-        for name, sock in (b"one", one), (b"other", other):
-            sock.sendall(b"put %b size=1500000 mtime_ns=1\n" % name)
-        until(lambda: len(parts(box)) == 2, "both to have begun")
-        for sock in one, other:
-            with contextlib.suppress(ConnectionError):
-                for _ in range(3):
-                    sock.sendall(b"data 500000\n" + data)
-                sock.sendall(b"end\nbye\n")
-            answers.append(without_notes(everything(sock)).split(b"\n")[1])
-    assert answers[0].startswith(b"ok put one size=1500000 "), answers
-    assert answers[1] == b"err put other reason=disk-full received=500000", answers
+        other.sendall(b"put other size=3000000 mtime_ns=1\n" + data[:100000])
+        until(lambda: parts(box) and (box / parts(box)[0]).stat().st_size, "the other to begin")
+        one.sendall(b"put one size=3000000\n" + data + b"end\nbye\n")
+        assert b"ok put one size=3000000 " in everything(one)
+        with contextlib.suppress(ConnectionError):
+            other.sendall(data[100000:] + b"end\nbye\n")
+        assert b"err put other reason=disk-full received=" in everything(other)
     server.stop()
     assert names(box) == ["one"]
 
@@ -1355,6 +1357,8 @@ def rest(offset, keys="big mtime_ns=1700000000000000001", data=BIG):
 def test_an_interrupted_upload_is_resumed(start, box):
     server = start()
     partial(server, box)
+    partial(server, box, count=1 << 20)  # begun again, and cut again
+    partial(server, box)
     assert talk(server, b"list\nstat big size=%d mtime_ns=1700000000000000001\n" % len(BIG)) == (
         b"ok list count=0\nerr stat big reason=no-such-file part=2097152\n"
     )
@@ -1362,6 +1366,8 @@ def test_an_interrupted_upload_is_resumed(start, box):
         f"note big offset={2 << 20}\nok put big size={len(BIG)} sha256={sha(BIG)} verified=yes\n"
     )
     assert (box / "big").read_bytes() == BIG and names(box) == ["big"]
+    partial(server, box, "other")
+    assert ", 1 part kept" in server.stop(), "each once, and not what was completed"
 
 
 def test_a_part_survives_a_client_that_goes_while_it_is_checked(start, box):
@@ -1933,6 +1939,7 @@ def test_in_a_drop_box_files_can_be_added_and_nothing_else(start, box):
         assert said.startswith("err ") and said.endswith("reason=drop-box"), said
     assert names(box) == ["a", "anna"] and (box / "anna" / "a").read_bytes() == b"1"
     server.wait_for(r"handed in by anna: anna/a, 1 bytes, verified=yes")
+    assert " stat a: " not in server.err, "each put of a client begins with it"
 
 
 def test_what_is_handed_in_twice_gets_a_number_and_the_answer_tells_it(start, box):

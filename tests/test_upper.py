@@ -643,6 +643,7 @@ WITHOUT = {
 
 
 @BOTH
+@pytest.mark.long(5)  # a client over UDP waits for its tries to end
 @pytest.mark.parametrize("call", sorted(WITHOUT))
 def test_it_works_without_what_some_systems_lack(run, script, call, tmp_path):
     """The script runs as in a system that does not have the call; the fallback has to give the same."""
