@@ -1737,6 +1737,7 @@ class Inbox:
         mtime_ns, executable = request.number_or_none("mtime_ns"), request.is_set("exec")
         part, progress = Part(folder, parts[-1], None, mtime_ns, executable), self.progress
         part.size, progress.total, progress.began = size, size or 0, time.monotonic()
+        progress.due = progress.began + REDRAW
 
         def tell_both(received: int) -> None:
             progress.update(received)
