@@ -4080,9 +4080,11 @@ def say(text: str, end: str = "\n") -> None:
             sys.stderr.write(text + end)
             sys.stderr.flush()
         except OSError:
-            # Forget that text: Python would try it again at the end, and make the exit code 120.
+            # Forget that text, and keep none from now on: Python would try to write it at the end,
+            # and make the exit code 120.
+            raw = open(2, "wb", 0, closefd=False)  # noqa: SIM115  (it stays)
             code, errors = sys.stderr.encoding, "backslashreplace"
-            sys.stderr = open(2, "w", 1, code, errors, closefd=False)  # noqa: SIM115  (it stays)
+            sys.stderr = io.TextIOWrapper(raw, code, errors, write_through=True)
 
 
 def address(place: Address) -> str:

@@ -244,6 +244,6 @@ def test_the_tab_key_completes_with_either_library(library, monkeypatch):
     bound = []
     monkeypatch.setattr(readline, "__doc__", f"Importing this uses {library}.")
     monkeypatch.setattr(readline, "parse_and_bind", bound.append)
-    importlib.import_module("client").prepare_completion()
+    importlib.import_module("client").prepare_completion(types.SimpleNamespace())
     assert bound == ["tab: complete" if library[0] == "G" else "bind ^I rl_complete"]
     readline.set_completer(None)
