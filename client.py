@@ -380,10 +380,14 @@ class Batch:
     def reached(self) -> str:
         """How far it came. The answer for a file may have come while the next one was sent."""
         link: Link | None = self.args.link
-        answers = [found for found, _ in link.arrived if found.verb == "ok"] if link else []
-        arrived = [found for found in answers if found.words[:1] in (["put"], ["send"])]
-        size = self.bytes + self.there + self.progress.current
-        size += sum(found.number("size") for found in arrived)
+        answers = zip(link.arrived if link else [], self.waiting)
+        arrived = [
+            file.status.st_size
+            for (found, _), (file, _) in answers
+            if found.verb == "ok" and found.words[:1] in (["put"], ["send"])
+            if file.status and stat.S_ISREG(file.status.st_mode)  # a folder is sent as well
+        ]
+        size = self.bytes + self.there + self.progress.current + sum(arrived)
         return f"{plural(self.counts['ok'] + len(arrived), 'file')} and {readable_size(size)}"
 
     def remove_surplus(self) -> None:
@@ -1527,6 +1531,9 @@ class Sends(Puts):
             raise Lost(f"{printable(', '.join(away))} is not back yet")
         if self.args.all:
             self.targets = ",".join(nick or place for place, nick in receiving.items())
+            names = (name.lower() for both in receiving.items() for name in both)
+            back = {self.absent.get(name) for name in names}
+            self.absent = {name: who for name, who in self.absent.items() if who not in back}
         if not self.targets and self.args.tries:
             raise Lost("nobody is receiving yet")
         if not self.targets:
@@ -2378,6 +2385,8 @@ class Wire:
         keys = {"size": size, "mtime_ns": mtime_ns}
         for word in more.split():
             key, _, keys[key] = word.partition("=")
+        if keys["size"] != size:  # said twice
+            return self.line(idle)
         self.start = ended.end()
         return Line(verb, words, keys, self.view[begun.end() : stop], ended[1].decode())
 

@@ -203,7 +203,7 @@ HOST = r"[!-,\-/-~]{1,63}(?:\.[!-,\-/-~]{1,63})*\.?"
 LENGTH = r"[0-9]{1,18}"
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
 DATE = r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9:]{8}) GMT"
-ISO_DATE = r"([0-9-]{10}T[0-9:]{8})(?:\.[0-9]+)?Z"  # in Caddy's indexes
+ISO_DATE = r"([0-9-]{10}T[0-9]{2}(?::[0-9]{2}){2})(?:\.[0-9]+)?Z"  # in Caddy's indexes
 CHUNK_LINE = rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n"
 CONTENT_RANGE = r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)"
 SHA256_FIELD = r"(?i)(?:^|,)\s*sha-256=:?([A-Za-z0-9+/]{43}=):?"
@@ -2014,7 +2014,7 @@ def remove_if_old(paths: list[str], stem: str) -> None:
         found = os.fstat(file.fileno())
         useful = found.st_size and not stem.lower().startswith(RANDOM)
         young = time.time() - found.st_mtime < (PART_AGE if useful else USELESS_AGE)
-        if young or not lock_file(file.fileno()):
+        if young or not (lock_file(file.fileno()) or useful):
             return
         if os.name == "nt":
             file.close()  # Windows removes no open file; elsewhere the lock lasts longer

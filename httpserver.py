@@ -1441,7 +1441,7 @@ class Connection:
     def __init__(self, server: "Server", sock: socket.socket, peer: "Address") -> None:
         self.server, self.sock, self.args, self.shared = server, sock, server.args, server.shared
         # hop is the peer; peer is the client of the last request, for whom a proxy may speak
-        self.hop = self.peer = peer[0].removeprefix("::ffff:")
+        self.hop = self.peer = re.sub(r"^::ffff:(?=[0-9.]+$)", "", peer[0])
         self.user = "-"  # the name in the login, as the log shows it
         self.state, self.deadline = CLOSED, 0.0
         self.buffer = b""  # what has been read
@@ -3052,11 +3052,13 @@ def form_file_name(head: bytes) -> str:
 def post_form(conn: Connection, request: Request) -> Answer:
     """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
     check_size(conn, request)
-    names: Names = (*request.names, "-")
-    # before the body: who waits for 100 Continue need not send it in vain
-    with conn.shared.locate(
-        passing_files(conn, names) if conn.args.drop_box else names, change=True, make=True
-    ) as place:
+    names: Names = ("-",) if conn.args.drop_box else (*request.names, "-")
+    # before the body: who waits for 100 Continue need not send it in vain. Folders that are not
+    # there yet are made with the first file: there may be none, or the client may leave.
+    with (
+        contextlib.suppress(FileNotFoundError),
+        conn.shared.locate(names, change=True) as place,
+    ):
         check_space(conn, place, request.length)
     stored: list[Names] = []
     count = 0

@@ -812,10 +812,10 @@ def do_send(session: "Session", request: "Line", to: str, name: str) -> None:
     relay.results.extend((target, refusal(reason), "") for target, reason in refused.items())
     session.relays.append(relay)
     try:
+        session.gathered += offer  # without a wait that can fail: now each receiver owes an answer
         if verb == "mkdir":
-            relay.end(offer)
+            relay.end(b"")
         else:
-            relay.give(offer)
             relay.body(request)
     except (Lost, Broken, Refused) as error:
         relay.give_up(reason_of(error) if isinstance(error, Refused) else "sender-gone")
@@ -1297,6 +1297,8 @@ class Wire:
         keys = {"size": size, "mtime_ns": mtime_ns}
         for word in more.split():
             key, _, keys[key] = word.partition("=")
+        if keys["size"] != size:  # said twice
+            return self.line(idle)
         self.start = ended.end()
         return Line(verb, words, keys, self.view[begun.end() : stop], ended[1].decode())
 
