@@ -3504,7 +3504,7 @@ def receive_body(
 
     Refused if the body is not what was announced. check() may refuse so many bytes. A verb that
     belongs to no body ends it like `abort`, and is carried out afterwards."""
-    theirs: str | None = begun.sha256
+    theirs: Optional[str] = begun.sha256
     if begun.body is None:
         theirs = receive_chunks(wire, part, check, tell)
     else:

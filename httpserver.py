@@ -1294,10 +1294,11 @@ def remove_old_parts(place: Place) -> None:
     A part with an old time may be on its way to its place: its lock shows that."""
     before = time.time() - PLAIN_AGE
     with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
-        found = [item for item in scan if PART.fullmatch(item.name)]
-        # open no young one: its writer may be about to lock it, or to rename it
-        old = [item.name for item in found if item.stat(follow_symlinks=False).st_mtime < before]
-        for name in old:
+        for name in [item.name for item in scan if PART.fullmatch(item.name)]:
+            found = place.beside(name).stat()
+            # open no young one: its writer may be about to lock it, or to rename it
+            if not found or found.st_mtime > before:
+                continue
             part = Part(place, name[5:-5])
             # a part of another user must not stop the search
             with contextlib.suppress(OSError), contextlib.closing(part):

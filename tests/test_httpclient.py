@@ -3920,3 +3920,8 @@ def test_a_reply_that_nodes_parser_refuses_is_refused(raw):
 def test_a_reply_to_head_has_no_body_whatever_it_announces():
     raw = LL_OK + b"Content-Length: 123\r\n\r\n" + LL_OK + b"Content-Length: 456\r\n\r\n"
     assert exchanged(raw, "HEAD") == (200, b"", True)
+
+
+@pytest.mark.parametrize("text", ["2024-02-29T12345678Z", "Sun, 06 Nov 1994 00000000 GMT"])
+def test_a_clock_without_colons_is_no_date_on_any_python(text):
+    assert h.parse_date(text) is None

@@ -2431,6 +2431,18 @@ def test_a_form_to_no_folder_is_refused_before_it_is_sent(wire, path, status):
     assert asked.reply().status == status
 
 
+@pytest.mark.parametrize("option", [[], ["--drop-box"]])
+def test_a_form_that_stores_nothing_makes_no_folder(spawn, ask, folder, option):
+    there = spawn("httpserver.py", folder, *option)
+    for fields, body in (
+        ("Content-Type: multipart/form-data\r\n", b""),
+        (FORM, form((b'name="more"', b"no file"))),
+        (FORM, b"--XX\r\nbroken"),
+    ):
+        assert ask("POST", "/a/b/", fields, body, to=there).status >= 400
+    assert os.listdir(folder) == ["a.txt"]
+
+
 def test_an_upload_without_a_time_is_not_told_that_its_time_was_accepted(ask):
     for fields, said in ("", None), ("X-OC-Mtime: 1500000000\r\n", "accepted"):
         fields += "Upload-Complete: ?1\r\n"
