@@ -20,6 +20,7 @@
                                                  -X MOVE -H 'Destination: /other'
     curl -C - -o x.tar 'http://127.0.0.1:8000/x/?tar'   a folder as an archive that can be
                                                  resumed; ?zip cannot; ?zip=A/B holds two of it
+    wget -r --reject-regex '[?](tar|zip)' http://127.0.0.1:8000/   all but the archives
 
 HTTP/1.1 (RFC 9110, 9112). GET and HEAD know ETag, all conditions, ranges, and a fresh .gz beside
 the file; index.html is the page of its folder. A POST that is no form is stored under a new name,
@@ -3994,8 +3995,9 @@ function showChosen() {
   const some = chosen();
   $('chosen').hidden = !some.length;
   $('every').checked = some.length > 0 && some.length === list.rows.length;
-  $('howmany').textContent = number(some.length) + ' chosen, '
-    + size(some.reduce((sum, row) => sum + (isFolder(row) ? 0 : +row.cells[2].dataset.v), 0));
+  const files = some.filter(row => !isFolder(row));
+  $('howmany').textContent = number(some.length) + ' chosen' + (files.length ? ', '
+    + size(files.reduce((sum, row) => sum + +row.cells[2].dataset.v, 0)) : '');
   if ($('rename')) $('rename').hidden = some.length !== 1;
 }
 function download() {

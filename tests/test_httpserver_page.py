@@ -778,6 +778,10 @@ def test_several_rows_are_chosen_and_downloaded_moved_or_deleted(browser, spawn,
     assert browser.run("chosen().map(nameOf).join()") == "2 é.txt,3 é.txt,4 é.txt,5 é.txt"
     assert browser.run("$('howmany').textContent") == "4 chosen, 4 bytes"
     assert browser.run("$('chosen').hidden") is False and browser.run("$('rename').hidden")
+    # what a folder holds is not known
+    browser.run("choose([rowNamed('sub')]); showChosen()")
+    assert browser.run("$('howmany').textContent") == "1 chosen"
+    browser.run("choose(['2', '3', '4', '5'].map(number => rowNamed(number + ' é.txt')))")
     # the archive has these and no others, whole folders too
     browser.run(
         "var asked; HTMLAnchorElement.prototype.click = function () { asked = this.href; }; choose([...chosen(), rowNamed('sub')]); download()"
