@@ -340,6 +340,7 @@ def test_an_old_part_of_a_download_is_removed(windows, tmp_path):
     """Windows removes no file that is open."""
     name = f".six-{'0' * 32}.part"
     (tmp_path / name).touch()
+    os.utime(tmp_path / name, (1, 1))
     windows.code(
         f"import sys; sys.path.insert(0, '.')\n"
         f"import httpclient; httpclient.remove_old_parts(r'{tmp_path}', {{'{name}'}})",
