@@ -769,6 +769,43 @@ def test_the_abort_of_a_sender_that_goes_never_comes_inside_a_body(server, peer)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="has /proc")
+def test_a_receiver_hears_of_each_file_that_it_owes_an_answer_also_if_the_sender_is_lost(
+    server, peer
+):
+    """Here that is while the offer would make more than gathers, and what was left is not taken."""
+    name, sender, bob = b"\xff" * 4096, peer(), peer("receive nick=bob", small=True)
+    sending = meanwhile(sender.send, "bob", "%FF" * 4096)  # from now on many lines are read at once
+    assert bob.accept() == ("%FF" * 4096, HELLO) and sending.result()[-1].endswith(" verified=1")
+    bob.tell(b"help\n" * 4100)  # with more answers than the way to it holds
+    until(lambda: asleep(server), "the server to wait for the receiver")
+    sender.tell(b"send bob first\n%b" % body(HELLO))
+    until(lambda: asleep(server), "a file to be left for the receiver")
+    with stopped(server):  # the last offer is the one that makes more than 64 KiB
+        sends = (b"send bob %b\n%b" % (name, body(b""))) * 5
+        sender.tell(sends + b"send bob %b nick=anna\n%b" % (name, body(b"")))
+    other = peer()
+    until(lambda: " nick=anna " in other.lines("who")[0], "the last request to be read")
+    until(
+        lambda: all(asleep(server) for _ in range(5)),
+        "the sender's thread to wait for the receiver",
+    )
+    sender.reset()
+    server.wait_for(f"{sender.name} connection lost")
+    while not (said := bob.line()).startswith("put first "):
+        assert said.startswith(("help ", "ok help")), said
+    assert bob.body() == (HELLO, f"end sha256={sha(HELLO)}")
+    bob.tell(f"ok put first size=6 sha256={sha(HELLO)} verified=yes")
+    ends = []
+    for _ in range(6):
+        assert (said := bob.answer()).startswith("put %FF"), said
+        ends.append(bob.body()[1])
+        bob.tell(f"err put {'%FF' * 4096} reason=aborted")
+    assert ends == [f"end sha256={sha(b'')}"] * 5 + ["abort reason=sender-gone"]
+    sending = meanwhile(peer().send, "bob", "y")
+    assert bob.accept() == ("y", HELLO) and sending.result()[-1].endswith(" verified=1")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has /proc")
 @pytest.mark.parametrize("keys", [b"", b" mtime_ns=7"])
 @pytest.mark.parametrize("how", ["is reset", "breaks the protocol", "does so and closes"])
 def test_a_small_file_that_came_whole_is_delivered_also_if_its_sender_is_lost(
