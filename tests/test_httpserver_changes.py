@@ -33,7 +33,7 @@ import pytest
 from conftest import DEADLINE, ROOT, free_port, until
 from test_httpserver import GET, RAW, Wire, ask, folder, server, tree, url, wire  # noqa: F401  the fixtures too
 
-DATA = os.urandom(300000)
+DATA = random.Random(2).randbytes(300000)
 LIBC = ctypes.CDLL(None)
 
 
