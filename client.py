@@ -307,10 +307,9 @@ Conversation = Generator[File, "Line", None]
 NAME_IS_FREE = {"no-such-file", "no-such-folder", "drop-box"}
 # what the server says to the same request again if it had been done before the connection was lost
 DONE = {"delete": "no-such-file", "mkdir": "exists"}
-# what the last line tells besides what was sent or fetched
+# what the last line tells besides what was sent, fetched or skipped
 LAST_LINE = {
     "same": "{:,} already there",
-    "skipped": "skipped {}",
     "deleted": "deleted {:,}",
     "delete": "would delete {:,}",
     "failed": "{:,} failed",
@@ -380,12 +379,14 @@ class Batch:
     def reached(self) -> str:
         """How far it came. The answer for a file may have come while the next one was sent."""
         link: Link | None = self.args.link
-        answers = zip(link.arrived if link else [], self.waiting)
+        if link and self.verb != "get":  # there a body may be under way
+            link.timeout = REDRAW
+            with contextlib.suppress(Lost, Broken):
+                link.notes()
         arrived = [
             file.status.st_size
-            for (found, _), (file, _) in answers
-            if found.verb == "ok" and found.words[:1] in (["put"], ["send"])
-            if file.status and stat.S_ISREG(file.status.st_mode)  # a folder is sent as well
+            for (answer, _), (file, _) in zip(link.arrived if link else (), self.waiting)
+            if answer.verb == "ok" and file.tried and file.status
         ]
         size = self.bytes + self.there + self.progress.current + sum(arrived)
         return f"{plural(self.counts['ok'] + len(arrived), 'file')} and {readable_size(size)}"
@@ -604,29 +605,30 @@ class Batch:
     def summary(self) -> None:
         self.progress.clear()
         elapsed, counts = time.monotonic() - self.progress.began, self.counts
-        skipped = {kind: counts[kind] for kind in SKIPPED if counts[kind]}
-        facts: dict[str, Any] = {
-            "verb": self.verb,
-            "files": counts["ok"] + counts["new"] + counts["replace"],
-            "bytes": self.bytes,
-            "seconds": round(elapsed, 3),
-            "same": counts["same"],
-            "skipped": sum(skipped.values()),
-            "deleted": counts["deleted"] + counts["delete"],
-            "failed": counts["failed"],
-        }
+        files = counts["ok"] + counts["new"] + counts["replace"]
         if self.args.json:
-            return tell_json(facts)
+            return tell_json(
+                {
+                    "verb": self.verb,
+                    "files": files,
+                    "bytes": self.bytes,
+                    "seconds": round(elapsed, 3),
+                    "same": counts["same"],
+                    "skipped": sum(counts[kind] for kind in SKIPPED),
+                    "deleted": counts["deleted"] + counts["delete"],
+                    "failed": counts["failed"],
+                }
+            )
         rate = readable_size(self.bytes / max(elapsed, 0.001))
-        facts |= {"deleted": counts["deleted"], "delete": counts["delete"]}
-        facts["skipped"] = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
-        clauses = [form.format(facts[key]) for key, form in LAST_LINE.items() if facts[key]]
-        text = f"{plural(facts['files'], 'file')}, {readable_size(self.bytes + self.there)}"
+        skipped = ", ".join(f"{counts[kind]:,} {kind}" for kind in SKIPPED if counts[kind])
+        clauses = [f"skipped {skipped}"] * bool(skipped)
+        clauses += [form.format(counts[key]) for key, form in LAST_LINE.items() if counts[key]]
+        text = f"{plural(files, 'file')}, {readable_size(self.bytes + self.there)}"
         text += f" ({readable_size(self.there)} of it already there)" * bool(self.there)
         if self.args.dry_run:
             would = "fetch" if self.verb == "get" else "send"
             text = f"{self.verb} --dry-run: would {would} {text}"
-        elif facts["files"]:
+        elif files:
             text = f"{self.verb}: {text} in {elapsed:.2f} s ({rate}/s)"
         else:
             text = f"{self.verb}: 0 files"
@@ -1509,8 +1511,9 @@ class Sends(Puts):
         # receiver -> how many files and folders it was sent, how many it has, their bytes
         self.results: dict[str, Counter[str]] = {}
         self.targets = ",".join(filter(None, args.to or []))
-        self.nicks: set[str] = set()  # of those receivers that have one
-        self.absent: dict[str, str] = {}  # address or nick of who gets nothing more -> its result
+        self.nicks: set[str] = set()  # of receivers that have one, and are here
+        self.receivers: dict[str, str] = {}  # address or nick -> what we call it
+        self.absent: set[str] = set()  # of these, those of whom it was told that they are not there
         if not self.targets and not args.all:
             raise Failure(
                 2,
@@ -1531,9 +1534,6 @@ class Sends(Puts):
             raise Lost(f"{printable(', '.join(away))} is not back yet")
         if self.args.all:
             self.targets = ",".join(nick or place for place, nick in receiving.items())
-            names = (name.lower() for both in receiving.items() for name in both)
-            back = {self.absent.get(name) for name in names}
-            self.absent = {name: who for name, who in self.absent.items() if who not in back}
         if not self.targets and self.args.tries:
             raise Lost("nobody is receiving yet")
         if not self.targets:
@@ -1578,10 +1578,7 @@ class Sends(Puts):
             return False
         if not self.link.got:
             raise refusal(answer, "send", file.name)
-        for target in set(self.absent.values()):
-            self.results[target]["unsent"] += 1
-        heard = [found for found in self.link.got if self.absent.keys().isdisjoint(names_of(found))]
-        reasons = [self.count_result(file, found, size, sha256) for found in heard]
+        reasons = [self.count_result(file, found, size, sha256) for found in self.link.got]
         if all(reasons) and NO_RECEIVER.issuperset(reasons):
             self.nobody = True
             if self.waiting or self.next_file():
@@ -1590,28 +1587,28 @@ class Sends(Puts):
         return not all(reasons)
 
     def count_result(self, file: File, found: "Line", size: int, sha256: str) -> str:
-        """What one receiver said: "", or why it has not got it."""
+        """What one receiver said: "", or why it has not got it. That it is absent is told once."""
         verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (sha256 or None)
-        target = peer_name(found.words[0], found.keys.get("nick"))
+        word, nick = found.words[0], found.keys.get("nick")
+        target = self.receivers.setdefault(word, peer_name(word, nick))
+        self.receivers[nick or word] = (
+            target  # once it has left, it is called as on our command line
+        )
         counts = self.results.setdefault(target, Counter())
         counts.update(sent=1, verified=int(verified), bytes=size * verified)
         if verified:
             return ""
         reason = found.keys.get("reason") or "wrong-digest"
+        if reason in NO_RECEIVER:
+            self.nicks -= {word, nick}
+            if target in self.absent:
+                return reason
+            self.absent.add(target)
         told = "the receiver says so", "run the same command again"
         why, hint = THERE.get(reason) or WHYS.get(reason, told)
         what = f"{target} did not get {printable(file.name)} ({printable(reason)})"
         self.fail(file, Failure(25, what, printable(found.keys.get("why", why)), hint))
-        if reason in NO_RECEIVER:
-            self.leave_out(names_of(found), target)
         return reason
-
-    def leave_out(self, names: list[str], target: str) -> None:
-        """Who is not there is told of once. What is asked from now on does not name it."""
-        self.absent |= dict.fromkeys(names, target)
-        rest = (each for each in self.targets.split(",") if each.lower() not in self.absent)
-        self.targets = ",".join(rest)
-        self.nicks = {nick for nick in self.nicks if nick.lower() not in self.absent}
 
     def summary(self) -> None:
         super().summary()
@@ -1620,14 +1617,7 @@ class Sends(Puts):
                 tell_json({"verb": "send", "receiver": target, **counts})
             elif not self.args.quiet:
                 verified = f"verified {counts['verified']:,} of {counts['sent']:,}"
-                text = f"{target}: {verified}, {readable_size(counts['bytes'])}"
-                unsent = counts["unsent"]
-                say(text + f"; not sent to it: {unsent:,} more" * (unsent > 0))
-
-
-def names_of(found: "Line") -> list[str]:
-    """What a receiver can have been called: its address or what stood for it, and its nick."""
-    return [name.lower() for name in (found.words[0], found.keys.get("nick")) if name]
+                say(f"{target}: {verified}, {readable_size(counts['bytes'])}")
 
 
 class Inbox:

@@ -953,6 +953,8 @@ GO_ON_WAITING = {
 UNLOGGED = {"help", "stat", "ping", "bye", "who", "chat", "say", "tell", "auth", "send"}
 # their results that are not worth a line in the log
 UNLOGGED_RESULTS = {"ok", "no-such-file", "no-such-folder", "too-fast", "drop-box"}
+# reasons of receivers that were not there: a sender of a tree names them for each file again
+UNREACHED = {"no-such-client", "not-receiving", "yourself"}
 # a client asks for each folder of a tree, also when it sends the tree again
 UNCHANGED = {("mkdir", "exists")}
 
@@ -2727,8 +2729,7 @@ class Relay:
             if self.verb == "put" and self.sha256 != keys.get("sha256", "").lower():
                 keys["verified"] = "no"
             self.verified += keys.get("verified", "yes") == "yes"
-        else:
-            reason = keys.get("reason", "failed")
+        elif (reason := keys.get("reason", "failed")) not in UNREACHED:
             self.sender.log(f"send {self.name[:300]} to {target[:300]}: {reason}")
         words = target[:MAX_ECHO], result.verb, self.verb, self.name
         self.sender.send_line("got", *words, **keys, nick=nick or None)

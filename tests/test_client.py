@@ -818,6 +818,21 @@ def test_ctrl_c_counts_what_is_kept_and_what_arrived_before(spawn, here, box, pr
     assert (box / "small").exists() and stopped(putting)[0] == 1, "its answer came behind big"
 
 
+@pytest.mark.parametrize("verb", ["put", "get"])
+def test_ctrl_c_in_a_tree_counts_the_files_that_are_done(server, here, box, verb):
+    source, goal = (here, box) if verb == "put" else (box, here)
+    (source / "t").mkdir()
+    for number in range(5):
+        (source / f"t/{number}").write_text("small")
+    (source / "t/big").write_bytes(BIG)
+    slow = Process(
+        ROOT / "client.py", "--port", server.port, verb, "t", "--limit-rate", "500k", cwd=here
+    )
+    # the answers have left the server when it waits for the rest of the big one
+    until(lambda: (goal / "t").is_dir() and grown(goal / "t", 200_000)(), "the part to grow")
+    assert stopped(slow)[0] == 5
+
+
 def test_a_killed_client_or_server_is_resumed(spawn, run, here, box, proxy):
     (here / "big").write_bytes(BIG * 10)
     server = spawn("server.py", box)
