@@ -806,7 +806,7 @@ class Puts(Batch):
         """The bytes, and whether they arrived."""
         fd, status = self.opened(file)
         try:
-            offset, sha256, given_up = self.send_bytes(file, fd, status, part, over)
+            offset, sha256 = self.send_bytes(file, fd, status, part, over)
         finally:
             os.close(fd)
         if self.verb == "put":
@@ -818,19 +818,12 @@ class Puts(Batch):
         if answer.keys.get("reason") == "exists" and not file.tried:
             # another client was quicker: look whether it was with the same
             return self.files.append(iter([file._replace(tried=True, fresh=False)]))
-        if given_up == "changed":
-            raise Failure(
-                18,
-                f"{printable(file.path)} changed while it was sent",
-                "the server has not kept it",
-                "run the same command again when nothing writes to it",
-            )
         self.accept(file, answer, status.st_size, sha256, offset)
 
     def send_bytes(
         self, file: File, fd: int, status: os.stat_result, part: int, over: bool
-    ) -> tuple[int, str, str]:
-        """How much was there before this run, the digest of all, and why they were given up.
+    ) -> tuple[int, str]:
+        """How much was there before this run, and the digest of all.
 
         If there are many, or a part was left before, the server is heard first: it refuses what it
         has no room for, or says where to begin."""
@@ -847,14 +840,14 @@ class Puts(Batch):
         self.announce(file, "put", **keys)
         offset = self.link.accepted_offset() if asks else 0
         if offset is None:
-            return 0, "", "refused"
+            return 0, ""
         if offset != begun:
             sha = hashlib.sha256()
             os.lseek(fd, 0, os.SEEK_SET)
         self.progress.resumed += offset
         before = self.began.setdefault(file.name, offset)
-        given_up = send_body(self.link, fd, size - offset, status, sha, self.may_go_on)
-        return before, sha.hexdigest(), given_up
+        send_body(self.link, fd, size - offset, status, sha, self.may_go_on)
+        return before, sha.hexdigest()
 
     def may_go_on(self, count: int) -> bool:
         """Between chunks: or has the server refused it already?
@@ -1037,11 +1030,6 @@ class Puts(Batch):
         """Standard input has no known length: it needs no stat, and has no second attempt."""
         if self.args.dry_run:
             return self.plan("new", file)
-        if self.verb == "put" and not self.args.quiet:
-            say(
-                "standard input cannot be sent twice: "
-                "if the connection is lost, this upload cannot resume"
-            )
         if sys.stdin is None:  # closed: the connection may have its number
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         self.announce(file, "put", over="yes" if self.args.force else None)
@@ -1089,22 +1077,13 @@ class Puts(Batch):
 
 def do_put(args: argparse.Namespace) -> int:
     """Also send: the same files, to other clients."""
-    if args.name and args.name.endswith("/"):
-        raise Failure(
-            2,
-            f"--as {printable(args.name)} names a folder",
-            "it is the whole name that the file gets",
-            f"--as {printable(args.name)}NAME"
-            + f"; or --into {printable(args.name)}, which makes the folder"
-            * (args.command == "put"),
-        )
     args.paths = [found for path in args.paths for found in local_names(path)]
-    if args.name and len(args.paths) > 1:
+    if args.name and (len(args.paths) > 1 or args.name.endswith("/")):
         raise Failure(
             2,
-            "--as names one file, and there are several",
-            "they would replace each other",
-            f"{args.command} without --as",
+            f"--as {printable(args.name)} is for one file",
+            "it is the whole name of that file: no folder's, and not for several files",
+            f"{args.command} without --as" + "; --into FOLDER makes one" * (args.command == "put"),
         )
     batch = Puts(args) if args.command == "put" else Sends(args)
     if batch.progress.drawn:
@@ -1123,33 +1102,6 @@ def local_names(path: str) -> list[str]:
 
 # --- get: files come in ---
 FULL = {errno.ENOSPC, errno.EDQUOT}  # of a disk
-# why a body is not taken for the file: exit code, what it did, why, what to do
-UNFIT = {
-    "aborted": (
-        18,
-        "changed while the server sent it",
-        "what came of it is not kept",
-        "run the same command again when nothing writes to it",
-    ),
-    "incomplete": (
-        18,
-        "ended too early",
-        "the server had announced more",
-        "run the same command again",
-    ),
-    "too-long": (
-        56,
-        "is longer than the server said",
-        "it breaks the protocol",
-        "run the same command again",
-    ),
-    "wrong-digest": (
-        56,
-        "arrived changed",
-        "its SHA-256 is not what the server computed: nothing is kept",
-        "run the same command again",
-    ),
-}
 
 
 class Gets(Batch):
@@ -1423,12 +1375,12 @@ class Gets(Batch):
             if receive_body(self.link, answer, part, lambda announced: None, tell) == "no":
                 raise Refused("wrong-digest")
         except Refused as refused:
-            code, what, why, hint = UNFIT[refused.reason]
+            told = "its length is not what the server announced", "run the same command again"
+            came = f"{part.received:,} of {part.size or 0:,} bytes"
             raise Failure(
-                code,
-                f"{printable(file.name)} {what} ({part.received:,} of {part.size or 0:,} bytes)",
-                why,
-                hint,
+                18 if refused.reason in ("aborted", "incomplete") else 56,
+                f"{printable(file.name)} was not received ({refused.reason} after {came})",
+                *WHYS.get(refused.reason, told),
             ) from None
         try:
             part.finish(self.args.force)
@@ -1627,7 +1579,6 @@ class Inbox:
         self.args = args
         # (sender, file or folder) -> what it is called here; "" if its user did not want it
         self.names: dict[tuple[str, str], str] = {}
-        self.last_note = 0.0  # when the sender was last told how far it is
         self.progress = Progress(args)  # of one file after another
         self.shows = is_terminal(1) and not args.quiet  # for a person
         self.top = destination(args.output or ".")
@@ -1737,9 +1688,9 @@ class Inbox:
         progress.due = progress.began + REDRAW
 
         def tell_both(received: int) -> None:
+            due = progress.due
             progress.update(received)
-            if time.monotonic() - self.last_note >= REDRAW:
-                self.last_note = time.monotonic()
+            if progress.due > due:  # the sender's picture is as new as ours
                 self.link.send_line("note", name, received=received)
                 self.link.flush()
 
@@ -1897,14 +1848,14 @@ class Chat:
         verb, words, keys = found.verb, found.words or [""], found.keys
         if verb in ("said", "told"):
             name, _, text = words[0].partition(" ")
-            said: dict[str, Any] = {"from": unquote(name.removeprefix("from=")), "text": text}
-            said |= {"private": True} if verb == "told" else {}
-            alone = " to you alone" * (verb == "told")
-            self.show_line(f"{said['from']}{alone}: {text}", said)
+            name = unquote(name.removeprefix("from="))
+            private, alone = ({"private": True}, " to you alone") if verb == "told" else ({}, "")
+            self.show_line(f"{name}{alone}: {text}", {"from": name, "text": text, **private})
+        elif "was" in keys:
+            text = f"* {keys['was']} is now {words[0]}"
+            self.show_line(text, {verb: words[0], "was": keys["was"]})
         elif verb in ("joined", "left"):
-            was = {key: name for key, name in keys.items() if key == "was"}
-            text = f"{was['was']} is now {words[0]}" if was else f"{words[0]} {verb}"
-            self.show_line(f"* {text}", {verb: words[0], **was})
+            self.show_line(f"* {words[0]} {verb}", {verb: words[0]})
         elif verb == "client":
             facts = words[0], keys.get("nick"), keys.get("mode")
             self.show_line(f"* {'  '.join(filter(None, facts))}", {**keys, "client": words[0]})
@@ -2484,19 +2435,7 @@ class Link(Wire):
             return
         salt, nonce = keys.get("salt", ""), keys.get("nonce", "")
         if keys["auth"] != AUTH or not NONCE.fullmatch(salt) or not NONCE.fullmatch(nonce):
-            raise Failure(
-                56,
-                f"{self.endpoint} asks for a password in a way that is not known here",
-                printable(keys["auth"]),
-                "use a client.py as new as the server",
-            )
-        if not password and not is_terminal(2):
-            raise Failure(
-                67,
-                f"{self.endpoint} asks for a password",
-                "none was given, and there is no terminal to ask on",
-                "--password TEXT, or SIXSOCKETS_PASSWORD in the environment",
-            )
+            raise Broken(f"auth={keys['auth']}")
         if not password:
             password = args.password = ask_password(self.endpoint)
         self.exchange_proofs(auth_key(password, salt), nonce)
@@ -2798,7 +2737,10 @@ WHYS = {
         "what arrived is not what was sent: the network or a disk changed it",
         "run the same command again",
     ),
-    "aborted": ("it was given up", "run the same command again"),
+    "aborted": (
+        "it changed while it was sent, or its sender gave up",
+        "run the same command again when nothing writes to it",
+    ),
     "usage": ("the server expects other words", "help"),
     "unknown-verb": ("the server does not know that command", "help lists those that it knows"),
     "no-such-client": ("nobody who is connected has that address or nick", "who lists the clients"),
@@ -2867,7 +2809,7 @@ TURNED_AWAY = {
 
 
 # exit codes of reasons; others depend on what was asked
-CODES = {"wrong-digest": 56, "no-such-file": 78, "no-such-folder": 78}
+CODES = {"aborted": 18, "wrong-digest": 56, "no-such-file": 78, "no-such-folder": 78}
 
 
 def require_ok(answer: Line, verb: str, name: str) -> Line:
@@ -2884,7 +2826,7 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
         why, hint = WHYS["no-such-file"]
     if "why" in answer.keys:
         why, hint = printable(answer.keys["why"]), "use another name or folder"
-    upload = verb in ("put", "send") and reason != "wrong-digest"
+    upload = verb in ("put", "send") and reason not in ("aborted", "wrong-digest")
     code = 25 if upload else CODES.get(reason, 9)
     if "limit" in answer.keys:
         why += f" ({readable_size(answer.number('limit'))})"
@@ -3647,10 +3589,12 @@ class Progress:
         self.update(0)
 
     def update(self, current: int, verb: str = "") -> None:
-        """So much of the current file is there."""
-        self.current = current
-        if self.drawn and (now := time.monotonic()) >= self.due:
-            self.due = now + REDRAW
+        """So much of the current file is there. When that is due, it is shown."""
+        self.current, now = current, time.monotonic()
+        if now < self.due:
+            return
+        self.due = now + REDRAW
+        if self.drawn:
             self.shown = True
             checked = f"checking: {readable_size(current)}"
             say(f"\r{checked if verb else self.bar(now)}\x1b[K", "")
@@ -4922,10 +4866,8 @@ def settle_endpoint(args: argparse.Namespace) -> None:
     """SIXSOCKETS_HOST, as HOST or HOST:PORT, serves where --host is left out."""
     if args.host is None:
         given = os.environ.get("SIXSOCKETS_HOST") or "127.0.0.1"
-        with_port = re.fullmatch(r"(\[.*\]|[^:]*):([0-9]{1,5})", given)
-        args.host = with_port[1] if with_port else given
-        args.port = args.port or (with_port and int(with_port[2]))
-        args.host = args.host.strip("[]")
+        host, port = re.findall(r"^(\[.*\]|[^:]*):([0-9]{1,5})$|$", given)[0]
+        args.host, args.port = (host or given).strip("[]"), args.port or int(port or PORT)
     args.port = args.port or PORT
     if not 0 < args.port < 65536:
         raise Failure(2, f"there is no port {args.port}", "SIXSOCKETS_HOST names it", "HOST:9000")

@@ -260,8 +260,8 @@ def test_a_folder_as_the_new_name_is_told_before_anything_is_sent(do, here, box,
     done = do(verb, "x", "--as", "docs/", port=port)
     assert (
         done.code == 2
-        and "--as docs/NAME" in done.err
-        and ("--into docs/" in done.err) == (verb == "put")
+        and "--as docs/ is for one file" in done.err
+        and ("--into FOLDER" in done.err) == (verb == "put")
         and os.listdir(box) == []
     ), done
 
@@ -296,11 +296,7 @@ def test_a_pattern_that_many_names_match_is_not_kept_in_memory(server, here, box
 
 def test_standard_input_and_output(do, here, box):
     sent = do("put", "-", "--as", "x", input=BIG)
-    assert (
-        sent.code == 0
-        and (box / "x").read_bytes() == BIG
-        and "this upload cannot resume" in sent.err
-    )
+    assert sent.code == 0 and (box / "x").read_bytes() == BIG
     got = do("get", "x", "-o", "-")
     assert got.out == BIG and got.code == 0
     assert do("put", "-").code == 2
@@ -978,7 +974,7 @@ def test_a_digest_that_is_not_theirs_is_not_kept(do, here, canned):
         + b"\n"
     )
     done = do("get", "x", port=canned(GREETING + body).port)
-    assert done.code == 56 and "arrived changed" in done.err and os.listdir(here) == []
+    assert done.code == 56 and "wrong-digest" in done.err and os.listdir(here) == []
 
 
 @pytest.mark.parametrize(
@@ -1381,7 +1377,7 @@ def test_a_file_that_changed_before_the_link_was_lost_is_begun_again_and_told_on
     (here / "big").write_bytes(BIG * 10)  # more than the kernel's buffers on the way hold
     listeners.append(Listener(talk))
     sent = run("client.py", "--port", listeners[-1].port, "put", "big", cwd=here)
-    assert sent.code == 18 and sent.err.count("error: big changed while it was sent") == 1, sent
+    assert sent.code == 18 and sent.err.count("it changed while it was sent") == 1, sent
     assert [verbs[0] for verbs in asked] == [b"stat", b"stat"]
     assert [verbs[-1] for verbs in asked] == [b"abort", b"abort"]
 
@@ -1960,7 +1956,7 @@ def test_a_server_that_comes_back_and_refuses_is_asked_once_and_quoted(run, here
     )
     server = canned(GREETING + b"ok stat a type=file size=2 mtime_ns=1\n", auth)
     done = run("client.py", "--port", server.port, "get", "a", cwd=here)
-    assert done.code == 67 and "asks for a password" in done.err, done
+    assert done.code == 67 and "cannot ask for the password" in done.err, done
     assert len(server.read) == 2
 
 

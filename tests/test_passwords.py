@@ -426,7 +426,9 @@ def test_the_password_comes_from_the_command_line_or_the_environment(spawn, run,
     assert wrong.code == 67 and "wrong-password" in wrong.err
     none = run("client.py", *at, "list")
     assert (
-        none.code == 67 and "asks for a password" in none.err and "SIXSOCKETS_PASSWORD" in none.err
+        none.code == 67
+        and "cannot ask for the password" in none.err
+        and "SIXSOCKETS_PASSWORD" in none.err
     )
     # no terminal
     assert run("client.py", *at, "--ask-password", "list", start_new_session=True).code == 67
