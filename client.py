@@ -3863,8 +3863,11 @@ def names_there(args: argparse.Namespace, text: str) -> list[str]:
                 found.append(path)
     except Failure:  # there is no such folder
         pass
-    except (Lost, Broken, OSError, KeyboardInterrupt):  # readline would drop it
+    except (Lost, Broken, OSError, KeyboardInterrupt) as error:  # readline would drop it
         close_link(own)  # the rest of the answer may be on its way
+        if isinstance(error, Killed):  # once more, when readline waits for a key again
+            signal.signal(signal.SIGALRM, end_at_signal)
+            signal.setitimer(signal.ITIMER_REAL, REDRAW)
     args.link, args.reached = own.link, own.reached
     return found
 
@@ -5106,19 +5109,21 @@ class Killed(KeyboardInterrupt):
     So no part stays that cannot be resumed."""
 
 
+DEADLY = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+
+
+def end_at_signal(number: int, frame: object) -> None:
+    # a system that goes down sends both: the second one shall not interrupt what the first one
+    # began
+    for each in DEADLY:
+        signal.signal(each, lambda *_: None)
+    raise Killed
+
+
 def catch_signals() -> None:
-    deadly = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
-
-    def end(number: int, frame: object) -> None:
-        # a system that goes down sends both: the second one shall not interrupt what the first one
-        # began
-        for each in deadly:
-            signal.signal(each, lambda *_: None)
-        raise Killed
-
-    for number in deadly:
+    for number in DEADLY:
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup has SIGHUP ignored
-            signal.signal(number, end)
+            signal.signal(number, end_at_signal)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

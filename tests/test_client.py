@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import unicodedata
 from pathlib import Path
 
@@ -583,6 +584,7 @@ def test_a_change_whose_answer_is_lost_is_made_good_or_told_as_unknown(
 
 HELD = f"""
 import sys
+import threading
 sys.path.insert(0, {str(ROOT)!r})
 import client
 client.BACK_OFF = 0.002
@@ -2388,6 +2390,24 @@ def test_in_the_shell_tab_completes_names_there_where_these_are_meant(server, he
     assert "stat escape" not in shell.text, "a name that clears the screen is not typed"
     shell.type("bye\n")
     assert shell.end() == 0
+
+
+def test_a_signal_ends_the_shell_also_while_tab_waits_for_the_server(here, listeners):
+    asked = threading.Event()
+
+    def talk(conn):
+        conn.sendall(GREETING)
+        if b"list" in conn.recv(100):
+            asked.set()
+        conn.recv(100)  # until it has closed
+
+    listeners.append(Listener(talk))
+    shell = Terminal("--port", listeners[0].port, cwd=here)
+    shell.wait_for("sixsockets> ")
+    shell.type("get x\t")
+    assert asked.wait(DEADLINE)
+    shell.process.send_signal(signal.SIGTERM)
+    assert shell.end() == 130
 
 
 def test_the_help_of_the_shell_fits_80_columns(do):
