@@ -119,7 +119,7 @@ import struct
 import time
 import unicodedata
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
 
 if TYPE_CHECKING:
@@ -368,9 +368,9 @@ class Batch:
             elif self.args.delete:
                 self.remove_surplus()
         except BaseException as end:
-            self.progress.clear()
             if isinstance(end, KeyboardInterrupt):
                 end.args = (f"stopped after {self.reached()}; {self.again}",)
+            self.progress.clear()
             self.hang_up()
             raise
         self.summary()
@@ -550,12 +550,10 @@ class Batch:
     def show_checked(self, count: int) -> None:
         self.progress.update(count, "checked")
 
-    def choose_doomed(
-        self, name: str, content: Iterator[str], is_kept: Callable[[str], bool]
-    ) -> list[str]:
+    def choose_doomed(self, name: str, content: Iterable[str], source: set[str]) -> list[str]:
         """What --delete removes of a folder's content: more than half of it only with --force."""
         found = [below for below in content if not self.kept_out(below)]
-        doomed = [below for below in found if not is_kept(below.rstrip("/"))]
+        doomed = [below for below in found if below.rstrip("/") not in source]
         if len(doomed) * 2 > len(found) and not self.args.force:
             what = f"--delete would remove {len(doomed):,} of the {len(found):,} files and folders"
             what += f" in {printable(name)}"
@@ -924,28 +922,21 @@ class Puts(Batch):
         found: list[File] = []
         for source in self.sources():
             new = self.args.dry_run and ask(self.args, "stat", source.name).verb != "ok"
-            if os.path.isdir(source.path) and not new:
-                entries = list_folder(self.args, source.name, True)
-                names = (
-                    entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
-                    for entry in entries
-                    if entry.verb != "note"
-                )
-                for below in self.choose_doomed(
-                    source.name, names, functools.partial(self.is_here, source.path)
-                ):
-                    found.append(File(f"{source.name}/{below}".rstrip("/"), doomed=True))
+            if new or not os.path.isdir(source.path):
+                continue
+            there = [
+                entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
+                for entry in list_folder(self.args, source.name, True)
+                if entry.verb != "note"
+            ]
+            here = {
+                below.rstrip("/")
+                for below in there
+                if os.path.lexists(os.path.join(source.path, below.rstrip("/")))
+            }
+            for below in self.choose_doomed(source.name, there, here):
+                found.append(File(f"{source.name}/{below}".rstrip("/"), doomed=True))
         return reversed(found)  # a folder comes after what is in it
-
-    def is_here(self, top: str, below: str) -> bool:
-        """Whether something of that name is in the folder here, or may be behind a link."""
-        try:
-            above, leaf = os.path.split(os.path.join(top, *check_name(below)))
-            return self.folder(top, above).stat(leaf) is not None
-        except FileNotFoundError:
-            return False
-        except (OSError, Refused):
-            return True
 
     def keeps_copy(self, file: File) -> Generator[File, "Line", bool]:
         """Whether the server stores in this very folder what is sent to it.
@@ -1015,8 +1006,7 @@ class Puts(Batch):
 
         Only a link that was named itself is followed."""
         if file.top:
-            leaf = file.name.rpartition("/")[2]
-            above = file.path[: -len(leaf) - 1]
+            above, leaf = os.path.split(file.path)
             fd = self.folder(file.top, above).open(leaf, os.O_RDONLY)
         else:
             fd = os.open(file.path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
@@ -1278,7 +1268,7 @@ class Gets(Batch):
                 if stat.S_ISDIR(status.st_mode)
                 or (stat.S_ISREG(status.st_mode) and not PART.fullmatch(os.path.basename(below)))
             )
-            for below in self.choose_doomed(path, content, known.__contains__):
+            for below in self.choose_doomed(path, content, known):
                 self.remove(File(f"{path}/{below}".rstrip("/")), below.endswith("/"))
         return iter(())
 
@@ -1395,11 +1385,8 @@ class Gets(Batch):
     ) -> "Failure":
         what = f"cannot write {printable(file.path)} ({error.strerror}) "
         what += f"after {part.received:,} of {size:,} bytes"
-        if not part.name:
-            why, hint = "what reads it has ended, or its disk is full", "-o DEST for another place"
-        elif error.errno not in FULL:
-            why, hint = "what was there before is untouched", "-o DEST for another place"
-        else:
+        why, hint = "nothing that was there before has changed", "-o DEST for another place"
+        if part.name and error.errno in FULL:
             folder = printable(part.folder.path)
             needed = plural(size - part.received * kept, "byte")
             why = f"{needed} more must fit on the disk of {folder}"
@@ -2592,32 +2579,28 @@ def proof_suffices(args: argparse.Namespace) -> bool:
     return unpinned and bool(MADE_PASSWORD.fullmatch(given_password(args, args.host, args.port)))
 
 
-def link_flags(args: argparse.Namespace) -> list[Any]:
-    """What decides where a connection goes, and how: in the shell each command may say it anew."""
-    return [
-        vars(args)[flag]
-        for flag in (
-            "host",
-            "port",
-            "tls",
-            "cacert",
-            "pin",
-            "insecure",
-            "timeout",
-            "nick",
-            "limit_rate",
-            "trace",
-            "trace_hex",
-            "pcap",
-        )
-    ]
+# what decides where a connection goes, and how: in the shell each command may say it anew
+LINK_FLAGS = (
+    "host",
+    "port",
+    "tls",
+    "cacert",
+    "pin",
+    "insecure",
+    "timeout",
+    "nick",
+    "limit_rate",
+    "trace",
+    "trace_hex",
+    "pcap",
+)
 
 
 def connected(args: argparse.Namespace) -> Link:
     """The connection of this command.
 
     The shell keeps one from command to command, unless the server closed it or the flags differ."""
-    flags = link_flags(args)
+    flags = [vars(args)[flag] for flag in LINK_FLAGS]
     link: Optional[Link] = args.link
     if link and args.reached == flags and not select.select([link.sock], [], [], 0)[0]:
         return link
@@ -2847,9 +2830,7 @@ def remote_name(args: argparse.Namespace, text: str) -> str:
         return name
     found = posixpath.normpath(posixpath.join("/", args.cwd, name)).strip("/")
     if not found and args.command not in ("list", "cd", "put"):
-        what = f"{printable(text)} is all that is shared"
-        why = f"it has no name with which to {args.command} it"
-        raise Failure(2, what, why, "a name in it, such as /NAME")
+        raise nameless(text)
     return found
 
 
@@ -2857,13 +2838,17 @@ def plain_name(text: str) -> str:
     """A name as people type it: a slash at the end of a folder's name means nothing."""
     # no line can have it as a word: the server would hang up on all that is asked with it
     if not text:
-        raise Failure(
-            2,
-            "a name is empty",
-            "an empty word was given for it, perhaps by a variable of the shell that is not set",
-            "list shows what there is",
-        )
+        raise nameless(text)
     return text.rstrip("/") or text
+
+
+def nameless(text: str) -> "Failure":
+    return Failure(
+        2,
+        f'"{printable(text)}" is no name of a file or folder',
+        "it is empty, perhaps by a variable of the shell that is not set, or all that is shared",
+        "list shows what there is",
+    )
 
 
 def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
@@ -3720,12 +3705,14 @@ def next_line(prompt: str) -> str:
 def split(text: str) -> list[str]:
     """The words of a line. What some commands need is asked for: no answer, no words."""
     try:
+        if "\0" in text:
+            raise ValueError
         words = shlex.split(text)
-    except ValueError as error:
+    except ValueError:
         raise Failure(
             2,
-            f"cannot read that line ({str(error).lower()})",
-            "a quote opens and does not close",
+            "cannot read that line",
+            "a quote opens and does not close, or it holds a NUL",
             "put 'a b.txt'",
         ) from None
     alone = words[0].lower() if len(words) == 1 else ""
@@ -3740,13 +3727,10 @@ def split(text: str) -> list[str]:
 def asked_upload() -> list[str]:
     """`upload` alone asks for the path, and to whom it goes; no path means no upload."""
     path = next_line(WHICH)
-    if not path:
-        return []
-    to = next_line("to whom (empty: the server): ").replace(",", " ").split()
+    to = next_line("to whom (empty: the server): ").replace(",", " ").split() if path else []
     if len(to) == 2 and to[1].isdigit():
-        to = [address((to[0].strip("[]"), to[1]))]
-    receivers = [word for one in to for word in ("--to", one)]
-    return ["send", path, *receivers] if to else ["put", path]
+        return ["upload", *to, path]
+    return ["send", path, "--to", ",".join(to)] if to else ["put", path] if path else []
 
 
 def known_words(words: Sequence[str]) -> list[str]:
@@ -5028,13 +5012,6 @@ def run_words(args: argparse.Namespace, words: Sequence[str]) -> int:
         where = "python3 client.py -h" if args.cwd is None else "help"
         hint = f"{did_you_mean(verb, [*known, *WORDS])}{where} lists all"
         raise Failure(2, f"unknown command {printable(verb)}", "there is no such word", hint)
-    if "\0" in "".join(rest):
-        raise Failure(
-            2,
-            "cannot read that line (it holds a NUL)",
-            "no file has such a name",
-            "type the line again without it",
-        )
     args.command = verb
     command_parser(verb, known[verb]).parse_args(rest, args)
     prepare(args)

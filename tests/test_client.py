@@ -193,7 +193,9 @@ def test_an_empty_name_is_told_before_anything_is_done(do, box):
     ):
         done = do(*words)
         assert (
-            done.code == 2 and "error: a name is empty" in done.err and os.listdir(box) == ["x"]
+            done.code == 2
+            and 'error: "" is no name of a file' in done.err
+            and os.listdir(box) == ["x"]
         ), done
     assert do("list", "").out == b"x\n"
 
@@ -2422,8 +2424,12 @@ def test_in_the_shell_no_name_is_a_way_out_and_all_that_is_shared_has_none(do, h
     lines += "delete -r ..\nget /\nrename x ..\nput x --into ..\nbye\nlist\n"
     done = do(input=lines.encode())
     assert done.out == b"/d\n" and done.code == 2, f"nothing else is done, and bye ends it: {done}"
-    whole = [line for line in done.err.splitlines() if line.endswith(" is all that is shared")]
-    assert whole == [f"error: {name} is all that is shared" for name in ("..", "/", "..")], done
+    whole = [
+        line for line in done.err.splitlines() if line.endswith(" is no name of a file or folder")
+    ]
+    assert whole == [
+        f'error: "{name}" is no name of a file or folder' for name in ("..", "/", "..")
+    ]
     assert paths(box) == ["x"] and (box / "d").is_dir() and done.err.count("error:") == 3
 
 
