@@ -175,7 +175,8 @@ def do_list(args: argparse.Namespace) -> int:
     """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
     code, table = 0, is_terminal(1)
     folder = remote_name(args, args.folder) if args.folder else args.cwd or ""
-    for entry in (matching if is_pattern(args, folder) else list_folder)(args, folder, args.r):
+    entries = matching if is_pattern(args, folder) else list_folder
+    for entry in entries(args, folder, args.r):
         name = entry.words[0]
         if entry.keys.get("reason") == "not-a-file":
             say_in_rows(f"skipped {printable(name)}: {SKIPPED['link or special']}")
@@ -328,6 +329,7 @@ class Batch:
     While one waits for its answer, the next begins. One bad file does not stop the others."""
 
     verb = ""
+    taken = 0, "", ""  # where another file has the name: exit code, what is told, what to do
     again = "the same command again resumes"
     repeated = "resumes"  # what is told of a command to repeat when the connection was lost
 
@@ -524,28 +526,35 @@ class Batch:
             require_ok(answer, verb, file.name)
         self.settle(file, "deleted" if file.doomed else "ok")
 
-    def is_alike(
+    def is_same(
         self,
+        file: File,
         ours: os.stat_result,
         theirs: "Line",
         opened: Callable[[], tuple[int, os.stat_result]],
     ) -> bool:
-        """Whether both are the same: by SHA-256 where the server told it, or by size and time."""
-        size = theirs.number("size")
-        if "sha256" not in theirs.keys:
-            return same(ours.st_size, ours.st_mtime_ns, size, theirs.number("mtime_ns"))
-        if ours.st_size != size:
-            return False
-        fd, _ = opened()
-        try:
-            return digest(fd, size, hashlib.sha256(), self.show_checked) == theirs.keys["sha256"]
-        finally:
-            os.close(fd)
+        """Whether both are the same: by SHA-256 where the server told it, or by size and time.
 
-    def closer_look(self, theirs: "Line", ours: os.stat_result) -> str:
-        """A hint for files that may be the same: another client may have lost part of the time."""
-        alike = theirs.number("size") == ours.st_size and self.args.compare == "time"
-        return "--compare content tells whether they are the same; " * alike
+        Only --force replaces another file."""
+        size = theirs.number("size")
+        alike = ours.st_size == size
+        if "sha256" not in theirs.keys:
+            alike = same(ours.st_size, ours.st_mtime_ns, size, theirs.number("mtime_ns"))
+        elif alike:
+            fd, _ = opened()
+            try:
+                told = theirs.keys["sha256"]
+                alike = digest(fd, size, hashlib.sha256(), self.show_checked) == told
+            finally:
+                os.close(fd)
+        if not alike and not self.args.force:
+            code, what, hint = self.taken
+            if size == ours.st_size and self.args.compare == "time":
+                # another client may have lost part of the time
+                hint = f"--compare content tells whether they are the same; {hint}"
+            name = printable(file.path if self.verb == "get" else file.name)
+            raise Failure(code, f"{what} {name}", difference(theirs, ours), hint)
+        return alike
 
     def show_checked(self, count: int) -> None:
         self.progress.update(count, "checked")
@@ -731,6 +740,11 @@ class Puts(Batch):
     """Each file: is it there already? If not, its bytes, and the answer that they arrived."""
 
     verb = "put"
+    taken = (
+        25,
+        "server already has another",
+        "--as NAME stores yours beside it; --force replaces it",
+    )
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
@@ -740,7 +754,7 @@ class Puts(Batch):
         """What the command line names. Folders on the way to --into are made."""
         into = remote_name(self.args, self.args.into) if self.args.into else self.args.cwd or ""
         if self.args.into and into:  # in the shell, / and .. can mean all that is shared
-            yield File(into, status=os.stat("."))
+            yield File(into, status=os.stat("."))  # a folder without a path: nothing is in it
         for path in self.args.paths:
             # "" is the root folder's
             own = "" if path == "-" else os.path.basename(os.path.abspath(path))
@@ -784,9 +798,8 @@ class Puts(Batch):
             self.ask_about(file, status)
             there = yield file._replace(status=status)
             if there.keys.get("reason") not in NAME_IS_FREE:
-                if self.is_same(file, status, there):
+                if self.is_there(file, status, there):
                     return self.skip_same(file, status.st_size, there.keys.get("sha256", ""))
-                self.check_force(file, status, there)
                 over = True
             part = there.number("part")
         if self.args.dry_run:
@@ -869,15 +882,9 @@ class Puts(Batch):
         if other and not self.args.quiet:
             self.say(f"{printable(file.name)} is stored as {printable(given)}")
 
-    def is_same(self, file: File, status: os.stat_result, there: "Line") -> bool:
-        if there.verb == "err":
-            raise refusal(there, "put", file.name)
-        return there.keys.get("type") == "file" and self.is_alike(
-            status, there, functools.partial(self.opened, file)
-        )
-
-    def check_force(self, file: File, status: os.stat_result, there: "Line") -> None:
-        """Only --force replaces a file, and nothing replaces a folder."""
+    def is_there(self, file: File, status: os.stat_result, there: "Line") -> bool:
+        """Whether the server has it. Only --force replaces a file; nothing replaces a folder."""
+        require_ok(there, "put", file.name)
         if there.keys.get("type") != "file":
             raise Failure(
                 25,
@@ -885,14 +892,7 @@ class Puts(Batch):
                 "a file cannot take its place",
                 "--as NAME",
             )
-        if not self.args.force:
-            raise Failure(
-                25,
-                f"server already has another {printable(file.name)}",
-                difference(there, status),
-                self.closer_look(there, status)
-                + "--as NAME stores yours beside it; --force replaces it",
-            )
+        return self.is_same(file, status, there, functools.partial(self.opened, file))
 
     def put_folder(self, file: File) -> Conversation:
         """Make the folder there, then queue what is in it. A new one is empty."""
@@ -1025,15 +1025,13 @@ class Puts(Batch):
         self.announce(file, "put", over="yes" if self.args.force else None)
         size, sha, problem = 0, hashlib.sha256(), None
         try:
-            while not (refused := self.await_input(file.name)) and (chunk := os.read(0, CHUNK)):
+            while not self.await_input(file.name) and (chunk := os.read(0, CHUNK)):
                 sha.update(chunk)
                 size += len(chunk)
                 self.link.put(b"data %d\n" % len(chunk))
                 self.link.put(chunk)
                 self.link.flush()
-            end = (
-                line("abort", reason="refused") if refused else line("end", sha256=sha.hexdigest())
-            )
+            end = line("end", sha256=sha.hexdigest())  # where it was refused, this means nothing
         except OSError as error:
             problem, end = error, line("abort", reason="changed")
         self.link.put(end)
@@ -1098,6 +1096,11 @@ class Gets(Batch):
     """Each file: is it here already? If not, its bytes, into a part, and then its name."""
 
     verb = "get"
+    taken = (
+        23,
+        "here is already another",
+        "-o DEST puts the server's elsewhere; --force replaces yours",
+    )
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
@@ -1232,7 +1235,7 @@ class Gets(Batch):
             return (yield from self.fetch(file._replace(stream=stream), stream))
         folder, leaf = self.local(file.path)
         there = None if file.fresh else folder.stat(leaf)
-        if there and self.is_same(file, facts, folder, leaf, there):
+        if there and self.is_here(file, facts, folder, leaf, there):
             return self.skip_same(file, size)
         if self.args.dry_run:
             return self.plan("replace", file, size)
@@ -1281,7 +1284,7 @@ class Gets(Batch):
             folder.remove(leaf, is_folder)
             self.settle(file, "deleted")
 
-    def is_same(
+    def is_here(
         self,
         file: File,
         facts: "Line",
@@ -1289,7 +1292,7 @@ class Gets(Batch):
         leaf: str,
         there: os.stat_result,
     ) -> bool:
-        """Whether what is here is what the server has. Another file is replaced with --force."""
+        """Whether what is here is what the server has."""
         if not stat.S_ISREG(there.st_mode):
             raise Failure(
                 23,
@@ -1297,16 +1300,7 @@ class Gets(Batch):
                 "a folder, a link or a special file has that name here",
                 "-o DEST for another place",
             )
-        alike = self.is_alike(there, facts, functools.partial(folder.read, leaf))
-        if not alike and not self.args.force:
-            raise Failure(
-                23,
-                f"another {printable(file.path)} is already here",
-                difference(facts, there),
-                self.closer_look(facts, there)
-                + "-o DEST puts the server's elsewhere; --force replaces yours",
-            )
-        return alike
+        return self.is_same(file, there, facts, functools.partial(folder.read, leaf))
 
     def check_earlier(self, file: File, part: "Part", size: int) -> None:
         """Lock what an earlier attempt left, and hash it: the server compares the digest."""
@@ -1376,7 +1370,7 @@ class Gets(Batch):
             part.finish(self.args.force)
         except FileExistsError:  # another command was quicker
             if there := part.folder.stat(part.leaf):
-                self.is_same(file, answer, part.folder, part.leaf, there)  # or a Failure
+                self.is_here(file, answer, part.folder, part.leaf, there)  # or a Failure
             part.drop()
         return before
 
@@ -1611,7 +1605,10 @@ class Inbox:
             folder = self.folder(tuple(parts[:-1]))
             # nothing is replaced without --force
             folder.protect(parts[-1], folder.stat(parts[-1]) if self.args.force else None)
-            (self.store if request.verb == "put" else self.make)(folder, parts, request)
+            if request.verb == "put":
+                self.store(folder, parts, request)
+            else:
+                self.make(folder, parts, request)
         except (Refused, OSError) as error:
             reason, why = reason_of(error), getattr(error, "keys", {}).get("why")
             self.link.send_line("err", request.verb, name[:1000], reason=reason, why=why)
@@ -2724,8 +2721,6 @@ WHYS = {
         "it changed while it was sent, or its sender gave up",
         "run the same command again when nothing writes to it",
     ),
-    "usage": ("the server expects other words", "help"),
-    "unknown-verb": ("the server does not know that command", "help lists those that it knows"),
     "no-such-client": ("nobody who is connected has that address or nick", "who lists the clients"),
     "yourself": ("that is this very connection", "who lists the clients"),
     "not-receiving": (
@@ -2742,7 +2737,6 @@ WHYS = {
     ),
     "left": ("it stopped receiving", "python3 client.py receive, there"),
     "not-received": ("no receiver has got it", "who lists the clients"),
-    "not-in-chat": ("that connection is not in the chat", "python3 client.py chat"),
     "not-wanted": (
         "its user takes nothing from you, or did not want this",
         "ask there; receive --from NICK names who may send",
@@ -2753,8 +2747,8 @@ WHYS = {
     ),
 }
 
-
-THERE = {  # the same codes from a receiver
+# the same codes from a receiver
+THERE = {
     "disk-full": ("its disk is full", "room there, then again"),
     "too-large": (
         "its disk or its user can have no file of that size",
@@ -3773,13 +3767,14 @@ def leave(args: argparse.Namespace) -> None:
     raise EOFError
 
 
+# what the shell alone has
 SHELL_COMMANDS = {
     "help": Command(show_shell_help, "these lines"),
     "cd": Command(change_folder, "the folder there that names begin in", ("[FOLDER]",)),
     "pwd": Command(lambda args: tell(f"/{args.cwd}"), "which one that is"),
     "lcd": Command(change_local_folder, "the same for the folder here", ("[FOLDER]",)),
     "bye": Command(leave, "the end (logout, stop, quit, Ctrl-D)"),
-}  # what the shell alone has
+}
 SHELL_HELP = """\
   !COMMAND            a command of this machine
 COMMAND -h lists what else it takes. Names with spaces stand in quotes.
@@ -3787,6 +3782,7 @@ upload, download, ls, dir, rm and mv mean put, get, list, delete, rename;
 upload IP PORT PATH sends to that client."""
 
 
+# what the labs and other shells say for ours
 WORDS = {
     "upload": "put",
     "download": "get",
@@ -3794,7 +3790,7 @@ WORDS = {
     "rm": "delete",
     "mv": "rename",
     **dict.fromkeys(("logout", "stop", "quit", "exit"), "bye"),
-}  # what the labs and other shells say for ours
+}
 
 
 # commands that take names on the server, where Tab asks for them
@@ -3837,22 +3833,21 @@ def completions(args: argparse.Namespace, verb: str, text: str) -> list[str]:
 
 def names_there(args: argparse.Namespace, text: str) -> list[str]:
     """Names on the server that begin so; none that could move a cursor."""
-    own = argparse.Namespace(**{**vars(args), "command": "list", "retries": 0})
+    args.command, args.tries = "list", args.retries  # a loss is for the next command to make good
     above = text[: text.rfind("/") + 1]
     found: list[str] = []
     try:
-        for entry in list_folder(own, remote_name(own, above or "."), False):
+        for entry in list_folder(args, remote_name(args, above or "."), False):
             path = above + entry.words[0].rpartition("/")[2] + "/" * (entry.verb == "dir")
             if path.startswith(text) and path == printable(path):
                 found.append(path)
     except Failure:  # there is no such folder
         pass
     except (Lost, Broken, OSError, KeyboardInterrupt) as error:  # readline would drop it
-        close_link(own)  # the rest of the answer may be on its way
+        close_link(args)  # the rest of the answer may be on its way
         if isinstance(error, Killed):  # once more, when readline waits for a key again
             signal.signal(signal.SIGALRM, end_at_signal)
             signal.setitimer(signal.ITIMER_REAL, REDRAW)
-    args.link, args.reached = own.link, own.reached
     return found
 
 
@@ -4853,6 +4848,7 @@ def settle_endpoint(args: argparse.Namespace) -> None:
     """SIXSOCKETS_HOST, as HOST or HOST:PORT, serves where --host is left out."""
     if args.host is None:
         given = os.environ.get("SIXSOCKETS_HOST") or "127.0.0.1"
+        # an IPv6 address without brackets has no port: it matches the second half alone
         host, port = re.findall(r"^(\[.*\]|[^:]*):([0-9]{1,5})$|$", given)[0]
         args.host, args.port = (host or given).strip("[]"), args.port or int(port or PORT)
     args.port = args.port or PORT
@@ -4950,7 +4946,7 @@ def own_flags(command: str, flag: Callable[..., object]) -> None:
         flag("--ask", action="store_true", help="ask before taking what somebody sends")
 
 
-# of commands without such flags
+# what commands have instead that lack such a flag, and what a run knows besides
 WITHOUT: dict[str, Any] = {
     "r": False,
     "into": None,
