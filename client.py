@@ -2538,6 +2538,8 @@ class Link(Wire):
             self.said.append(found)
         elif found.verb == "note" and "reason" not in found.keys:
             self.handle_note(found)
+        elif len(self.arrived) > LISTED_IN_MEMORY:  # while something is sent, nobody takes them
+            raise Broken("more answers than requests")
         else:
             self.arrived.append((found, self.said))
             self.said = []

@@ -1010,6 +1010,21 @@ def test_a_server_that_misbehaves_leaves_nothing_behind(do, here, canned, answer
     assert done.code == code and not {"\x1b", "\x9b"} & {*done.err} and os.listdir(here) == [], done
 
 
+def test_a_server_that_answers_without_end_is_left(do, here, listeners):
+    def talk(conn):
+        conn.sendall(GREETING)
+        while b"stat x" not in conn.recv(1000):
+            pass
+        conn.sendall(b"err stat x reason=no-such-file\n")
+        for _ in iter(bool, True):
+            conn.sendall(b"ok put x\n" * 5000)
+
+    listeners.append(Listener(talk))
+    (here / "x").write_bytes(BIG[: 5 << 20])
+    done = do("put", "x", port=listeners[0].port)
+    assert done.code == 56 and "more answers than requests" in done.err, done
+
+
 @pytest.mark.parametrize(
     ("words", "answer", "code"),
     [
