@@ -61,7 +61,7 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 # Begin with Connection.ready(), which the loop calls when something has come. Connection.advance()
 # takes the requests out of it, and Connection.answer_to() answers one.
 # The sections, in the order of the file:
-#   a request          Request, parse_head(), evaluate(), parse_ranges(), client_behind()
+#   a request          Request, parse_head(), is_known(), parse_ranges(), client_behind()
 #   the folder         check_name(), Place (a name in a folder), Opened, Entry (listed), Shared,
 #                      rename(), Part
 #   a connection       Answer, Connection, BodyReader
@@ -548,32 +548,25 @@ def matches(listed: str, tag: Optional[str], weak: bool) -> bool:
     return any(found[1] == tag and (weak or not found[0]) for found in TAG.findall(listed))
 
 
-def evaluate(fields: Fields, tag: Optional[str], mtime: float, reading: bool) -> int:
-    """The preconditions in their order (§13.2.2): 0 to go on, 304 or 412.
+def is_known(fields: Fields, tag: Optional[str], mtime: float, reading: bool = True) -> bool:
+    """The preconditions in their order (§13.2.2): whether a reader already has it (304).
 
-    A tag of None means that nothing is there."""
+    Any other that fails is refused (412). A tag of None means that nothing is there."""
+    if CONDITIONS.isdisjoint(fields):
+        return False
     since = parse_date(fields.get("if-modified-since", ""))
     until = parse_date(fields.get("if-unmodified-since", ""))
     if "if-match" in fields:
-        if not matches(fields["if-match"], tag, weak=False):
-            return 412
-    elif until is not None and (tag is None or mtime > until):
-        return 412
+        fails = not matches(fields["if-match"], tag, weak=False)
+    else:
+        fails = until is not None and (tag is None or mtime > until)
     if "if-none-match" in fields:
-        if matches(fields["if-none-match"], tag, weak=True):
-            return 304 if reading else 412
-    elif reading and since is not None and mtime <= since:
-        return 304
-    return 0
-
-
-def range_applies(condition: Optional[str], tag: str, mtime: float, now: float) -> bool:
-    """If-Range (§13.1.5): a strong tag, or the exact date of a file.
-
-    The date counts only if the file has not changed within the last second."""
-    if condition is None or condition == tag:
-        return True
-    return parse_date(condition) == mtime and now - mtime > 1
+        known = matches(fields["if-none-match"], tag, weak=True)
+    else:
+        known = reading and since is not None and mtime <= since
+    if fails or known and not reading:
+        raise Refusal(412, "what is there is not what the request expects")
+    return known
 
 
 def parse_ranges(text: str, size: int) -> Optional[Ranges]:
@@ -655,10 +648,10 @@ def disposition(name: str) -> str:
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{exact}"
 
 
-def parse_digest(text: str) -> Optional[bytes]:
-    """The sha-256 of a Repr-Digest field (RFC 9530)."""
+def parse_digest(text: str) -> Optional[str]:
+    """The sha-256 of a Repr-Digest field (RFC 9530), in hex."""
     found = re.search(r"(?:^|,)[ \t]*sha-256=:([A-Za-z0-9+/]{43}=):", text)
-    return base64.b64decode(found[1]) if found else None
+    return base64.b64decode(found[1]).hex() if found else None
 
 
 def wants_digest(request: Request) -> bool:
@@ -962,13 +955,9 @@ class Shared:
 
     def step(self, place: Place, make: bool) -> int:
         """Open the next folder of a path."""
-        try:
-            return place.open(FOLDER)
-        except FileNotFoundError:
-            if not make:
-                raise
-        with contextlib.suppress(FileExistsError):
-            self.make_folder(place)
+        if make:
+            with contextlib.suppress(FileExistsError):
+                self.make_folder(place)
         return place.open(FOLDER)
 
     def make_folder(self, place: Place) -> None:
@@ -1472,7 +1461,7 @@ class Connection:
         except self.server.waits:
             return self.await_head()
         except Refusal as refused:
-            return self.refuse_head(refused)
+            return self.refuse(refused)
         except OSError:
             data = b""
         if self.state is LINGERING:
@@ -1490,7 +1479,7 @@ class Connection:
             try:
                 request = self.next_request()
             except Refusal as refused:
-                return self.refuse_head(refused)
+                return self.refuse(refused)
             if request is None:
                 return self.await_head()
             if not request.is_light:
@@ -1693,11 +1682,10 @@ class Connection:
         return piece is not None
 
     def give_up(self, why: str) -> bool:
+        """End it in the middle of an answer, or where the client has gone before one."""
         if self.is_sending():
             size = "?" if self.answer.length is None else self.answer.length
             self.server.count_answer(self, f"ended at {max(0, self.sent)} of {size} bytes: {why}")
-        else:
-            self.server.log(why, self.peer)
         self.close()
         return False
 
@@ -1707,18 +1695,15 @@ class Connection:
         if self.state is LINGERING:
             return self.close()
         is_stuck = self.state is ANSWERING
-        self.hang_up(Refusal(408, f"{'silent for' if is_stuck else 'no whole head in'} {seconds}"))
+        self.refuse(Refusal(408, f"{'silent for' if is_stuck else 'no whole head in'} {seconds}"))
 
-    def hang_up(self, refused: Refusal) -> None:
-        if self.state is ANSWERING:  # no error in the middle of an answer
-            self.give_up(refused.text)
-        else:
-            self.refuse_head(refused)
-
-    def refuse_head(self, refused: Refusal, request: Optional[Request] = None) -> None:
-        """Refuse a head that cannot be trusted, or a request that comes at the wrong moment.
+    def refuse(self, refused: Refusal, request: Optional[Request] = None) -> None:
+        """Refuse a head that cannot be trusted, or a client that comes at the wrong moment.
 
         What follows such a head cannot be trusted either, so the connection ends."""
+        if self.is_sending():  # no error in the middle of an answer
+            self.give_up(refused.note)
+            return None
         if self.state is HANDSHAKE:  # it would cost more than a refusal should
             with contextlib.suppress(OSError):
                 socket.socket.send(self.sock, alert(OVERLOADED))
@@ -1776,25 +1761,22 @@ class Connection:
         self.server.enter(self, IDLE)
 
     # In a worker: one thread, this one connection, and it may block.
-    def handle(self, request: Optional[Request], answer: Optional[Answer]) -> Call:
-        """Answer, and then what follows at once. Return what the loop does next."""
+    def handle(self, request: Optional[Request], answer: Optional[Answer]) -> None:
+        """Answer, and then what follows at once. Then the loop goes on with the connection."""
+        goes_on: Call = self.close  # after a mistake
         try:
-            while request:
-                if not self.exchange(request, answer):
-                    return self.end
+            while request and self.exchange(request, answer):
                 request, answer = self.next_request_soon(), None
-        except (Gone, OSError, Refusal) as problem:
-            if self.is_sending():
-                return functools.partial(self.give_up, reason_of(problem))
-            if isinstance(problem, Refusal):  # of the next head
-                return functools.partial(self.refuse_head, problem)
-            return self.close
-        except Exception as bug:  # noqa: BLE001  a bug ends one connection, not the server
-            self.server.log(f"mistake: {bug!r}")
-            return self.close
+            goes_on = self.end if request else self.advance
+        except Refusal as refused:  # of the next head
+            goes_on = functools.partial(self.refuse, refused)
+        except (Gone, OSError) as problem:
+            goes_on = functools.partial(self.give_up, reason_of(problem))
         finally:
             del self.body
-        return self.advance
+            # the loop does this in its next turn, which the bell begins
+            self.server.later.append(goes_on)
+            self.server.stop.wake()
 
     def exchange(self, request: Request, answer: Optional[Answer]) -> bool:
         """One request, whatever it takes. Whether the connection goes on."""
@@ -2058,8 +2040,7 @@ class Server:
         # the connections in each state: since all may stay in it for the same time, the first
         # deadline comes first, and the one that has been idle longest
         self.queues: dict[State, dict[Connection, None]] = {state: {} for state in State}
-        # for the workers: each task returns what the loop does next
-        self.tasks: queue.SimpleQueue[Optional[Callable[[], Call]]] = queue.SimpleQueue()
+        self.tasks: queue.SimpleQueue[Optional[Call]] = queue.SimpleQueue()  # for the workers
         self.later: deque[Call] = deque()  # for the loop
         self.lock = threading.Lock()  # guards what several threads count
         self.log_to = log
@@ -2125,10 +2106,10 @@ class Server:
         return now < end
 
     def call(self, callback: Call) -> None:
-        """Mostly the method of a connection, which is closed if that fails."""
+        """Mostly the method of a connection, which is closed if that fails, or a worker's task."""
         try:
             callback()
-        except Exception as bug:  # noqa: BLE001  a bug must not end the loop
+        except Exception as bug:  # noqa: BLE001  a bug must end neither the loop nor a worker
             self.log(f"mistake: {bug!r}")
             if isinstance(owner := getattr(callback, "__self__", None), Connection):
                 owner.close()
@@ -2175,7 +2156,7 @@ class Server:
             self.enter(conn, HANDSHAKE)
         if count >= self.args.max_clients and not self.make_room(conn):
             text = f"there are {self.args.max_clients} clients"
-            return conn.refuse_head(Refusal(503, text, {"Retry-After": "5"}))
+            return conn.refuse(Refusal(503, text, {"Retry-After": "5"}))
         conn.ready()
 
     def make_room(self, new: Connection) -> bool:
@@ -2191,7 +2172,7 @@ class Server:
         for client, count in Counter(network(conn.hop) for conn in slow).most_common(1):
             if 2 * count >= self.args.max_clients and client != network(new.hop):
                 first = next(conn for conn in slow if network(conn.hop) == client)
-                first.hang_up(Refusal(503, "another client needs the place"))
+                first.refuse(Refusal(503, "another client needs the place"))
                 return True
         return False
 
@@ -2204,7 +2185,7 @@ class Server:
         if self.has_room(conn, request) and (len(busy) <= self.workers or self.start_worker()):
             return self.tasks.put(functools.partial(conn.handle, request, answer))
         full = Refusal(503, "too many transfers at once", {"Retry-After": "5"})
-        return conn.refuse_head(full, request)
+        return conn.refuse(full, request)
 
     def has_room(self, conn: Connection, request: Request) -> bool:
         """Whether a client may have one more transfer.
@@ -2226,9 +2207,7 @@ class Server:
     def work(self) -> None:
         """A worker: a connection is its own until it is given back."""
         while task := self.tasks.get():
-            # the loop does this in its next turn, which the bell begins
-            self.later.append(task())
-            self.stop.wake()
+            self.call(task)
             del task  # while this waits, it must not keep open what the client had
 
     def digest(self, conn: Connection, found: Opened) -> Optional[bytes]:
@@ -2311,22 +2290,21 @@ class Server:
         # meanwhile workers append to them
         lines = [self.lines.popleft() for _ in range(len(self.lines))]
         self.log_at = now
-        # the last one may have been written in part
-        when = log_time(int(time.time()))
-        told = f"\n{when} lines that are lost here: {self.lost}\n" if self.lost else ""
-        view = memoryview((told + "".join(lines)).encode())
+        view = memoryview("".join(lines).encode())
         try:
+            if self.lost:  # of the line before, a part may be there
+                when = log_time(int(time.time()))
+                os.write(self.log_to, f"\n{when} lines that are lost here: {self.lost}\n".encode())
+                self.lost = 0
             while view:
                 view = view[os.write(self.log_to, view) :]
-            self.lost = 0
         except OSError as error:
             if not self.lost and self.log_to != 2:
                 say(
                     f"cannot write the log ({error.strerror}): lines are lost "
                     "until that works again"
                 )
-            left = bytes(view).count(b"\n")
-            self.lost = left if left <= len(lines) else self.lost + len(lines)
+            self.lost += bytes(view).count(b"\n")
 
     def finish(self, asked: bool) -> int:
         """Close the door, end what is idle at once, give what is under way a moment."""
@@ -2608,8 +2586,9 @@ def get_file(conn: Connection, request: Request, names: Names, found: Opened) ->
 def file_answer(
     conn: Connection, request: Request, name: str, found: Opened, coding: str
 ) -> Answer:
-    fields, info, now = request.fields, found.info, time.time()
-    tag, mtime = etag(info, coding and "-gz"), max(EARLIEST, min(int(info.st_mtime), int(now)))
+    fields, info = request.fields, found.info
+    tag = etag(info, coding and "-gz")
+    mtime = max(EARLIEST, min(int(info.st_mtime), int(time.time())))
     headers = {
         "ETag": tag,
         "Last-Modified": http_date(mtime),
@@ -2631,7 +2610,7 @@ def file_answer(
         headers["Content-Security-Policy"] = "sandbox"
     if wants_digest(request) and (digest := conn.server.digest(conn, found)):
         headers["Repr-Digest"] = digest_field(digest)
-    ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
+    ranges = wanted_ranges(request, info.st_size, tag, mtime)
     if ranges and len(ranges) > 1:
         return several(headers, found.descriptor, info.st_size, ranges)
     return one_range(
@@ -2648,22 +2627,14 @@ def is_utf8(descriptor: int) -> bool:
     return False
 
 
-def is_known(fields: Fields, tag: str, mtime: float) -> bool:
-    """Whether the client already has what it asks for (304). Another failed condition gets 412."""
-    status = 0 if CONDITIONS.isdisjoint(fields) else evaluate(fields, tag, mtime, reading=True)
-    if status == 412:
-        raise Refusal(412, "it is not as the request expects it")
-    return status == 304
-
-
-def wanted_ranges(
-    request: Request, size: int, tag: str, mtime: float, now: float
-) -> Optional[Ranges]:
+def wanted_ranges(request: Request, size: int, tag: str, mtime: float) -> Optional[Ranges]:
     """The ranges that are to be sent, None for the whole."""
-    wanted, condition = request.fields.get("range"), request.fields.get("if-range")
-    if wanted is None or request.method != "GET" or not range_applies(condition, tag, mtime, now):
+    condition = request.field("if-range")
+    # §13.1.5: a strong tag, or the date of a file that has not changed within the last second
+    same = condition in ("", tag) or parse_date(condition) == mtime < time.time() - 1
+    if request.method != "GET" or not same:
         return None
-    ranges = parse_ranges(wanted, size)
+    ranges = parse_ranges(request.field("range"), size)
     if ranges == []:
         raise Refusal(416, "there are no such bytes", {"Content-Range": f"bytes */{size}"})
     return ranges
@@ -2714,10 +2685,10 @@ def put(conn: Connection, request: Request) -> Answer:
     if not request.names or request.slash:
         raise Refusal(409, "a folder has that name; POST puts files into it")
     check_size(conn, request)
-    try:  # a request that is conditional on an existing file must not create folders
-        where = conn.shared.locate(
-            request.names, change=True, make=not evaluate(request.fields, None, 0, reading=False)
-        )
+    # a request that is conditional on an existing file must not create folders
+    make = request.fields.keys().isdisjoint(("if-match", "if-unmodified-since"))
+    try:
+        where = conn.shared.locate(request.names, change=True, make=make)
     except FileNotFoundError:
         check_conditions(request.fields, None)
         raise
@@ -2788,8 +2759,7 @@ def check_space(conn: Connection, place: Place, size: int) -> None:
 def check_conditions(fields: Fields, info: Optional[os.stat_result]) -> Optional[os.stat_result]:
     """What a request changes must be as its conditions say, whether it is there or not."""
     tag, mtime = (etag(info), int(info.st_mtime)) if info else (None, 0)
-    if evaluate(fields, tag, mtime, reading=False):
-        raise Refusal(412, "what is there is not what the request expects")
+    is_known(fields, tag, mtime, reading=False)
     return info
 
 
@@ -2841,7 +2811,7 @@ def receive_upload(conn: Connection, request: Request, place: Place, plan: Plan)
     check_space(conn, place, max(request.length, length or 0))
     conn.server.search_old_parts(place)
     with new_part(place, resumable, fields.get(EXECUTABLE.lower()) == "1") as part:
-        plan = plan._replace(length=length, sha256=digest.hex() if digest else None, mtime=mtime)
+        plan = plan._replace(length=length, sha256=digest, mtime=mtime)
         if resumable:
             # how the disk keeps that time; then back to now, or the part could look too old
             kept = part.date(began if mtime is None else mtime)
@@ -2989,12 +2959,11 @@ def stored_answer(
 
 def check_digest(conn: Connection, request: Request, part: Part, plan: Plan) -> Optional[bytes]:
     """The SHA-256 of what is on the disk, if it is wanted. It must match an announced one."""
-    announced = parse_digest(conn.body.trailer.get("repr-digest", ""))
-    wanted = bytes.fromhex(plan.sha256) if plan.sha256 else announced
+    wanted = plan.sha256 or parse_digest(conn.body.trailer.get("repr-digest", ""))
     if not wanted and not wants_digest(request):
         return None
     actual = sha256_of(part.descriptor)
-    if wanted and actual != wanted:
+    if wanted and actual.hex() != wanted:
         raise Refusal(400, "what arrived is not what Repr-Digest says")
     return actual
 
@@ -3461,7 +3430,7 @@ def get_archive(conn: Connection, request: Request, found: Opened, name: str, ki
     fields |= {"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
     if is_known(request.fields, tag, NO_DATE):
         return Answer(304, fields)
-    ranges = wanted_ranges(request, length, tag, NO_DATE, 0)
+    ranges = wanted_ranges(request, length, tag, NO_DATE)
     return one_range(fields, ranges, length, lambda start, end: tar_range(read, start, end, tag))
 
 
