@@ -64,8 +64,8 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 #   a request          Request, parse_head(), is_known(), parse_ranges(), client_behind()
 #   the folder         check_name(), Place (a name in a folder), Opened, Entry (listed), Shared,
 #                      rename(), Part
-#   a connection       Answer, Connection, BodyReader
-#   the loop           Server, Server.turn(), Server.enter(), Server.work(), serve()
+#   a connection       Answer, Connection, Connection.enter(), BodyReader
+#   the loop           Server, Server.turn(), Server.work(), serve()
 #   methods            check_request(), get(), get_file(), put(), receive_upload(), post_form(),
 #                      patch(), delete(), mkcol(), move()
 #   archives, page     get_archive(), listing(), page_body(), error_page(), qr_code()
@@ -85,7 +85,7 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 #                         |           whole, long      +-----> ANSWERING: no room for the rest
 #                         +--- HANDED_OVER <-----------+
 #
-# Each state has a queue in which the first deadline comes first; Server.enter() alone moves a
+# Each state has a queue in which the first deadline comes first; Connection.enter() alone moves a
 # connection from one to another. No deadline: idle, or with a worker, which has its own.
 
 # Why none of http.server's classes? Their habits break rules that tests/test_httpserver.py holds:
@@ -215,9 +215,8 @@ KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() if no descriptor or memory is left
 # how often a lock that another thread has is tried, and the seconds between: two in all
 BUSY_TRIES, BUSY_PAUSE = 1000, 0.002
-PART_AGE = 7 * 86400  # seconds for which an interrupted upload can be resumed
-# the token of an upload that nobody can resume begins so; its part stays so long after a kill
-PLAIN, PLAIN_AGE = "0" * 8, 3600
+# seconds for which an interrupted upload can be resumed, and the part of a killed server stays
+PART_AGE = 7 * 86400
 HOLE = 4096  # bytes: shorter runs of zeros are written, because no file system makes holes of them
 FREE_CHECK = 1 << 20  # bytes of an upload between two checks of the free space
 MAX_NUMBER = 1000  # files of one name that get different numbers
@@ -293,6 +292,7 @@ PROBLEMS = {
 Call = Callable[[], object]
 Data = Union[bytes, memoryview]  # noqa: UP007  (3.9)
 Fields = dict[str, str]  # header fields: lower-case names in a request
+Facts = os.stat_result  # what the system tells of a file or folder
 Names = Sequence[str]  # the names in a path, from the shared folder down
 Ranges = list[tuple[int, int]]  # (start, end), without the byte at the end
 
@@ -502,19 +502,19 @@ TAG = re.compile(r'(W/)?("[^"]*")')
 RANGE = re.compile(r"[ \t]*(?:([0-9]{1,40})-([0-9]{0,40})|-([0-9]{1,40}))[ \t]*")
 
 
-def bare_tag(info: os.stat_result) -> str:
+def bare_tag(info: Facts) -> str:
     return f"{info.st_mtime_ns:x}-{info.st_size:x}-{info.st_ino:x}"
 
 
-def is_executable(info: os.stat_result) -> bool:
+def is_executable(info: Facts) -> bool:
     return info.st_mode & stat.S_IXUSR > 0
 
 
-def facts_of(info: os.stat_result) -> tuple[int, ...]:
+def facts_of(info: Facts) -> tuple[int, ...]:
     return info.st_ino, info.st_size, info.st_ctime_ns, info.st_mtime_ns, info.st_dev
 
 
-def etag(info: os.stat_result, coding: str = "") -> str:
+def etag(info: Facts, coding: str = "") -> str:
     return f'"{bare_tag(info)}{coding}"'
 
 
@@ -846,7 +846,7 @@ class Place(NamedTuple):
     def beside(self, name: str) -> "Place":
         return Place(self.folder, name)
 
-    def stat(self) -> Optional[os.stat_result]:
+    def stat(self) -> Optional[Facts]:
         with contextlib.suppress(FileNotFoundError):
             return os.stat(self.path, dir_fd=self.dir_fd, follow_symlinks=False)
         return None
@@ -857,7 +857,7 @@ class Place(NamedTuple):
     def unlink(self) -> None:
         os.unlink(self.path, dir_fd=self.dir_fd)
 
-    def regular(self) -> Optional[os.stat_result]:
+    def regular(self) -> Optional[Facts]:
         """The facts of the file there, if it may be replaced; a folder or device may not."""
         info = self.stat()
         if info and stat.S_ISDIR(info.st_mode):
@@ -871,7 +871,7 @@ class Opened(NamedTuple):
     """A file or folder that is open, and its facts."""
 
     where: Where
-    info: os.stat_result
+    info: Facts
 
     @property
     def is_folder(self) -> bool:
@@ -891,7 +891,7 @@ class Entry(NamedTuple):
     """A file or folder that is listed: its name (in an archive the path there), facts, place."""
 
     name: str
-    info: os.stat_result
+    info: Facts
     place: Place
 
     @property
@@ -991,7 +991,7 @@ def open_leaf(place: Place) -> Opened:
     raise Refusal(403, "only files and folders are served")
 
 
-def is_served(info: os.stat_result) -> bool:
+def is_served(info: Facts) -> bool:
     return stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)
 
 
@@ -1001,7 +1001,7 @@ def look_at(place: Place) -> Opened:
         return found
 
 
-def is_junction(info: os.stat_result) -> bool:
+def is_junction(info: Facts) -> bool:
     """A link of Windows: a folder in all but this tag."""
     return bool(getattr(info, "st_reparse_tag", 0) & SURROGATE)
 
@@ -1222,7 +1222,7 @@ class Part:
         while view:
             view = view[os.write(self.descriptor, view) :]
 
-    def prepare(self, old: Optional[os.stat_result], mtime: int) -> os.stat_result:
+    def prepare(self, old: Optional[Facts], mtime: int) -> Facts:
         """Give it what the finished file is to have: the mode of the one that it replaces, a time.
 
         If it is to be executable, then for all who may read it."""
@@ -1236,7 +1236,7 @@ class Part:
             self.close_file()
         return self.date(mtime)
 
-    def date(self, mtime: int) -> os.stat_result:
+    def date(self, mtime: int) -> Facts:
         """Give it this time in ns, or the nearest that the disk has."""
         # Windows dates files by their names alone
         handle = self.own.path if os.name == "nt" else self.descriptor
@@ -1271,7 +1271,7 @@ class Part:
 
 
 def new_part(place: Place, kept: bool, executable: bool = False) -> "contextlib.closing[Part]":
-    part = Part(place, secrets.token_hex(16) if kept else PLAIN + secrets.token_hex(12))
+    part = Part(place, secrets.token_hex(16))
     part.kept = kept
     # whether others may execute the file is known by the part alone, also after a restart
     part.lock(FRESH, 0o777 if executable else 0o666)  # less the umask
@@ -1282,7 +1282,7 @@ def remove_old_parts(place: Place) -> None:
     """Delete parts that nobody has continued for too long.
 
     A part with an old time may be on its way to its place: its lock shows that."""
-    before = time.time() - PLAIN_AGE
+    before = time.time() - PART_AGE
     with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
         for name in [item.name for item in scan if PART.fullmatch(item.name)]:
             found = place.beside(name).stat()
@@ -1292,12 +1292,7 @@ def remove_old_parts(place: Place) -> None:
             part = Part(place, name[5:-5])
             # a part of another user must not stop the search
             with contextlib.suppress(OSError), contextlib.closing(part):
-                part.kept = not part.lock() or not is_old(part)
-
-
-def is_old(part: Part) -> bool:
-    age = PLAIN_AGE if part.token.startswith(PLAIN) else PART_AGE
-    return time.time() - os.fstat(part.descriptor).st_mtime > age
+                part.kept = not part.lock() or os.fstat(part.descriptor).st_mtime > before
 
 
 # --- a connection: it reads requests and sends answers ---
@@ -1409,7 +1404,7 @@ def as_refusal(problem: Exception) -> Refusal:
 
 
 class State(enum.IntEnum):
-    """What a connection does now. Server.enter() alone changes it."""
+    """What a connection does now. Connection.enter() alone changes it."""
 
     HANDSHAKE = 1
     IDLE = 2
@@ -1422,6 +1417,17 @@ class State(enum.IntEnum):
 
 # (Python 3.11 needs a call of a function for each State.IDLE)
 HANDSHAKE, IDLE, HEAD, ANSWERING, HANDED_OVER, LINGERING, CLOSED = State
+
+# what the selector waits for in each state
+WAITS_FOR = {
+    **dict.fromkeys(State, selectors.EVENT_READ),
+    ANSWERING: selectors.EVENT_WRITE,
+    HANDED_OVER: 0,
+    CLOSED: 0,
+}
+
+# the seconds that a connection may stay in a state; in each other one, --timeout
+LIMITS = {LINGERING: LINGER, IDLE: FOREVER, HANDED_OVER: FOREVER}
 
 
 class Connection:
@@ -1448,6 +1454,25 @@ class Connection:
         self.request: Optional[Request] = None
         self.held: list[Opened] = []  # what is open for the answer under way
         self.body: BodyReader  # of the request that a worker answers
+
+    def enter(self, state: State) -> None:
+        """The one place where the state of a connection changes.
+
+        The deadline of a head stays, or one byte at a time could put it off."""
+        if state is self.state is HEAD:
+            return
+        selector, queues = self.server.selector, self.server.queues
+        before, after = WAITS_FOR[self.state], WAITS_FOR[state]
+        queues[self.state].pop(self, None)
+        self.deadline = time.monotonic() + LIMITS.get(state, self.args.timeout)
+        self.state = state
+        if state is not CLOSED:
+            queues[state][self] = None
+        if before != after:
+            if before:
+                selector.unregister(self.sock)
+            if after:
+                selector.register(self.sock, after, self.ready)
 
     # In the loop: nothing here blocks.
     def ready(self) -> None:
@@ -1492,12 +1517,12 @@ class Connection:
                 return None
             if not self.buffer:
                 return self.await_head()
-        return self.server.enter(self, ANSWERING)  # after other connections have had a turn
+        return self.enter(ANSWERING)  # after other connections have had a turn
 
     def await_head(self) -> None:
         """Idle until the first byte of a head; from then on its end has a deadline."""
         if self.state is not HANDSHAKE:
-            self.server.enter(self, HEAD if self.buffer else IDLE)
+            self.enter(HEAD if self.buffer else IDLE)
 
     def next_request(self) -> Optional[Request]:
         """The next whole head, taken off the buffer; None while there is none."""
@@ -1626,7 +1651,7 @@ class Connection:
         try:
             self.send_all()
         except self.server.waits:
-            self.server.enter(self, ANSWERING)
+            self.enter(ANSWERING)
             return False
         except (Gone, OSError) as problem:
             return self.give_up(reason_of(problem))
@@ -1725,13 +1750,13 @@ class Connection:
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             return self.close()
-        self.server.enter(self, LINGERING)
+        self.enter(LINGERING)
         lingering = self.server.queues[LINGERING]
         if len(lingering) > MAX_LINGERING:
             next(iter(lingering)).close()  # the one that has had the most time
 
     def close(self) -> None:
-        self.server.enter(self, CLOSED)
+        self.enter(CLOSED)
         self.release()
         self.buffer = b""  # or an event of the same turn would find the beginning of a head
         self.sock.close()
@@ -1746,7 +1771,7 @@ class Connection:
         if not isinstance(self.sock, ssl.SSLSocket):
             first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
             if first not in (b"", b"\x16"):
-                self.server.enter(self, HEAD)
+                self.enter(HEAD)
                 text = "TLS is spoken on this port: the address begins with https://"
                 raise Refusal(400, text)
             self.sock = over_tls(self.server.door.tls, self.sock)
@@ -1758,7 +1783,7 @@ class Connection:
             why = getattr(error, "reason", "") or error.strerror
             self.server.log(f"no TLS: {why}", self.peer)
             raise
-        self.server.enter(self, IDLE)
+        self.enter(IDLE)
 
     # In a worker: one thread, this one connection, and it may block.
     def handle(self, request: Optional[Request], answer: Optional[Answer]) -> None:
@@ -1991,18 +2016,6 @@ def poll(sock: socket.socket, writing: bool, seconds: float) -> bool:
 # --- the loop: one thread for all that is short ---
 
 
-# what the selector waits for in each state
-WAITS_FOR = {
-    **dict.fromkeys(State, selectors.EVENT_READ),
-    ANSWERING: selectors.EVENT_WRITE,
-    HANDED_OVER: 0,
-    CLOSED: 0,
-}
-
-# the seconds that a connection may stay in a state; in each other one, --timeout
-LIMITS = {LINGERING: LINGER, IDLE: FOREVER, HANDED_OVER: FOREVER}
-
-
 class Server:
     """The loop, in the main thread: it waits for all sockets and answers itself what is short.
 
@@ -2114,24 +2127,6 @@ class Server:
             if isinstance(owner := getattr(callback, "__self__", None), Connection):
                 owner.close()
 
-    def enter(self, conn: Connection, state: State) -> None:
-        """The one place where the state of a connection changes.
-
-        The deadline of a head stays, or one byte at a time could put it off."""
-        if state is conn.state is HEAD:
-            return
-        before, after = WAITS_FOR[conn.state], WAITS_FOR[state]
-        self.queues[conn.state].pop(conn, None)
-        conn.deadline = time.monotonic() + LIMITS.get(state, self.args.timeout)
-        conn.state = state
-        if state is not CLOSED:
-            self.queues[state][conn] = None
-        if before != after:
-            if before:
-                self.selector.unregister(conn.sock)
-            if after:
-                self.selector.register(conn.sock, after, conn.ready)
-
     def accept(self) -> None:
         """Let in all that wait, up to a number: each turn of the loop has its price too."""
         for _ in range(MAX_ACCEPTED):
@@ -2153,7 +2148,7 @@ class Server:
     def begin(self, conn: Connection) -> None:
         count = sum(map(len, self.queues.values())) - len(self.queues[LINGERING])
         if self.door.tls:
-            self.enter(conn, HANDSHAKE)
+            conn.enter(HANDSHAKE)
         if count >= self.args.max_clients and not self.make_room(conn):
             text = f"there are {self.args.max_clients} clients"
             return conn.refuse(Refusal(503, text, {"Retry-After": "5"}))
@@ -2181,7 +2176,7 @@ class Server:
     ) -> None:
         """Leave a connection to a worker, or refuse what it asks."""
         busy = self.queues[HANDED_OVER]
-        self.enter(conn, HANDED_OVER)
+        conn.enter(HANDED_OVER)
         if self.has_room(conn, request) and (len(busy) <= self.workers or self.start_worker()):
             return self.tasks.put(functools.partial(conn.handle, request, answer))
         full = Refusal(503, "too many transfers at once", {"Retry-After": "5"})
@@ -2250,7 +2245,8 @@ class Server:
         note = answer.note or cut
         if answer.status == 304 and answer.fields.get("Cache-Control") == "no-store":
             return  # an open page asks every few seconds whether its folder has changed
-        if not self.args.quiet:
+        told = answer.status == 201 and "Stored-As" in answer.fields  # by log_hand_in()
+        if not self.args.quiet and not told:
             line = request.line if request else "-"
             noted = f' "{printable(note)}"' if note else ""
             text = f'"{line}" {answer.status} {max(0, conn.sent) or "-"}{noted}'
@@ -2267,13 +2263,7 @@ class Server:
             self.stopping = True
             self.stop.wake()
 
-    def log(
-        self,
-        text: str,
-        client: str = "",
-        user: str = "-",
-        facts: Optional[Mapping[str, object]] = None,
-    ) -> None:
+    def log(self, text: str, client: str = "", user: str = "-", **facts: object) -> None:
         """A line of the log; with --json an object, with facts in place of the text."""
         if self.args.json:
             now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
@@ -2350,8 +2340,9 @@ class Server:
         return left
 
 
-def is_settled(info: os.stat_result) -> bool:
-    return time.time() - max(info.st_ctime, info.st_mtime) > UNCHANGED
+def is_settled(info: Facts) -> bool:
+    now = time.time()
+    return min(abs(now - info.st_ctime), abs(now - info.st_mtime)) > UNCHANGED
 
 
 def sha256_of(descriptor: int, conn: Optional[Connection] = None) -> bytes:
@@ -2422,10 +2413,9 @@ def open_shared(args: argparse.Namespace) -> Shared:
             os.scandir(args.directory).close()
         return Shared(args.directory, args.hidden, args.durable)
     except OSError as error:
-        try:
+        where = "the current folder is gone"
+        with contextlib.suppress(OSError):
             where = f"it is looked for in {os.getcwd()}"
-        except OSError:
-            where = "the current folder is gone"
         raise Failure(
             26,
             f"cannot share {args.directory}: {(error.strerror or '').lower()}",
@@ -2448,10 +2438,8 @@ def check_request(conn: Connection, request: Request) -> None:
     if server.door.guard:
         check_password(conn, request, server.door.guard)
     if method not in METHODS:
-        known = method in ("CONNECT", "TRACE")
-        raise Refusal(
-            405 if known else 501, "no such method here", {"Allow": server.allowed} if known else {}
-        )
+        status = 405 if method in ("CONNECT", "TRACE") else 501
+        raise Refusal(status, "no such method here", {"Allow": server.allowed})
     if method in CHANGING:
         if server.read_only:
             raise Refusal(405, "nothing can be changed here", {"Allow": server.allowed})
@@ -2756,7 +2744,7 @@ def check_space(conn: Connection, place: Place, size: int) -> None:
         raise Refusal(507, "there is not that much free space", close=True)
 
 
-def check_conditions(fields: Fields, info: Optional[os.stat_result]) -> Optional[os.stat_result]:
+def check_conditions(fields: Fields, info: Optional[Facts]) -> Optional[Facts]:
     """What a request changes must be as its conditions say, whether it is there or not."""
     tag, mtime = (etag(info), int(info.st_mtime)) if info else (None, 0)
     is_known(fields, tag, mtime, reading=False)
@@ -2919,7 +2907,7 @@ def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) 
 
 def finish_upload(
     conn: Connection, part: Part, plan: Plan, digest: Optional[bytes] = None
-) -> tuple[Names, os.stat_result, bool]:
+) -> tuple[Names, Facts, bool]:
     """Put a part in its place. Return its names, its facts, and whether it replaced a file.
 
     The old file is checked and replaced in one step. Otherwise two writers could both believe
@@ -3373,16 +3361,17 @@ def log_hand_in(
         return
     sender, *names = plan.names
     path = printable_name("/".join([*plan.names[:-1], name]))
-    facts = {
-        "handed_in": path,
-        "by": sender,
-        "name": printable_name("/".join(names)),
-        "size": size,
-        "sha256": digest.hex() if digest else None,
-        "verified": bool(digest),
-    }
-    told = f"handed in by {sender}: {path}, {size} bytes, verified={'yes' if digest else 'no'}"
-    conn.server.log(told, conn.peer, facts=facts)
+    conn.server.log(
+        f"handed in by {sender}: {path}, {size} bytes, verified={'yes' if digest else 'no'}",
+        conn.peer,
+        conn.user,
+        handed_in=path,
+        by=sender,
+        name=printable_name("/".join(names)),
+        size=size,
+        sha256=digest.hex() if digest else None,
+        verified=bool(digest),
+    )
 
 
 METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
@@ -4563,11 +4552,11 @@ def page_fields() -> Fields:
     }
 
 
-def folder_tag(info: os.stat_result) -> str:
+def folder_tag(info: Facts) -> str:
     """What changes with every name in a folder.
 
     "" just after a change: within one tick of the clock another one would have the same time."""
-    return bare_tag(info) if abs(time.time() - info.st_mtime) > UNCHANGED else ""
+    return bare_tag(info) if is_settled(info) else ""
 
 
 def listing(
@@ -4623,14 +4612,11 @@ def page_body(items: Iterable[Entry], tag: str, hidden: bool, read_only: bool) -
         upload = chosen = panel = row = ""
     yield f'{upload}{FIND}<table>{COLUMNS}<tbody data-tag="{tag}">\n'
     folders = files = total = 0
-    left = MAX_COUNTED_NAMES
+    budget = iter(range(MAX_COUNTED_NAMES, 0, -1))
     for entry in items:
         folders, files = folders + entry.is_folder, files + (not entry.is_folder)
         total += entry.size
-        counted = entry.is_folder and left > 0
-        inner = count_names(entry, hidden, left) if counted else None
-        left -= counted + (inner or 0)
-        yield table_row(entry, inner)
+        yield table_row(entry, count_names(entry, hidden, budget) if entry.is_folder else None)
     yield (
         f'</tbody></table>\n<p id="empty" class="dim"{" hidden" * bool(folders + files)}>'
         f'This folder is empty.</p>\n<footer><span id="count">{plural(folders, "folder")}, '
@@ -4645,8 +4631,10 @@ def plural(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
 
 
-def count_names(folder: Entry, hidden: bool, most: int) -> Optional[int]:
-    """How many names it shows; None if nobody may read it, or if there are more than that."""
+def count_names(folder: Entry, hidden: bool, budget: Iterator[int]) -> Optional[int]:
+    """How many names it shows; None if nobody may read it, or once the budget is used up."""
+    if not next(budget, 0):
+        return None
     with (
         contextlib.suppress(OSError, Refusal),
         contextlib.closing(open_leaf(folder.place)) as found,
@@ -4654,8 +4642,8 @@ def count_names(folder: Entry, hidden: bool, most: int) -> Optional[int]:
     ):
         names = (item.name for item in scan if not item.is_symlink())
         shown = (name for name in names if name[0] != "." or hidden and not PART.fullmatch(name))
-        count = sum(1 for _ in itertools.islice(shown, most + 1))
-        return count if count <= most else None
+        count = sum(1 for _ in zip(shown, budget))
+        return count if next(budget, 0) else None
     return None
 
 
@@ -4672,13 +4660,10 @@ def table_row(entry: Entry, inner: Optional[int]) -> str:
     if len(name) > LONG_NAME:
         name = BREAKS.sub(r"\g<0><wbr>", name)
     href = url_path([entry.name], slash=entry.is_folder)[1:]
-    value: object = entry.size
-    size = readable_size(entry.size)
+    value, size = entry.size, readable_size(entry.size)
     if entry.is_folder:
-        value, size = (
-            inner or 0,
-            "" if inner is None else plural(inner, "item") if inner else "empty",
-        )
+        value = inner or 0
+        size = "" if inner is None else plural(inner, "item") if inner else "empty"
     return (
         f'<tr><td><td><a href="{href}">{name}{"/" * entry.is_folder}</a>'
         f'<td data-v="{value}">{size}<td data-v="{when}">{readable_time(when)}<td>\n'
