@@ -20,7 +20,7 @@
                                                  -X MOVE -H 'Destination: /other'
     curl -C - -o x.tar 'http://127.0.0.1:8000/x/?tar'   a folder as an archive that can be
                                                  resumed; ?zip cannot; ?zip=A/B holds two of it
-    wget -r --reject-regex '[?](tar|zip)' http://127.0.0.1:8000/   all but the archives
+    wget -r http://127.0.0.1:8000/               all files that can be found by links
 
 HTTP/1.1 (RFC 9110, 9112). GET and HEAD know ETag, all conditions, ranges, and a fresh .gz beside
 the file; index.html is the page of its folder. A POST that is no form is stored under a new name,
@@ -346,6 +346,8 @@ URL = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE | re.DOTALL)
 
 WEIGHT = re.compile(r"([^\s,;]+)(?:[^,]*?;\s*q=([01]\.?[0-9]*))?[^,]*")
 
+UPLOAD_URL = re.compile(r"(\?upload=[0-9a-f]{8}).*")
+
 BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 DIGITS = re.compile(r"[0-9]{1,18}")
@@ -363,7 +365,9 @@ class Request:
 
     def __init__(self, method: str, target: str, minor: int, fields: Fields) -> None:
         self.method, self.minor, self.fields = method, minor, fields
-        self.line = printable(f"{method} {target} HTTP/1.{minor}")
+        # for the log: an upload's URL is long, and who knows all of it can change the upload
+        shown = UPLOAD_URL.sub(r"\1...", target)
+        self.line = printable(f"{method} {shown} HTTP/1.{minor}")
         self.chunked, self.length = framing(fields, minor)
         self.has_body = self.chunked or self.length > 0
         words = [word.strip() for word in fields.get("connection", "").lower().split(",")]
@@ -2341,8 +2345,7 @@ class Server:
 
 
 def is_settled(info: Facts) -> bool:
-    now = time.time()
-    return min(abs(now - info.st_ctime), abs(now - info.st_mtime)) > UNCHANGED
+    return time.time() - max(info.st_ctime, info.st_mtime) > UNCHANGED
 
 
 def sha256_of(descriptor: int, conn: Optional[Connection] = None) -> bytes:
@@ -3611,8 +3614,8 @@ body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:64rem;padding:1r
 background:var(--back)}
 a{color:inherit;text-decoration:none;overflow-wrap:anywhere}
 a:hover,a:focus{text-decoration:underline}
-nav{font-size:1.25rem;margin-bottom:.5rem}nav a,p a,footer a{color:var(--bar)}
-p a,footer a{text-decoration:underline}
+nav{font-size:1.25rem;margin-bottom:.5rem}nav a,p a{color:var(--bar)}
+p a{text-decoration:underline}
 nav span,.dim{color:var(--dim)}
 h1{font-size:1.5rem;overflow-wrap:anywhere}
 .tools{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:.5rem 0}
@@ -3656,6 +3659,7 @@ border-radius:.5rem;overflow:hidden;contain-intrinsic-height:auto 14rem}
 .grid img{width:100%;height:9rem;object-fit:cover;display:block;background:var(--soft)}
 .grid img+*{margin-top:.3rem}
 footer{color:var(--dim);margin:1rem 0}
+#shown:empty{display:none}
 .drop{outline:3px dashed var(--bar);outline-offset:-.5rem}
 #dock{position:sticky;bottom:0;margin:0 -.5rem}
 #dock>div{margin:.5rem 0;padding:.5rem .75rem;border:1px solid var(--line);border-radius:.6rem;
@@ -3673,16 +3677,17 @@ dialog::backdrop{background:#0006}dialog textarea,dialog select{width:100%}
 dialog label{display:flex;gap:.5rem;align-items:center;min-height:2.75rem}
 @media(scripting:none){.js{display:none!important}th.js{display:block!important;visibility:hidden}}
 @media(max-width:40rem),(hover:none){.hint{display:none}
-button,.pick,input,select,nav a,footer a{min-height:2.75rem}
-.pick,nav a,footer a{display:inline-flex;
+button,.pick,input,select,nav a{min-height:2.75rem}
+.pick,nav a{display:inline-flex;
 align-items:center}td:first-child label,th:first-child label{min-height:2.75rem;width:2.75rem}
 td button,td:last-child a{width:2.75rem;height:2.75rem}}
 @media(max-width:40rem){body{padding:.6rem}#dock .tools>:first-child{flex:1 1 100%}
 #dock .tools{gap:.3rem}#dock button{padding:.3rem .5rem}
 thead tr{display:flex;gap:1rem;border:0}th{padding:0}thead td{display:none}
+th:first-child{margin-right:-.75rem}
 table:not(.grid) tbody tr{grid-template-columns:2.75rem auto 1fr auto;
 contain-intrinsic-height:auto 4rem}
-table:not(.grid) td{padding:0 .25rem}
+table:not(.grid) td:not(:first-child){padding:0 .25rem}
 table:not(.grid) td:first-child,table:not(.grid) td:last-child{grid-row:1/3}
 table:not(.grid) td:nth-child(2){grid-column:2/4}
 table:not(.grid) td:nth-child(2) a{padding:.5rem 0 1.7rem;margin-bottom:-1.6rem}
@@ -3848,7 +3853,9 @@ function dress(row) {
   picture(row);
 }
 function tally() {
-  $('empty').hidden = list.rows.length > 0;
+  const any = list.rows.length > 0;
+  $('empty').hidden = any;
+  $('whole').hidden = list.parentNode.tHead.hidden = !any;
   $('grid').hidden = !rows().some(row => !isFolder(row) && isPicture(row));
   if ($('filter').value) filter();
   showChosen();
@@ -4103,6 +4110,7 @@ async function upload(job) {
     } catch (error) {
       if (!isOpen(job)) break;
       if (error.final) throw error;
+      samples = [];  // the rate from before says nothing any more
       update(job, 'sending', 'the link is lost, trying again');
       pause = job.sent > before ? 250 : Math.min(pause * 2, 15000);
       await Promise.race([wait(pause), new Promise(go => {
@@ -4266,6 +4274,7 @@ function handedIn(job, name) {
 function showHandedIn() {
   const all = kept('localStorage', 'handed in') || [];
   $('handed').replaceChildren(...all.map(facts => make('li', facts.join(', '))));
+  $('handed').parentNode.hidden = !all.length;
 }
 function startDropBox() {
   if (!$('drop').value) $('drop').value = kept('localStorage', 'name') || '';
@@ -4321,8 +4330,9 @@ function sending(ready, many, sent, bytes, now) {
   samples = samples.filter(sample => now - sample[0] < 10000);
   const [then, before] = samples[0], rate = (sent - before) / (now - then) * 1000;
   const left = (bytes - sent) / rate, known = rate > 0 && now - then > 1000;
-  return `${number(ready)} of ${count(many, 'file')}, ${size(sent)} of ${size(bytes)}`
-    + (known ? `, ${size(rate)}/s, ${duration(left)} left` : '');
+  const facts = [`${number(ready)} of ${count(many, 'file')}`, `${size(sent)} of ${size(bytes)}`];
+  if (known) facts.push(size(rate) + '/s', duration(left) + ' left');
+  return facts.map(fact => fact.replace(/ /g, '\xa0')).join(', ');  // each stays in one line
 }
 function duration(seconds) {
   if (seconds < 60) return Math.ceil(seconds) + ' s';
@@ -4427,8 +4437,8 @@ async function pasteText() {
 }
 // while something is on its way, leaving asks, and links open beside this page
 function onLink(event) {
-  const link = event.target.closest('a');
-  if (link) link.target = busy() && !link.hasAttribute('download') ? '_blank' : '';
+  const link = event.target.closest('a,footer button'), kind = link && link.form && 'formTarget';
+  if (link) link[kind || 'target'] = busy() && !link.hasAttribute('download') ? '_blank' : '';
 }
 
 // The start.
@@ -4490,7 +4500,7 @@ MKDIR = """
 HAND_IN = """<h1>Hand in</h1><p><label for="drop">Your name</label>
 <input id="drop" type="text" autocomplete="name" maxlength="64"@@></p>
 """
-HANDED_IN = """<p id="status" role="status"></p><div class="js"><h2>Handed in from here</h2>
+HANDED_IN = """<p id="status" role="status"></p><div hidden><h2>Handed in from here</h2>
 <ul id="handed"></ul></div><div id="dock">
 """
 FIND = """<p id="status" role="status"></p><div class="tools js">
@@ -4504,6 +4514,9 @@ COLUMNS = """<thead><tr>
 <th scope="col" data-key="2" aria-sort="none"><button>Size</button></th>
 <th scope="col" data-key="3" aria-sort="none"><button>Changed</button></th><td></td></tr></thead>
 """
+# a form, not links: wget -r and search engines follow those, and would load each folder thrice
+WHOLE = """<form id="whole" class="tools"@@>All of it as
+<button name="tar">tar (can be resumed)</button><button name="zip">zip</button></form>"""
 CHOSEN = """<div id="chosen" hidden><div class="tools"><span id="howmany" role="status"></span>
 <button id="zip" title="As one zip archive">Download</button>@@<button id="none">None</button>
 </div></div>
@@ -4556,7 +4569,7 @@ def folder_tag(info: Facts) -> str:
     """What changes with every name in a folder.
 
     "" just after a change: within one tick of the clock another one would have the same time."""
-    return bare_tag(info) if is_settled(info) else ""
+    return bare_tag(info) if abs(time.time() - info.st_mtime) > UNCHANGED else ""
 
 
 def listing(
@@ -4617,11 +4630,11 @@ def page_body(items: Iterable[Entry], tag: str, hidden: bool, read_only: bool) -
         folders, files = folders + entry.is_folder, files + (not entry.is_folder)
         total += entry.size
         yield table_row(entry, count_names(entry, hidden, budget) if entry.is_folder else None)
+    empty, some = ("", " hidden") if not folders + files else (" hidden", "")
     yield (
-        f'</tbody></table>\n<p id="empty" class="dim"{" hidden" * bool(folders + files)}>'
-        f'This folder is empty.</p>\n<footer><span id="count">{plural(folders, "folder")}, '
-        f"{plural(files, 'file')}, {readable_size(total)}</span> &middot; "
-        'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n'
+        f'</tbody></table>\n<p id="empty" class="dim"{empty}>This folder is empty.</p>\n<footer>'
+        f'<span id="count">{plural(folders, "folder")}, {plural(files, "file")}, '
+        f"{readable_size(total)}</span>{WHOLE.replace('@@', some)}</footer>\n"
         f'<div id="dock">{CHOSEN.replace("@@", chosen)}{panel}</div>{ROW}{row}</div></template>\n'
         f"<script>{SCRIPT}</script></body></html>\n"
     )

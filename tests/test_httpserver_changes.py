@@ -684,6 +684,13 @@ def ask_for(ask, location, **to):
     )
 
 
+def test_the_log_does_not_tell_how_an_upload_can_be_changed(ask, server):
+    location = begin(ask)
+    assert append(ask, location, 0, DATA).status == 201
+    shown = re.search("/big.upload=[0-9a-f]{8}", location)[0]
+    assert f'"PATCH {shown}... HTTP/1.1" 201 ' in server.stop()
+
+
 def test_an_upload_in_pieces_is_one_file(ask, folder):
     location = begin(ask, more=f"Repr-Digest: {digest(DATA)}\r\n")
     assert append(ask, location, 0, DATA[:1000], "?0").status == 204
@@ -2389,6 +2396,17 @@ def test_curl_can_do_all_that_the_docstring_says(server, folder, tmp_path):
         assert archive.extractfile("f").read() == DATA
     curl("-z", str(folder / "a.txt"), root + "/a.txt")
     assert sorted(os.listdir(folder)) == ["a.txt", "docs", "folder", "other"]
+
+
+@pytest.mark.skipif(not shutil.which("wget"), reason="needs wget")
+def test_wget_follows_the_links_of_a_folder_and_loads_no_archive(server, folder, tmp_path):
+    (folder / "sub").mkdir()
+    (folder / "sub" / "ü b.txt").write_bytes(DATA)
+    root = f"http://127.0.0.1:{server.port}/"
+    subprocess.run(["wget", "-q", "-r", "-nH", root], cwd=tmp_path / "", check=True)
+    assert (tmp_path / "sub" / "ü b.txt").read_bytes() == DATA
+    log = server.stop()
+    assert '"GET /sub/ HTTP/1.1" 200' in log and "?" not in log
 
 
 def test_a_client_that_leaves_before_100_continue_is_no_fault_of_the_server(spawn, folder):
