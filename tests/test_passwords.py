@@ -370,6 +370,7 @@ def test_wrong_passwords_are_counted_for_a_minute_each_network_for_itself_and_in
         ("192.0.2.1", "192.0.2.1"),
         ("::ffff:192.0.2.1", "192.0.2.1"),
         ("::ffff:0:c000:201", bytes(8)),  # translated by a router (SIIT)
+        ("::ffff:0:192.0.2.1", bytes(8)),  # the same, as Windows writes it
         ("::1", bytes(8)),
         ("fe80::1%eth0", bytes([0xFE, 0x80, 0, 0, 0, 0, 0, 0])),
     ],
