@@ -929,14 +929,23 @@ class Puts(Batch):
                 for entry in list_folder(self.args, source.name, True)
                 if entry.verb != "note"
             ]
-            here = {
-                below.rstrip("/")
-                for below in there
-                if os.path.lexists(os.path.join(source.path, below.rstrip("/")))
-            }
+            names = (below.rstrip("/") for below in there)
+            here = {name for name in names if self.is_here(source.path, name)}
             for below in self.choose_doomed(source.name, there, here):
                 found.append(File(f"{source.name}/{below}".rstrip("/"), doomed=True))
         return reversed(found)  # a folder comes after what is in it
+
+    def is_here(self, top: str, below: str) -> bool:
+        """Whether something of that name is in the folder here, or may be behind a link.
+
+        A server that lists names from elsewhere must not learn what is there."""
+        try:
+            above, leaf = os.path.split(os.path.join(top, *check_name(below)))
+            return self.folder(top, above).stat(leaf) is not None
+        except FileNotFoundError:
+            return False
+        except (OSError, Refused):
+            return True
 
     def keeps_copy(self, file: File) -> Generator[File, "Line", bool]:
         """Whether the server stores in this very folder what is sent to it.
@@ -1524,9 +1533,7 @@ class Sends(Puts):
         verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (sha256 or None)
         word, nick = found.words[0], found.keys.get("nick")
         target = self.receivers.setdefault(word, peer_name(word, nick))
-        self.receivers[nick or word] = (
-            target  # once it has left, it is called as on our command line
-        )
+        self.receivers[nick or word] = target  # so it is called when it has left
         counts = self.results.setdefault(target, Counter())
         counts.update(sent=1, verified=int(verified), bytes=size * verified)
         if verified:
@@ -1835,7 +1842,7 @@ class Chat:
             name = unquote(name.removeprefix("from="))
             private, alone = ({"private": True}, " to you alone") if verb == "told" else ({}, "")
             self.show_line(f"{name}{alone}: {text}", {"from": name, "text": text, **private})
-        elif "was" in keys:
+        elif verb == "joined" and "was" in keys:
             text = f"* {keys['was']} is now {words[0]}"
             self.show_line(text, {verb: words[0], "was": keys["was"]})
         elif verb in ("joined", "left"):

@@ -2269,6 +2269,20 @@ def test_delete_removes_what_the_source_lost_but_nothing_excluded_or_hidden(
     assert (theirs / "t/gone.txt").exists()
 
 
+def test_a_server_learns_nothing_of_what_is_outside_of_the_folder_that_is_sent(
+    do, here, canned, tmp_path
+):
+    (here / "t").mkdir()
+    (here / "t/link").symlink_to(tmp_path)
+    listed = b"".join(
+        b"file t/%b size=1 mtime_ns=1\n" % os.fsencode(name)
+        for name in ("../nothing", f"/{tmp_path}/nothing", "link/nothing", "was/../../nothing")
+    )
+    server = canned(GREETING + b"ok mkdir t\n", GREETING + listed + b"ok list t count=4\n")
+    done = do("put", "t", "--delete", "--force", "--retries", "0", port=server.port)
+    assert done.code == 0 and b"delete" not in b"".join(server.read), (done, server.read)
+
+
 def test_the_rate_is_kept_to_in_both_directions(do, here, box):
     """It is measured between the trace's lines: the first and the last of the body."""
     for folder, verb in (here, "put"), (box, "get"):
