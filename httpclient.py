@@ -27,9 +27,10 @@ file is skipped, another one is replaced only with --force. upload sends a file 
 differs from the server's; if the server keeps no times, it sends what is newer. Large uploads wait
 for the server's word (Expect: 100-continue). They can be resumed, also through proxies, if the
 reply to OPTIONS has Upload-Limit: then the server speaks
-draft-ietf-httpbis-resumable-upload-10 (interop version 8). Files keep their time if the server
-knows X-OC-Mtime, and the right to execute if it knows X-Executable. "sent unverified" means that
-the server replied 200 and a page, which a server that ignores PUT would do too.
+draft-ietf-httpbis-resumable-upload-10 (interop version 8). If the server tells another SHA-256 of
+what it stored (Repr-Digest) than was sent, the upload is repeated. Files keep their time if the
+server knows X-OC-Mtime, and the right to execute if it knows X-Executable: 1. "sent unverified"
+means that the server replied 200 and a page, which a server that ignores PUT would do too.
 
 For mirror and upload, --exclude leaves out what matches, as in .gitignore, and --hidden takes names
 that start with a dot. --delete deletes what the source does not have, once all else came through:
@@ -176,7 +177,8 @@ PASSING = {408, 429, 500, 502, 503, 504}  # statuses that may pass, so that a re
 REDIRECTS = {301, 302, 303, 307, 308}
 # ask for the unencoded bytes of a file, and for their digest
 IDENTITY = {"Accept-Encoding": "identity"}
-WANTED = {**IDENTITY, "Want-Repr-Digest": "sha-256=1"}
+DIGEST_WANTED = {"Want-Repr-Digest": "sha-256=1"}
+WANTED = {**IDENTITY, **DIGEST_WANTED}
 DRAFT = {"Upload-Draft-Interop-Version": "8"}  # of resumable uploads
 ADVICE = {  # what the user may do about a status
     401: "--password, --ask-password or --user NAME:PASSWORD;"
@@ -994,6 +996,8 @@ class BodySource:
         self.mtime_ns = self.state[0][1] if self.state else 0
         self.executable = any(info and info.st_mode & stat.S_IXUSR for info in found)
         self.sent = 0  # bytes read from standard input
+        self.checked = False  # whether the server will tell the digest of what it has
+        self.digest = ""  # then: that of the file, once it is sent
         # a server that has the beginning wants the rest, so no Expect: 100-continue for that
         self.expects = not start and (self.length is None or self.length >= EXPECT_FROM)
 
@@ -1002,14 +1006,22 @@ class BodySource:
         return BodySource(*self.parts).state != self.state
 
     def chunks(self) -> Iterator[Data]:
+        total = hasher("sha256")
         for part, size in zip(self.parts, self.sizes):
-            if isinstance(part, bytes):
-                yield part
-            else:
-                yield from file_chunks(part, self.start, size)
+            for chunk in [part] if isinstance(part, bytes) else file_chunks(part, self.start, size):
+                if self.checked:
+                    total.update(chunk)
+                yield chunk
         while self.length is None and (chunk := read_input()):
             self.sent += len(chunk)
             yield chunk
+        if self.checked:
+            # of a file that an earlier request has begun, this one has seen only the rest
+            whole = not self.start
+            self.digest = total.hexdigest() if whole else file_digest(str(self.parts[0]), "sha256")
+
+    def whole(self) -> bytes:
+        return b"".join(map(bytes, self.chunks()))
 
 
 def sendable_file(path: str) -> os.stat_result:
@@ -1332,6 +1344,8 @@ class Download:
 
     def receive(self, client: Client, output: Output, span: "Span") -> None:
         """Ask for a span, and store what comes."""
+        if output.fd < 0:
+            return  # the main thread has closed it, while this one waited to try again
         reply, self.reply = self.reply, None
         with reply or client.ask("GET", self.url, wanted(output.source, span)) as reply:
             if self.admits(reply, output, span):
@@ -1458,9 +1472,7 @@ class Download:
                 with contextlib.closing(Client(self.args)) as client:
                     for span in left:
                         act = functools.partial(self.receive, client, output, span)
-                        # closed: the main thread has given up while this one waited to try again
-                        go_on = lambda: output.fd < 0 or act()  # noqa: B023, E731
-                        client.retry(self.url, go_on, lambda: span.offset)  # noqa: B023
+                        client.retry(self.url, act, lambda: span.offset)  # noqa: B023
             except BaseException as error:  # noqa: BLE001  (the main thread raises it again)
                 problem = error
             ends.put(problem)
@@ -2078,7 +2090,6 @@ class Upload:
         self.body = body
         self.path = path
         self.offset = 0  # bytes that the server has, as far as we know
-        self.complete = False  # the server has it all; only its reply was lost
         self.announced = False  # the server has said that it speaks the draft
         self.verdict = "sent"
         self.fields: Fields = {}
@@ -2086,8 +2097,7 @@ class Upload:
         name = part_name(url)[: -len("part")] + "json"
         self.note = os.path.join(os.path.dirname(path), name)
         self.resource = self.recall()  # where it can be continued
-        # bytes that an earlier run has sent; None until the server tells
-        self.kept = None if self.resource else 0
+        self.kept: int | None = None  # bytes that an earlier run has sent, once the server tells
 
     def recall(self) -> Optional[URL]:
         """Where an earlier run of the same upload stopped, if the file is still the same.
@@ -2103,6 +2113,11 @@ class Upload:
                 return resource
         return None
 
+    def forget(self) -> None:
+        self.resource = None
+        with contextlib.suppress(OSError):
+            os.unlink(self.note)
+
     def remember(self, resource: URL) -> None:
         """Note beside the file where its rest may be sent. If no note can be written, a retry
         starts over."""
@@ -2114,8 +2129,8 @@ class Upload:
     def prepare(self) -> Fields:
         """The fields that describe the file.
 
-        A digest stands before the body, so a large file must be read twice. Do that only for
-        servers that say that they check it."""
+        The digest of a short body goes before it. A long one would have to be read for that first,
+        so its digest is compared with the one in the reply."""
         if self.body.length is None:
             return {}
         seconds, fields = self.body.mtime_ns // 10**9, Fields()
@@ -2128,17 +2143,14 @@ class Upload:
             self.warn_of_time()
         if self.body.executable:
             fields[EXECUTABLE] = "1"
-        offers = {"want-repr-digest"}
-        if self.body.length >= EXPECT_FROM:
-            with self.client.ask("OPTIONS", self.url) as reply:
-                offers = set(reply.head.fields)
+        if self.body.length < EXPECT_FROM:
+            digest = hasher("sha256", self.body.whole()).digest()
+            return {**fields, "Repr-Digest": f"sha-256=:{b64(digest)}:"}  # RFC 9530
+        with self.client.ask("OPTIONS", self.url) as reply:
+            offers = reply.head.fields
         self.announced = "upload-limit" in offers and self.args.resume
-        if offers & {"want-repr-digest", "upload-limit"}:
-            total = hasher("sha256")
-            for chunk in self.body.chunks():
-                total.update(chunk)
-            fields["Repr-Digest"] = f"sha-256=:{b64(total.digest())}:"  # RFC 9530
-        return fields
+        self.body.checked = "want-repr-digest" in offers
+        return {**fields, **DIGEST_WANTED}
 
     def is_there(self) -> bool:
         """Whether the server has this very file. Another one is replaced only with --force."""
@@ -2164,15 +2176,9 @@ class Upload:
             self.condition = {}
         if self.body.changed():  # the server has the beginning of another file
             self.body, self.resource, self.fields = BodySource(self.path), None, {}
-            self.kept = 0
-        if not (self.resource and self.is_known(self.resource)):
-            self.resource = self.create()
-        if not self.resource:
-            self.send_whole()
-        elif not self.complete:
-            self.append(self.resource)
-        with contextlib.suppress(OSError):
-            os.unlink(self.note)
+        if not (self.resource and self.go_on(self.resource)):
+            self.begin()
+        self.forget()
         if self.body.changed():
             raise Failure(
                 18,
@@ -2181,16 +2187,20 @@ class Upload:
                 "repeat the command when nothing writes to it",
             )
 
+    def begin(self) -> None:
+        self.offset = self.kept = 0
+        self.fields = self.fields or {**self.prepare(), **self.condition}
+        self.resource = self.create() if self.announced else None
+        if self.resource:
+            self.append(self.resource)
+        else:
+            self.send_whole()
+
     def create(self) -> Optional[URL]:
-        """Begin with an empty upload, if the server speaks the draft. Its reply says where to
-        continue.
+        """Begin with an empty upload. The reply says where to continue.
 
         A 104 reply would say so during the upload, but nginx and other proxies drop it. The
         place must be on the server that the user named, because it is sent the login."""
-        self.fields = self.fields or {**self.prepare(), **self.condition}
-        self.offset = 0
-        if not self.announced:
-            return None
         fields = {
             **self.fields,
             "Upload-Complete": "?0",
@@ -2198,7 +2208,7 @@ class Upload:
             **DRAFT,
         }
         with self.client.ask("PUT", self.url, fields, BodySource(b"")) as reply:
-            self.check(reply, stored=False)
+            self.check(reply)
             location = reply.head.get("location")
         resource = reply.url.join(location)
         if not location or resource.origin != self.url.origin:
@@ -2215,13 +2225,13 @@ class Upload:
         self.fields = self.prepare()
         fields = {**self.fields, **self.client.origin(self.url).login_fields}
         head = self.client.request("PUT", self.url, fields, self.body)
-        return head + b"".join(map(bytes, self.body.chunks()))
+        return head + self.body.whole()
 
     def is_done(self, reply: Reply) -> bool:
         """Whether a reply in the pipeline says that the file was stored."""
         if not reply.head.success or self.is_doubtful(reply) or self.body.changed():
             return False
-        self.check(reply)
+        self.check(reply, self.body)
         self.args.progress.begin(self.path, 0, None)
         self.args.progress.add(self.sent)
         report(self.args, self.url, "sent", self.path, self.sent)
@@ -2230,13 +2240,15 @@ class Upload:
     def send_whole(self) -> None:
         self.args.progress.begin(self.path, 0, self.body.length)
         with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
-            self.check(reply)
+            self.check(reply, self.body)
             doubtful = self.is_doubtful(reply)
         if doubtful:
             self.verify_size()
 
-    def check(self, reply: Reply, stored: bool = True) -> None:
-        """Check a reply. A time before 1970 or after 2286 may be refused: then go without it."""
+    def check(self, reply: Reply, stored: Optional[BodySource] = None) -> None:
+        """Check a reply, and the digest in it if it is about what was stored.
+
+        A time before 1970 or after 2286 may be refused: then go without it."""
         head = reply.head
         rare = not re.fullmatch("[0-9]{0,10}", self.fields.get(OC_MTIME, ""))
         lost = stored and head.success and head.get(OC_MTIME.lower()) != "accepted"
@@ -2246,6 +2258,16 @@ class Upload:
             if not lost:
                 raise Transient(22, f"{self.url}: 400", "that time", "without it", after=0)
         check(reply)
+        found = promised_digest(head)
+        if stored and stored.digest and found not in ("", stored.digest):
+            self.forget()
+            raise Transient(
+                56,
+                f"{self.url} arrived damaged: its SHA-256 is {found}",
+                f"{stored.digest} was sent",
+                "delete it there, then repeat the command",
+                lasting=False,
+            )
 
     def warn_of_time(self) -> None:
         time_of = f"the time of {printable(self.path)}, {self.body.mtime_ns // 10**9} s since 1970"
@@ -2277,21 +2299,24 @@ class Upload:
             )
         self.verdict = "sent unverified"
 
-    def is_known(self, resource: URL) -> bool:
-        """Ask how much has arrived. Returns False if the server has forgotten the upload."""
+    def go_on(self, resource: URL) -> bool:
+        """Send what is missing of an upload. Returns False if the server has forgotten it."""
         with self.client.ask("HEAD", resource, DRAFT) as reply:
             head = reply.head
             # busy: the server still waits for a connection that was lost
             if head.status == 503:
                 check(reply)
         text, size = head.get("upload-offset"), self.body.length or 0
-        if head.status >= 400 or not re.fullmatch(LENGTH, text) or int(text) > size:
+        complete = head.get("upload-complete") == "?1"  # only the reply was lost
+        known = head.status < 400 and re.fullmatch(LENGTH, text) and int(text) <= size
+        if not known or complete and int(text) < size:
             return False
-        self.offset, whole = int(text), head.get("upload-complete") == "?1"
-        self.complete = whole and self.offset == size
+        self.offset = int(text)
         if self.kept is None:
             self.kept = self.offset
-        return self.complete or not whole
+        if not complete:
+            self.append(resource)
+        return True
 
     def append(self, resource: URL) -> None:
         self.args.progress.begin(self.path, self.offset, self.body.length)
@@ -2299,9 +2324,11 @@ class Upload:
             "Content-Type": "application/partial-upload",
             "Upload-Offset": str(self.offset),
             "Upload-Complete": "?1",
+            **DIGEST_WANTED,
             **DRAFT,
         }
         rest = BodySource(self.path, start=self.offset)
+        rest.checked = True
         with self.client.ask("PATCH", resource, fields, rest) as reply:
             if reply.head.status == 409:
                 raise Transient(
@@ -2310,7 +2337,7 @@ class Upload:
                     "it is still busy with what came",
                     "repeat the command",
                 )
-            self.check(reply)
+            self.check(reply, rest)
 
 
 def post(client: Client) -> None:
@@ -3727,7 +3754,7 @@ class Capture:
         hosts = ports = b""
         for end in ends:
             # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            host = re.sub(r"^::ffff:(?=[0-9.]+$)|%.*", "", end[0])
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             hosts += socket.inet_pton(family, host)
             ports += struct.pack("!H", end[1])
@@ -4089,7 +4116,7 @@ def say(text: str, end: str = "\n") -> None:
 
 def address(place: Address) -> str:
     """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
-    host = re.sub(r"^::ffff:(?=.*\.)", "", str(place[0]))
+    host = re.sub(r"^::ffff:(?=[0-9.]+$)", "", str(place[0]))
     return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
 
 
