@@ -2154,21 +2154,24 @@ class Upload:
 
     def is_there(self) -> bool:
         """Whether the server has this very file. Another one is replaced only with --force."""
-        with self.client.ask("HEAD", self.url, IDENTITY) as reply:
+        # a text has no time, so ask for the digest
+        wanted = IDENTITY if self.body.state else WANTED
+        with self.client.ask("HEAD", self.url, wanted) as reply:
             head = reply.head
         if head.status in PASSING:
             check(reply)
-        if head.status == 200:
-            ours = Entry("", False, self.body.length, self.body.mtime_ns // 10**9)
-            if not self.body.state or not is_copy(entry_of(head), ours, exact=True):
-                raise Failure(
-                    25,
-                    f"{self.url} exists already, and is another file",
-                    "it was left as it is",
-                    "--force replaces it; or put under another name",
-                )
+        if head.status == 200 and not self.is_same(head):
+            raise occupied(self.url, is_folder=reply.url.path.endswith("/"))
         self.condition = {"If-None-Match": "*"}  # somebody may put a file there meanwhile
         return head.status == 200
+
+    def is_same(self, head: Head) -> bool:
+        body = self.body
+        if body.state:
+            ours = Entry("", False, body.length, body.mtime_ns // 10**9)
+            return is_copy(entry_of(head), ours, exact=True)
+        digest = promised_digest(head) if body.parts else ""
+        return bool(digest) and digest == hasher("sha256", body.whole()).hexdigest()
 
     def attempt(self) -> None:
         # only once: when a reply was lost, the file there may be ours
@@ -2338,6 +2341,13 @@ class Upload:
                     "repeat the command",
                 )
             self.check(reply, rest)
+
+
+def occupied(url: URL, is_folder: bool) -> "Failure":
+    what, hint = "another file", "--force replaces it; or put under another name"
+    if is_folder:
+        what, hint = "a folder", f"{folder_url(url)} puts files into it"
+    return Failure(25, f"{url} exists already, and is {what}", "it was left as it is", hint)
 
 
 def post(client: Client) -> None:
