@@ -307,10 +307,9 @@ Conversation = Generator[File, "Line", None]
 NAME_IS_FREE = {"no-such-file", "no-such-folder", "drop-box"}
 # what the server says to the same request again if it had been done before the connection was lost
 DONE = {"delete": "no-such-file", "mkdir": "exists"}
-# what the last line tells besides what was sent or fetched
+# what the last line tells besides what was sent, fetched or skipped
 LAST_LINE = {
     "same": "{:,} already there",
-    "skipped": "skipped {}",
     "deleted": "deleted {:,}",
     "delete": "would delete {:,}",
     "failed": "{:,} failed",
@@ -380,12 +379,14 @@ class Batch:
     def reached(self) -> str:
         """How far it came. The answer for a file may have come while the next one was sent."""
         link: Link | None = self.args.link
-        answers = zip(link.arrived if link else [], self.waiting)
+        if link and self.verb != "get":  # there a body may be under way
+            link.timeout = REDRAW
+            with contextlib.suppress(Lost, Broken):
+                link.notes()
         arrived = [
             file.status.st_size
-            for (found, _), (file, _) in answers
-            if found.verb == "ok" and found.words[:1] in (["put"], ["send"])
-            if file.status and stat.S_ISREG(file.status.st_mode)  # a folder is sent as well
+            for (answer, _), (file, _) in zip(link.arrived if link else (), self.waiting)
+            if answer.verb == "ok" and file.tried and file.status
         ]
         size = self.bytes + self.there + self.progress.current + sum(arrived)
         return f"{plural(self.counts['ok'] + len(arrived), 'file')} and {readable_size(size)}"
@@ -604,29 +605,30 @@ class Batch:
     def summary(self) -> None:
         self.progress.clear()
         elapsed, counts = time.monotonic() - self.progress.began, self.counts
-        skipped = {kind: counts[kind] for kind in SKIPPED if counts[kind]}
-        facts: dict[str, Any] = {
-            "verb": self.verb,
-            "files": counts["ok"] + counts["new"] + counts["replace"],
-            "bytes": self.bytes,
-            "seconds": round(elapsed, 3),
-            "same": counts["same"],
-            "skipped": sum(skipped.values()),
-            "deleted": counts["deleted"] + counts["delete"],
-            "failed": counts["failed"],
-        }
+        files = counts["ok"] + counts["new"] + counts["replace"]
         if self.args.json:
-            return tell_json(facts)
+            return tell_json(
+                {
+                    "verb": self.verb,
+                    "files": files,
+                    "bytes": self.bytes,
+                    "seconds": round(elapsed, 3),
+                    "same": counts["same"],
+                    "skipped": sum(counts[kind] for kind in SKIPPED),
+                    "deleted": counts["deleted"] + counts["delete"],
+                    "failed": counts["failed"],
+                }
+            )
         rate = readable_size(self.bytes / max(elapsed, 0.001))
-        facts |= {"deleted": counts["deleted"], "delete": counts["delete"]}
-        facts["skipped"] = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
-        clauses = [form.format(facts[key]) for key, form in LAST_LINE.items() if facts[key]]
-        text = f"{plural(facts['files'], 'file')}, {readable_size(self.bytes + self.there)}"
+        skipped = ", ".join(f"{counts[kind]:,} {kind}" for kind in SKIPPED if counts[kind])
+        clauses = [f"skipped {skipped}"] * bool(skipped)
+        clauses += [form.format(counts[key]) for key, form in LAST_LINE.items() if counts[key]]
+        text = f"{plural(files, 'file')}, {readable_size(self.bytes + self.there)}"
         text += f" ({readable_size(self.there)} of it already there)" * bool(self.there)
         if self.args.dry_run:
             would = "fetch" if self.verb == "get" else "send"
             text = f"{self.verb} --dry-run: would {would} {text}"
-        elif facts["files"]:
+        elif files:
             text = f"{self.verb}: {text} in {elapsed:.2f} s ({rate}/s)"
         else:
             text = f"{self.verb}: 0 files"
@@ -804,7 +806,7 @@ class Puts(Batch):
         """The bytes, and whether they arrived."""
         fd, status = self.opened(file)
         try:
-            offset, sha256, given_up = self.send_bytes(file, fd, status, part, over)
+            offset, sha256 = self.send_bytes(file, fd, status, part, over)
         finally:
             os.close(fd)
         if self.verb == "put":
@@ -816,19 +818,12 @@ class Puts(Batch):
         if answer.keys.get("reason") == "exists" and not file.tried:
             # another client was quicker: look whether it was with the same
             return self.files.append(iter([file._replace(tried=True, fresh=False)]))
-        if given_up == "changed":
-            raise Failure(
-                18,
-                f"{printable(file.path)} changed while it was sent",
-                "the server has not kept it",
-                "run the same command again when nothing writes to it",
-            )
         self.accept(file, answer, status.st_size, sha256, offset)
 
     def send_bytes(
         self, file: File, fd: int, status: os.stat_result, part: int, over: bool
-    ) -> tuple[int, str, str]:
-        """How much was there before this run, the digest of all, and why they were given up.
+    ) -> tuple[int, str]:
+        """How much was there before this run, and the digest of all.
 
         If there are many, or a part was left before, the server is heard first: it refuses what it
         has no room for, or says where to begin."""
@@ -845,14 +840,14 @@ class Puts(Batch):
         self.announce(file, "put", **keys)
         offset = self.link.accepted_offset() if asks else 0
         if offset is None:
-            return 0, "", "refused"
+            return 0, ""
         if offset != begun:
             sha = hashlib.sha256()
             os.lseek(fd, 0, os.SEEK_SET)
         self.progress.resumed += offset
         before = self.began.setdefault(file.name, offset)
-        given_up = send_body(self.link, fd, size - offset, status, sha, self.may_go_on)
-        return before, sha.hexdigest(), given_up
+        send_body(self.link, fd, size - offset, status, sha, self.may_go_on)
+        return before, sha.hexdigest()
 
     def may_go_on(self, count: int) -> bool:
         """Between chunks: or has the server refused it already?
@@ -1035,11 +1030,6 @@ class Puts(Batch):
         """Standard input has no known length: it needs no stat, and has no second attempt."""
         if self.args.dry_run:
             return self.plan("new", file)
-        if self.verb == "put" and not self.args.quiet:
-            say(
-                "standard input cannot be sent twice: "
-                "if the connection is lost, this upload cannot resume"
-            )
         if sys.stdin is None:  # closed: the connection may have its number
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         self.announce(file, "put", over="yes" if self.args.force else None)
@@ -1087,22 +1077,13 @@ class Puts(Batch):
 
 def do_put(args: argparse.Namespace) -> int:
     """Also send: the same files, to other clients."""
-    if args.name and args.name.endswith("/"):
-        raise Failure(
-            2,
-            f"--as {printable(args.name)} names a folder",
-            "it is the whole name that the file gets",
-            f"--as {printable(args.name)}NAME"
-            + f"; or --into {printable(args.name)}, which makes the folder"
-            * (args.command == "put"),
-        )
     args.paths = [found for path in args.paths for found in local_names(path)]
-    if args.name and len(args.paths) > 1:
+    if args.name and (len(args.paths) > 1 or args.name.endswith("/")):
         raise Failure(
             2,
-            "--as names one file, and there are several",
-            "they would replace each other",
-            f"{args.command} without --as",
+            f"--as {printable(args.name)} is for one file",
+            "it is the whole name of that file: no folder's, and not for several files",
+            f"{args.command} without --as" + "; --into FOLDER makes one" * (args.command == "put"),
         )
     batch = Puts(args) if args.command == "put" else Sends(args)
     if batch.progress.drawn:
@@ -1121,33 +1102,6 @@ def local_names(path: str) -> list[str]:
 
 # --- get: files come in ---
 FULL = {errno.ENOSPC, errno.EDQUOT}  # of a disk
-# why a body is not taken for the file: exit code, what it did, why, what to do
-UNFIT = {
-    "aborted": (
-        18,
-        "changed while the server sent it",
-        "what came of it is not kept",
-        "run the same command again when nothing writes to it",
-    ),
-    "incomplete": (
-        18,
-        "ended too early",
-        "the server had announced more",
-        "run the same command again",
-    ),
-    "too-long": (
-        56,
-        "is longer than the server said",
-        "it breaks the protocol",
-        "run the same command again",
-    ),
-    "wrong-digest": (
-        56,
-        "arrived changed",
-        "its SHA-256 is not what the server computed: nothing is kept",
-        "run the same command again",
-    ),
-}
 
 
 class Gets(Batch):
@@ -1421,12 +1375,12 @@ class Gets(Batch):
             if receive_body(self.link, answer, part, lambda announced: None, tell) == "no":
                 raise Refused("wrong-digest")
         except Refused as refused:
-            code, what, why, hint = UNFIT[refused.reason]
+            told = "its length is not what the server announced", "run the same command again"
+            came = f"{part.received:,} of {part.size or 0:,} bytes"
             raise Failure(
-                code,
-                f"{printable(file.name)} {what} ({part.received:,} of {part.size or 0:,} bytes)",
-                why,
-                hint,
+                18 if refused.reason in ("aborted", "incomplete") else 56,
+                f"{printable(file.name)} was not received ({refused.reason} after {came})",
+                *WHYS.get(refused.reason, told),
             ) from None
         try:
             part.finish(self.args.force)
@@ -1509,8 +1463,9 @@ class Sends(Puts):
         # receiver -> how many files and folders it was sent, how many it has, their bytes
         self.results: dict[str, Counter[str]] = {}
         self.targets = ",".join(filter(None, args.to or []))
-        self.nicks: set[str] = set()  # of those receivers that have one
-        self.absent: dict[str, str] = {}  # address or nick of who gets nothing more -> its result
+        self.nicks: set[str] = set()  # of receivers that have one, and are here
+        self.receivers: dict[str, str] = {}  # address or nick -> what we call it
+        self.absent: set[str] = set()  # of these, those of whom it was told that they are not there
         if not self.targets and not args.all:
             raise Failure(
                 2,
@@ -1531,9 +1486,6 @@ class Sends(Puts):
             raise Lost(f"{printable(', '.join(away))} is not back yet")
         if self.args.all:
             self.targets = ",".join(nick or place for place, nick in receiving.items())
-            names = (name.lower() for both in receiving.items() for name in both)
-            back = {self.absent.get(name) for name in names}
-            self.absent = {name: who for name, who in self.absent.items() if who not in back}
         if not self.targets and self.args.tries:
             raise Lost("nobody is receiving yet")
         if not self.targets:
@@ -1578,10 +1530,7 @@ class Sends(Puts):
             return False
         if not self.link.got:
             raise refusal(answer, "send", file.name)
-        for target in set(self.absent.values()):
-            self.results[target]["unsent"] += 1
-        heard = [found for found in self.link.got if self.absent.keys().isdisjoint(names_of(found))]
-        reasons = [self.count_result(file, found, size, sha256) for found in heard]
+        reasons = [self.count_result(file, found, size, sha256) for found in self.link.got]
         if all(reasons) and NO_RECEIVER.issuperset(reasons):
             self.nobody = True
             if self.waiting or self.next_file():
@@ -1590,28 +1539,28 @@ class Sends(Puts):
         return not all(reasons)
 
     def count_result(self, file: File, found: "Line", size: int, sha256: str) -> str:
-        """What one receiver said: "", or why it has not got it."""
+        """What one receiver said: "", or why it has not got it. That it is absent is told once."""
         verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (sha256 or None)
-        target = peer_name(found.words[0], found.keys.get("nick"))
+        word, nick = found.words[0], found.keys.get("nick")
+        target = self.receivers.setdefault(word, peer_name(word, nick))
+        self.receivers[nick or word] = (
+            target  # once it has left, it is called as on our command line
+        )
         counts = self.results.setdefault(target, Counter())
         counts.update(sent=1, verified=int(verified), bytes=size * verified)
         if verified:
             return ""
         reason = found.keys.get("reason") or "wrong-digest"
+        if reason in NO_RECEIVER:
+            self.nicks -= {word, nick}
+            if target in self.absent:
+                return reason
+            self.absent.add(target)
         told = "the receiver says so", "run the same command again"
         why, hint = THERE.get(reason) or WHYS.get(reason, told)
         what = f"{target} did not get {printable(file.name)} ({printable(reason)})"
         self.fail(file, Failure(25, what, printable(found.keys.get("why", why)), hint))
-        if reason in NO_RECEIVER:
-            self.leave_out(names_of(found), target)
         return reason
-
-    def leave_out(self, names: list[str], target: str) -> None:
-        """Who is not there is told of once. What is asked from now on does not name it."""
-        self.absent |= dict.fromkeys(names, target)
-        rest = (each for each in self.targets.split(",") if each.lower() not in self.absent)
-        self.targets = ",".join(rest)
-        self.nicks = {nick for nick in self.nicks if nick.lower() not in self.absent}
 
     def summary(self) -> None:
         super().summary()
@@ -1620,14 +1569,7 @@ class Sends(Puts):
                 tell_json({"verb": "send", "receiver": target, **counts})
             elif not self.args.quiet:
                 verified = f"verified {counts['verified']:,} of {counts['sent']:,}"
-                text = f"{target}: {verified}, {readable_size(counts['bytes'])}"
-                unsent = counts["unsent"]
-                say(text + f"; not sent to it: {unsent:,} more" * (unsent > 0))
-
-
-def names_of(found: "Line") -> list[str]:
-    """What a receiver can have been called: its address or what stood for it, and its nick."""
-    return [name.lower() for name in (found.words[0], found.keys.get("nick")) if name]
+                say(f"{target}: {verified}, {readable_size(counts['bytes'])}")
 
 
 class Inbox:
@@ -1637,7 +1579,6 @@ class Inbox:
         self.args = args
         # (sender, file or folder) -> what it is called here; "" if its user did not want it
         self.names: dict[tuple[str, str], str] = {}
-        self.last_note = 0.0  # when the sender was last told how far it is
         self.progress = Progress(args)  # of one file after another
         self.shows = is_terminal(1) and not args.quiet  # for a person
         self.top = destination(args.output or ".")
@@ -1747,9 +1688,9 @@ class Inbox:
         progress.due = progress.began + REDRAW
 
         def tell_both(received: int) -> None:
+            due = progress.due
             progress.update(received)
-            if time.monotonic() - self.last_note >= REDRAW:
-                self.last_note = time.monotonic()
+            if progress.due > due:  # the sender's picture is as new as ours
                 self.link.send_line("note", name, received=received)
                 self.link.flush()
 
@@ -1907,14 +1848,14 @@ class Chat:
         verb, words, keys = found.verb, found.words or [""], found.keys
         if verb in ("said", "told"):
             name, _, text = words[0].partition(" ")
-            said: dict[str, Any] = {"from": unquote(name.removeprefix("from=")), "text": text}
-            said |= {"private": True} if verb == "told" else {}
-            alone = " to you alone" * (verb == "told")
-            self.show_line(f"{said['from']}{alone}: {text}", said)
+            name = unquote(name.removeprefix("from="))
+            private, alone = ({"private": True}, " to you alone") if verb == "told" else ({}, "")
+            self.show_line(f"{name}{alone}: {text}", {"from": name, "text": text, **private})
+        elif "was" in keys:
+            text = f"* {keys['was']} is now {words[0]}"
+            self.show_line(text, {verb: words[0], "was": keys["was"]})
         elif verb in ("joined", "left"):
-            was = {key: name for key, name in keys.items() if key == "was"}
-            text = f"{was['was']} is now {words[0]}" if was else f"{words[0]} {verb}"
-            self.show_line(f"* {text}", {verb: words[0], **was})
+            self.show_line(f"* {words[0]} {verb}", {verb: words[0]})
         elif verb == "client":
             facts = words[0], keys.get("nick"), keys.get("mode")
             self.show_line(f"* {'  '.join(filter(None, facts))}", {**keys, "client": words[0]})
@@ -2494,19 +2435,7 @@ class Link(Wire):
             return
         salt, nonce = keys.get("salt", ""), keys.get("nonce", "")
         if keys["auth"] != AUTH or not NONCE.fullmatch(salt) or not NONCE.fullmatch(nonce):
-            raise Failure(
-                56,
-                f"{self.endpoint} asks for a password in a way that is not known here",
-                printable(keys["auth"]),
-                "use a client.py as new as the server",
-            )
-        if not password and not is_terminal(2):
-            raise Failure(
-                67,
-                f"{self.endpoint} asks for a password",
-                "none was given, and there is no terminal to ask on",
-                "--password TEXT, or SIXSOCKETS_PASSWORD in the environment",
-            )
+            raise Broken(f"auth={keys['auth']}")
         if not password:
             password = args.password = ask_password(self.endpoint)
         self.exchange_proofs(auth_key(password, salt), nonce)
@@ -2808,7 +2737,10 @@ WHYS = {
         "what arrived is not what was sent: the network or a disk changed it",
         "run the same command again",
     ),
-    "aborted": ("it was given up", "run the same command again"),
+    "aborted": (
+        "it changed while it was sent, or its sender gave up",
+        "run the same command again when nothing writes to it",
+    ),
     "usage": ("the server expects other words", "help"),
     "unknown-verb": ("the server does not know that command", "help lists those that it knows"),
     "no-such-client": ("nobody who is connected has that address or nick", "who lists the clients"),
@@ -2877,7 +2809,7 @@ TURNED_AWAY = {
 
 
 # exit codes of reasons; others depend on what was asked
-CODES = {"wrong-digest": 56, "no-such-file": 78, "no-such-folder": 78}
+CODES = {"aborted": 18, "wrong-digest": 56, "no-such-file": 78, "no-such-folder": 78}
 
 
 def require_ok(answer: Line, verb: str, name: str) -> Line:
@@ -2894,7 +2826,7 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
         why, hint = WHYS["no-such-file"]
     if "why" in answer.keys:
         why, hint = printable(answer.keys["why"]), "use another name or folder"
-    upload = verb in ("put", "send") and reason != "wrong-digest"
+    upload = verb in ("put", "send") and reason not in ("aborted", "wrong-digest")
     code = 25 if upload else CODES.get(reason, 9)
     if "limit" in answer.keys:
         why += f" ({readable_size(answer.number('limit'))})"
@@ -3657,10 +3589,12 @@ class Progress:
         self.update(0)
 
     def update(self, current: int, verb: str = "") -> None:
-        """So much of the current file is there."""
-        self.current = current
-        if self.drawn and (now := time.monotonic()) >= self.due:
-            self.due = now + REDRAW
+        """So much of the current file is there. When that is due, it is shown."""
+        self.current, now = current, time.monotonic()
+        if now < self.due:
+            return
+        self.due = now + REDRAW
+        if self.drawn:
             self.shown = True
             checked = f"checking: {readable_size(current)}"
             say(f"\r{checked if verb else self.bar(now)}\x1b[K", "")
@@ -3929,8 +3863,11 @@ def names_there(args: argparse.Namespace, text: str) -> list[str]:
                 found.append(path)
     except Failure:  # there is no such folder
         pass
-    except (Lost, Broken, OSError, KeyboardInterrupt):  # readline would drop it
+    except (Lost, Broken, OSError, KeyboardInterrupt) as error:  # readline would drop it
         close_link(own)  # the rest of the answer may be on its way
+        if isinstance(error, Killed):  # once more, when readline waits for a key again
+            signal.signal(signal.SIGALRM, end_at_signal)
+            signal.setitimer(signal.ITIMER_REAL, REDRAW)
     args.link, args.reached = own.link, own.reached
     return found
 
@@ -4473,7 +4410,7 @@ class Capture:
         hosts = ports = b""
         for end in ends:
             # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            host = re.sub(r"^::ffff:(?=[0-9.]+$)|%.*", "", end[0])
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             hosts += socket.inet_pton(family, host)
             ports += struct.pack("!H", end[1])
@@ -4835,7 +4772,7 @@ def say(text: str, end: str = "\n") -> None:
 
 def address(place: Address) -> str:
     """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
-    host = re.sub(r"^::ffff:(?=.*\.)", "", str(place[0]))
+    host = re.sub(r"^::ffff:(?=[0-9.]+$)", "", str(place[0]))
     return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
 
 
@@ -4932,10 +4869,8 @@ def settle_endpoint(args: argparse.Namespace) -> None:
     """SIXSOCKETS_HOST, as HOST or HOST:PORT, serves where --host is left out."""
     if args.host is None:
         given = os.environ.get("SIXSOCKETS_HOST") or "127.0.0.1"
-        with_port = re.fullmatch(r"(\[.*\]|[^:]*):([0-9]{1,5})", given)
-        args.host = with_port[1] if with_port else given
-        args.port = args.port or (with_port and int(with_port[2]))
-        args.host = args.host.strip("[]")
+        host, port = re.findall(r"^(\[.*\]|[^:]*):([0-9]{1,5})$|$", given)[0]
+        args.host, args.port = (host or given).strip("[]"), args.port or int(port or PORT)
     args.port = args.port or PORT
     if not 0 < args.port < 65536:
         raise Failure(2, f"there is no port {args.port}", "SIXSOCKETS_HOST names it", "HOST:9000")
@@ -5174,19 +5109,21 @@ class Killed(KeyboardInterrupt):
     So no part stays that cannot be resumed."""
 
 
+DEADLY = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+
+
+def end_at_signal(number: int, frame: object) -> None:
+    # a system that goes down sends both: the second one shall not interrupt what the first one
+    # began
+    for each in DEADLY:
+        signal.signal(each, lambda *_: None)
+    raise Killed
+
+
 def catch_signals() -> None:
-    deadly = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
-
-    def end(number: int, frame: object) -> None:
-        # a system that goes down sends both: the second one shall not interrupt what the first one
-        # began
-        for each in deadly:
-            signal.signal(each, lambda *_: None)
-        raise Killed
-
-    for number in deadly:
+    for number in DEADLY:
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup has SIGHUP ignored
-            signal.signal(number, end)
+            signal.signal(number, end_at_signal)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -163,9 +163,9 @@ differ. A client that asked for TLS does not go on without it. What he gets is o
 he can try passwords without anybody's help: 2^89 of them, at 50 ms each. A password of a person's
 own could be guessed in this way, so it needs --pin or --cacert.
 
-Ten wrong proofs within a minute from one address, and until the minute is over the
-server answers all new connections from there with `err - reason=busy retry=SECONDS` instead of the
-greeting (under TLS with the alert access_denied).
+After ten wrong proofs within a minute from one address, the server answers all new connections from
+there with `err - reason=busy retry=SECONDS` instead of the greeting (under TLS with the alert
+access_denied), until the minute is over.
 
 TLS. With --tls the client begins with a TLS handshake (1.2 or later), and all the rest is the same
 inside. A client that begins without TLS, or says nothing for five seconds, is answered without TLS:
@@ -262,9 +262,9 @@ received=N, the bytes that have come.
     not-a-folder            a file was found where a folder was expected
     not-a-file              a link or special file
     not-empty               delete of a folder with something in it
-    not-permitted           the system allows it not, or (with why=) it would be part of a program
-                            that runs later: a script of ours, or what Python imports
-    not-possible            as to rename a folder into itself
+    not-permitted           the system does not allow it, or (with why=) it would be part of a
+                            program that runs later: a script of ours, or what Python imports
+    not-possible            such as renaming a folder into itself
     bad-name                see Names; also what this system cannot call a file
     too-deep                more than 64 components, also of what is in a folder that is renamed;
                             as a note, what `list` does not look into
@@ -462,9 +462,9 @@ def converse(session: "Session") -> None:
             session.finish_sends()
             raise
         session.between_requests = False
-        session.requests += 1
         if request.verb in ALIASES:
             request = request._replace(verb=ALIASES[request.verb])
+        session.doing = request.verb
         answer(session, request)
     session.finish_sends()
 
@@ -488,7 +488,8 @@ def answer(session: "Session", request: "Line") -> None:
         repeated = {"send": words[1:], "say": [], "tell": []}.get(verb, words)[:2]
         named = [word[:MAX_ECHO] for word in (verb, *repeated)]
         session.send_line("err", *named, reason=result, **getattr(error, "keys", {}))
-    if (verb, result) not in UNCHANGED and (verb not in UNLOGGED or result not in UNLOGGED_RESULTS):
+    told = HANDED_IN if session.args.drop_box else UNCHANGED
+    if (verb, result) not in told and (verb not in UNLOGGED or result not in UNLOGGED_RESULTS):
         # somebody may have typed the password after `auth`
         what = " ".join([verb, *words]) if verb not in ("auth", "tell") else verb
         elapsed = time.monotonic() - session.started
@@ -942,19 +943,17 @@ ALIASES = {"upload": "put", "download": "get", "logout": "bye", "stop": "bye", "
 BEFORE_AUTH = {"help", "ping", "auth", "bye"}
 DROPPING = {*BEFORE_AUTH, "put", "mkdir", "stat"}  # all that --drop-box allows
 ONLY_IN_BODY = {"data", "end", "abort", "note"}  # they mean something only inside a body
-GO_ON_WAITING = {
-    "help",
-    "who",
-    "ping",
-    "say",
-    "tell",
-}  # they do not end a `receive` or `chat` that waits
+# they do not end a `receive` or `chat` that waits
+GO_ON_WAITING = {"help", "who", "ping", "say", "tell"}
 # not logged unless they are refused: they move and change nothing (a `send` when it is answered)
 UNLOGGED = {"help", "stat", "ping", "bye", "who", "chat", "say", "tell", "auth", "send"}
 # their results that are not worth a line in the log
 UNLOGGED_RESULTS = {"ok", "no-such-file", "no-such-folder", "too-fast", "drop-box"}
+# reasons of receivers that were not there: a sender of a tree names them for each file again
+UNREACHED = {"no-such-client", "not-receiving", "yourself"}
 # a client asks for each folder of a tree, also when it sends the tree again
 UNCHANGED = {("mkdir", "exists")}
+HANDED_IN = {("put", "ok")}  # in a drop box log_handed_in() tells it
 
 
 # --- wire: the same in server.py, client.py (tests/test_twins.py) ---
@@ -1975,12 +1974,13 @@ class Session(Wire):
         self.last_folder: tuple[str, Folder] = "", self.root  # it stays open
         self.logged: list[str] = []
         self.connected = self.started = self.last_note = time.monotonic()
-        self.moved = self.requests = 0  # bytes of this request; requests until now
+        self.moved = 0  # bytes of this request
         self.between_requests, self.done = True, False
         # whether the client may do more than ask and log in
         self.admitted = server.door.guard is None
         self.nonce = os.urandom(16).hex()
-        self.nick = self.mode = self.doing = ""  # mode: "receive" or "chat" while it waits in one
+        # the verb of this request; mode: "receive" or "chat" while it waits in one
+        self.nick = self.doing = self.mode = ""
         self.reason = ""  # why another thread ended it
         # what others have left for it, and the lock of that; lines of the chat that were dropped
         self.bell: Bell | None = None
@@ -2006,7 +2006,7 @@ class Session(Wire):
             self.greet()
             converse(self)
         except Ended:
-            if not self.requests:
+            if not self.doing:
                 self.log("came and left without a word")
         except Lost as lost:
             self.sending, self.out = memoryview(b""), bytearray()
@@ -2053,8 +2053,8 @@ class Session(Wire):
 
     def prepare(self, request: Line) -> None:
         """A request may name its client; most end a `receive` or `chat` that waits."""
-        self.doing, nick = request.verb, request.keys.get("nick")
-        stays = self.doing in GO_ON_WAITING or self.doing == self.mode == "chat"
+        verb, nick = request.verb, request.keys.get("nick")
+        stays = verb in GO_ON_WAITING or verb == self.mode == "chat"
         if self.mode and (nick is not None or not stays):
             self.lobby.leave(self, "left")
         if nick is not None:
@@ -2727,8 +2727,7 @@ class Relay:
             if self.verb == "put" and self.sha256 != keys.get("sha256", "").lower():
                 keys["verified"] = "no"
             self.verified += keys.get("verified", "yes") == "yes"
-        else:
-            reason = keys.get("reason", "failed")
+        elif (reason := keys.get("reason", "failed")) not in UNREACHED:
             self.sender.log(f"send {self.name[:300]} to {target[:300]}: {reason}")
         words = target[:MAX_ECHO], result.verb, self.verb, self.name
         self.sender.send_line("got", *words, **keys, nick=nick or None)
@@ -3442,7 +3441,7 @@ class Capture:
         hosts = ports = b""
         for end in ends:
             # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            host = re.sub(r"^::ffff:(?=[0-9.]+$)|%.*", "", end[0])
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             hosts += socket.inet_pton(family, host)
             ports += struct.pack("!H", end[1])
@@ -3861,7 +3860,7 @@ def say(text: str, end: str = "\n") -> None:
 
 def address(place: Address) -> str:
     """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
-    host = re.sub(r"^::ffff:(?=.*\.)", "", str(place[0]))
+    host = re.sub(r"^::ffff:(?=[0-9.]+$)", "", str(place[0]))
     return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
 
 
@@ -4033,7 +4032,7 @@ def build_parser() -> argparse.ArgumentParser:
         "path",
         nargs="?",
         metavar="FOLDER",
-        help="what is shared: a folder, made if missing, or a file (default files)",
+        help="what is shared: a folder, made if missing, or a file (default files); or the port",
     )
     flag("--directory", default="files", metavar="DIR", help="the same as an option")
     flag(
@@ -4065,7 +4064,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     speak_utf8()
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    # a number that is no file or folder is the port, as in httpserver.py
+    if re.fullmatch("[0-9]{1,9}", args.path or "") and not os.path.lexists(args.path):
+        args = parser.parse_args(["--port", args.path, args.directory], args)
     hear_ctrl_c()
     try:
         return serve(args)
