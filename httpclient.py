@@ -421,13 +421,11 @@ class Client:
         connection = self.connection(url)
         narrate(self.args, ">", request)
         try:
-            connection.answered = False
             connection.send(request)
             early = None
-            if body and b"\r\nExpect: 100-continue\r\n" in request:
-                early = connection.wait_for_continue()
-            if body and not early:
-                early = connection.send_body(body)
+            if body:
+                waits = b"\r\nExpect: 100-continue\r\n" in request
+                early = waits and connection.wait_for_continue() or connection.send_body(body)
             reply = Reply(connection, early or connection.read_head(), method, url)
         except BaseException:
             connection.close()
@@ -461,6 +459,7 @@ class Client:
                 f"{url.host} hung up on TLS or stayed silent",
                 str(error),
                 "http:// instead of https://?",
+                lasting=origin.reached,
             ) from None
         except Failure as failure:
             lines = lines_of(failure)
@@ -512,7 +511,7 @@ class Client:
         for connection in self.idle.values():
             connection.close()
 
-    def retry(self, url: URL, act: "Callable[[], T]", count: Callable[[], int] = int) -> "T":
+    def retry(self, act: "Callable[[], T]", count: Callable[[], int] = int) -> "T":
         """Repeat act() until it raises no Transient. count() tells how many bytes have passed; if
         nobody counts them, int() is 0.
 
@@ -525,8 +524,7 @@ class Client:
             except Transient as failure:
                 tries = 0 if count() > most else tries + 1
                 most = max(most, count())
-                lasting = failure.lasting and self.origin(url).reached
-                limit = self.args.retries if lasting else min(self.args.retries, FEW_TRIES)
+                limit = self.args.retries if failure.lasting else min(self.args.retries, FEW_TRIES)
                 pause = failure.after
                 if pause is None:
                     pause = min(FIRST_PAUSE * 3**tries, LONGEST_PAUSE)
@@ -548,7 +546,7 @@ class Client:
         try:
             for done, url in enumerate(urls):
                 if not connection:
-                    connection = self.retry(url, functools.partial(self.connection, url))
+                    connection = self.retry(functools.partial(self.connection, url))
                     asked, window = done, 1
                 # not one by one: several share a segment
                 batch = urls[asked : done + window] if asked - done <= window // 2 else []
@@ -661,7 +659,6 @@ class Connection:
         self.buffer = memoryview(bytearray(BUFFER))
         self.start = self.end = 0
         self.why_closed = CLOSED  # why nothing more comes, once receive() returns 0
-        self.answered = False  # whether any head, even an interim one (1xx), followed the request
         # a success that came before the end of the body: the server may still be reading
         self.success: Head | None = None
 
@@ -720,7 +717,6 @@ class Connection:
         return Transient(code, *text, lasting=code != 52)
 
     def read_head(self) -> Head:
-        """The head of the reply. Interim replies (1xx) before it only set answered."""
         for _ in range(MAX_INTERIM):
             head = self.next_head()
             if head.status >= 200:
@@ -740,11 +736,11 @@ class Connection:
         except ValueError as error:
             raise broken(self.peer, str(error)) from None
         narrate(self.args, "<", raw)
-        self.answered = True
         return head
 
     def early_head(self) -> Optional[Head]:
-        """The reply, if it arrives before the whole request is sent. It may be a refusal."""
+        """What arrives before the whole request is sent: the reply, which may be a refusal, or an
+        interim one (1xx)."""
         self.sock.settimeout(0)
         try:
             if not self.receive():
@@ -755,11 +751,12 @@ class Connection:
             # else TLS has read a message of its own, such as a session ticket
         finally:
             self.sock.settimeout(self.args.timeout)
-        while HEAD_END.search(self.buffer, self.start, self.end):
+        head = None
+        while (not head or head.status < 200) and HEAD_END.search(
+            self.buffer, self.start, self.end
+        ):
             head = self.next_head()
-            if head.status >= 200:
-                return head
-        return None
+        return head
 
     def send(self, data: bytes) -> None:
         view = memoryview(data)
@@ -794,7 +791,8 @@ class Connection:
             if readable and (head := self.early_head()):
                 if head.status >= 300:
                     return head
-                self.success = head
+                if head.status >= 200:
+                    self.success = head
             if not readable and not writable:
                 raise Transient(
                     28,
@@ -815,12 +813,9 @@ class Connection:
 
         Any interim reply (1xx) allows the body. So does silence: old servers do not know Expect."""
         deadline = time.monotonic() + EXPECT_WAIT
-        while not self.answered:
-            wait = max(0.0, deadline - time.monotonic())
-            if not select.select([self.sock], [], [], wait)[0]:
-                break
+        while select.select([self.sock], [], [], max(0.0, deadline - time.monotonic()))[0]:
             if head := self.early_head():
-                return head
+                return head if head.status >= 200 else None
         return None
 
     def close(self) -> None:
@@ -1198,7 +1193,6 @@ class Download:
         self.url = url
         self.folder = folder  # "", or with a separator at its end
         self.name = name  # "" until the first reply, which may propose one
-        self.path = folder + name
         # the user chose the name: then it may be a FIFO or device, too
         self.chosen = bool(name) and not replace
         self.stdout = self.chosen and self.path == "-"
@@ -1211,11 +1205,15 @@ class Download:
         self.is_page = False  # of a folder, perhaps after redirects
         self.received = 0
 
+    @property
+    def path(self) -> str:
+        return self.folder + self.name
+
     def run(self, reply: Optional[Reply] = None) -> None:
         """Fetch the file, beginning with a reply that is here already, if there is one."""
         began, args = time.monotonic(), self.args
         if not reply:
-            self.client.retry(self.url, self.probe)
+            self.client.retry(self.probe)
         elif reply.head.codings or not 0 < (reply.head.length or 0) <= NOTED_FROM:
             self.reply = reply
         else:
@@ -1262,7 +1260,6 @@ class Download:
             while not self.verdict and output.left():
                 output.remember()
                 self.client.retry(
-                    self.url,
                     lambda: self.receive(self.client, output, output.left()[0]),
                     lambda: output.have,
                 )
@@ -1327,14 +1324,13 @@ class Download:
             asked = safe_name(url_name(self.url))
             proposed = disposition_name(head.get("content-disposition"))
             self.name = safe_name(proposed) if proposed else asked
-            self.path = self.folder + self.name
             # the server may propose a name, but not choose what is replaced
             self.replace = self.replace and self.name == asked
         ending = head.ending
         if ending and not self.name.endswith(ending):
             say(f"{self.url} comes encoded, which was not asked for: kept as {ending}")
             if not self.stdout:
-                self.name, self.path = self.name + ending, self.path + ending
+                self.name += ending
         # mostly nothing is there, and access() finds that out sooner than an exception
         there = os.access(self.path, os.F_OK)
         self.old = stat_or_none(self.path, follow=False) if there else None
@@ -1472,7 +1468,7 @@ class Download:
                 with contextlib.closing(Client(self.args)) as client:
                     for span in left:
                         act = functools.partial(self.receive, client, output, span)
-                        client.retry(self.url, act, lambda: span.offset)  # noqa: B023
+                        client.retry(act, lambda: span.offset)  # noqa: B023
             except BaseException as error:  # noqa: BLE001  (the main thread raises it again)
                 problem = error
             ends.put(problem)
@@ -2069,12 +2065,12 @@ def send(upload: "Upload") -> None:
     """After a lost link, continue where the server stopped. Standard input cannot be read twice."""
     began, client, url, args = time.monotonic(), upload.client, upload.url, upload.args
     careful = args.verb == "put" and not args.force and not upload.resource
-    if careful and client.retry(url, upload.is_there):
+    if careful and client.retry(upload.is_there):
         upload.verdict = "same"
     elif upload.body.length is None:
         upload.attempt()
     else:
-        client.retry(url, upload.attempt, lambda: upload.offset)
+        client.retry(upload.attempt, lambda: upload.offset)
     seconds = time.monotonic() - began
     report(args, url, upload.verdict, upload.path, upload.sent - (upload.kept or 0), seconds)
 
@@ -2154,21 +2150,24 @@ class Upload:
 
     def is_there(self) -> bool:
         """Whether the server has this very file. Another one is replaced only with --force."""
-        with self.client.ask("HEAD", self.url, IDENTITY) as reply:
+        # a text has no time, so ask for the digest
+        wanted = IDENTITY if self.body.state else WANTED
+        with self.client.ask("HEAD", self.url, wanted) as reply:
             head = reply.head
         if head.status in PASSING:
             check(reply)
-        if head.status == 200:
-            ours = Entry("", False, self.body.length, self.body.mtime_ns // 10**9)
-            if not self.body.state or not is_copy(entry_of(head), ours, exact=True):
-                raise Failure(
-                    25,
-                    f"{self.url} exists already, and is another file",
-                    "it was left as it is",
-                    "--force replaces it; or put under another name",
-                )
+        if head.status == 200 and not self.is_same(head):
+            raise occupied(self.url, is_folder=reply.url.path.endswith("/"))
         self.condition = {"If-None-Match": "*"}  # somebody may put a file there meanwhile
         return head.status == 200
+
+    def is_same(self, head: Head) -> bool:
+        body = self.body
+        if body.state:
+            ours = Entry("", False, body.length, body.mtime_ns // 10**9)
+            return is_copy(entry_of(head), ours, exact=True)
+        digest = promised_digest(head) if body.parts else ""
+        return bool(digest) and digest == hasher("sha256", body.whole()).hexdigest()
 
     def attempt(self) -> None:
         # only once: when a reply was lost, the file there may be ours
@@ -2340,6 +2339,13 @@ class Upload:
             self.check(reply, rest)
 
 
+def occupied(url: URL, is_folder: bool) -> "Failure":
+    what, hint = "another file", "--force replaces it; or put under another name"
+    if is_folder:
+        what, hint = "a folder", f"{folder_url(url)} puts files into it"
+    return Failure(25, f"{url} exists already, and is {what}", "it was left as it is", hint)
+
+
 def post(client: Client) -> None:
     args = client.args
     url, data, kind = target(args.url, args), args.data, "application/octet-stream"
@@ -2403,7 +2409,7 @@ def delete(client: Client) -> None:
     args = client.args
 
     def delete_url(url: URL) -> None:
-        client.retry(url, lambda: request(client, "DELETE", url))
+        client.retry(lambda: request(client, "DELETE", url))
         report(args, url, "deleted")
 
     for_each(args, [target(text, args) for text in args.url], delete_url)
@@ -2537,7 +2543,7 @@ class Tree:
                     check(reply)
                 return reply, read_index(reply) if reply.head.success else []
 
-        return self.client.retry(url, act)
+        return self.client.retry(act)
 
     def leaves_out(self, path: str, entry: Entry) -> bool:
         """Whether an entry of the source is not copied. Say why, if nobody asked for that."""
@@ -2590,7 +2596,7 @@ class Tree:
                 whole = False
         return whole
 
-    def finish(self, place: str, code: int) -> None:
+    def finish(self, folder: str) -> None:
         """Delete what the source does not have, if all else came through. Tell the counts."""
         args, extra = self.args, self.extra if self.args.delete else []
         if extra and args.progress.code:
@@ -2599,10 +2605,10 @@ class Tree:
         for where, _ in extra if args.dry_run else []:
             show_plan(args, "delete", where)
         if 2 * len(extra) > self.there and not args.force:
+            place = self.root if self.sending else printable(folder)
             raise Failure(
-                code,
-                f"--delete would remove {len(extra)} of the {self.there} files and folders in "
-                + place,
+                25 if self.sending else 23,
+                f"--delete would remove {len(extra)} of the {self.there} entries of {place}",
                 "that is more than half: perhaps another folder is meant",
                 "--dry-run shows them, --force removes them",
             )
@@ -2619,7 +2625,7 @@ class Tree:
             report(self.args, self.root, "deleted", place)
         else:
             url = folder_url(place) if folder else place
-            self.client.retry(url, lambda: request(self.client, "DELETE", url))
+            self.client.retry(lambda: request(self.client, "DELETE", url))
             report(self.args, url, "deleted")
 
 
@@ -2659,10 +2665,7 @@ def mirror(client: Client) -> None:
     args = client.args
     url = folder_url(target(args.url, args))
     name = safe_name(url_name(url._replace(target=url.path.rstrip("/"))))
-    dest = args.output or (name if url.path != "/" else url.host)
-    tree = Tree(client, url)
-    copy_folder(tree, os.path.join(dest, ""), url, "")
-    tree.finish(printable(dest), 23)
+    copy_tree(client, url, args.output or (name if url.path != "/" else url.host))
 
 
 def upload(client: Client) -> None:
@@ -2674,10 +2677,13 @@ def upload(client: Client) -> None:
             "upload sends a folder",
             "put sends files",
         )
-    url = folder_url(target(args.url, args))
+    copy_tree(client, folder_url(target(args.url, args)), args.dir)
+
+
+def copy_tree(client: Client, url: URL, folder: str) -> None:
     tree = Tree(client, url)
-    copy_folder(tree, os.path.join(args.dir, ""), url, "")
-    tree.finish(str(url), 25)
+    copy_folder(tree, os.path.join(folder, ""), url, "")
+    tree.finish(folder)
 
 
 def copy_folder(tree: Tree, here: str, url: URL, path: str) -> None:

@@ -264,28 +264,28 @@ FRESH = WRITABLE | os.O_CREAT | os.O_EXCL  # a new file: what has its name alrea
 # the errors for a disk without hard links
 NO_LINKS = errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP
 
-# For each error of the system, the status and the fixed text for the client: never a local path.
+# For errors of the system, the status and the fixed text for the client: never a local path.
+TEXTS = """
+404 ENOENT ENOTDIR: there is no such file or folder
+403 ELOOP EMLINK: links are not followed
+403 EACCES EPERM: the server may not do that here
+403 EROFS: the disk is read-only
+400 ENAMETOOLONG: the name is too long
+400 EINVAL EILSEQ: the system takes no such name
+403 ENXIO: only files and folders are served
+409 EISDIR: a folder has that name
+412 EEXIST: that name exists
+409 ENOTEMPTY: the folder is not empty (?recursive deletes it all the same)
+507 ENOSPC: the disk is full
+507 EDQUOT: the disk is full for this user
+507 EFBIG: too large for the disk
+409 EXDEV: not on the same disk
+503 EMFILE ENFILE: too many open files
+"""
 PROBLEMS = {
-    errno.ENOENT: (404, "there is no such file or folder"),
-    errno.ENOTDIR: (404, "there is no such file or folder"),
-    errno.ELOOP: (403, "links are not followed"),
-    errno.EMLINK: (403, "links are not followed"),
-    errno.EACCES: (403, "the server may not do that here"),
-    errno.EPERM: (403, "the server may not do that here"),
-    errno.EROFS: (403, "the disk is read-only"),
-    errno.ENAMETOOLONG: (400, "the name is too long"),
-    errno.EINVAL: (400, "the system takes no such name"),
-    errno.EILSEQ: (400, "the system takes no such name"),
-    errno.ENXIO: (403, "only files and folders are served"),
-    errno.EISDIR: (409, "a folder has that name"),
-    errno.EEXIST: (412, "that name exists"),
-    errno.ENOTEMPTY: (409, "the folder is not empty (?recursive deletes it all the same)"),
-    errno.ENOSPC: (507, "the disk is full"),
-    errno.EDQUOT: (507, "the disk is full for this user"),
-    errno.EFBIG: (507, "too large for the disk"),
-    errno.EXDEV: (409, "not on the same disk"),
-    errno.EMFILE: (503, "too many open files"),
-    errno.ENFILE: (503, "too many open files"),
+    getattr(errno, name): (int(status), text)
+    for status, names, text in re.findall("(...) (.*?): (.*)", TEXTS)
+    for name in names.split()
 }
 
 
@@ -456,7 +456,7 @@ def framing(fields: Fields, minor: int) -> tuple[bool, int]:
 
 def split_target(method: str, target: str, host: Optional[str], minor: int) -> tuple[str, str]:
     """The host that was asked, and the path with the query (§3.2)."""
-    if host is None and minor or host is not None and not HOST.fullmatch(host):
+    if host is None and minor or not HOST.fullmatch(host or ""):
         raise Refusal(400, "exactly one valid Host is needed")
     if target[0] == "/":
         return host or "", target
@@ -1046,8 +1046,8 @@ def entries(where: Where, hidden: bool, folders_first: bool = False) -> Iterator
 def is_real_folder(item: os.DirEntry[str]) -> bool:
     """A folder to walk into. A link is none, wherever it leads."""
     with contextlib.suppress(FileNotFoundError):
-        is_one = item.is_dir(follow_symlinks=False)
-        return is_one and not is_junction(item.stat(follow_symlinks=False))
+        info = item.stat(follow_symlinks=False)
+        return stat.S_ISDIR(info.st_mode) and not is_junction(info)
     return False
 
 
@@ -1606,8 +1606,9 @@ class Connection:
         values, replaced = "".join(fields.values()), self.server.replaced
         if "\n" in values or "\r" in values:
             raise ValueError(f"a line end in a header field: {fields}")
-        sent = [name for name in fields if name.lower() not in replaced]
-        lines = "".join([f"{name}: {fields[name]}\r\n" for name in sent])
+        lines = "".join(
+            [f"{name}: {text}\r\n" for name, text in fields.items() if name.lower() not in replaced]
+        )
         return f"{lines}{self.server.extra}\r\n".encode("latin-1")
 
     def is_quick(self, answer: Answer) -> bool:
@@ -2081,10 +2082,10 @@ class Server:
         self.read_only = args.read_only or bool(self.shared.only)
         self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
         # those of this machine, without asking the network: getfqdn can take half a minute
-        name = socket.gethostname().lower()
+        name = socket.gethostname()
         short = name.partition(".")[0]
         known = ("localhost", name, short, short + ".local", args.host, *args.allow_host)
-        self.names = frozenset(name.lower() for name in known)
+        self.names = frozenset(map(str.lower, known))
         self.proxies = frozenset(args.trust_proxy)
         # --header: the names of these fields, and the lines
         self.replaced = frozenset(line.partition(":")[0].lower() for line in args.header)
@@ -2158,6 +2159,9 @@ class Server:
             return conn.refuse(Refusal(503, text, {"Retry-After": "5"}))
         conn.ready()
 
+    def those(self, *states: State) -> list[Connection]:
+        return [conn for state in states for conn in self.queues[state]]
+
     def make_room(self, new: Connection) -> bool:
         """Close a connection for a new client: the one that has been idle longest (RFC 9112 §9.5).
 
@@ -2166,8 +2170,7 @@ class Server:
             if not poll(conn.sock, False, 0):  # or its next request is here, not read yet
                 conn.linger()
                 return True
-        states = HANDSHAKE, HEAD, ANSWERING, IDLE
-        slow = [conn for state in states for conn in self.queues[state]]
+        slow = self.those(HANDSHAKE, HEAD, ANSWERING, IDLE)
         for client, count in Counter(network(conn.hop) for conn in slow).most_common(1):
             if 2 * count >= self.args.max_clients and client != network(new.hop):
                 first = next(conn for conn in slow if network(conn.hop) == client)
@@ -2306,16 +2309,15 @@ class Server:
         with contextlib.suppress(KeyError):  # during a pause
             self.selector.unregister(self.sock)
         self.sock.close()
-        for state in HANDSHAKE, IDLE, HEAD:
-            for conn in list(self.queues[state]):
-                conn.close()
+        for conn in self.those(HANDSHAKE, IDLE, HEAD):
+            conn.close()
         dropped = self.wait_for_answers()
         for conn in dropped:
             with contextlib.suppress(OSError):
                 # (the method of a TLS socket is for its own thread)
                 socket.socket.shutdown(conn.sock, socket.SHUT_RDWR)
         self.wait_for_answers()
-        for conn in [conn for waiting in self.queues.values() for conn in waiting]:
+        for conn in self.those(*State):
             conn.sock.close()
         self.selector.close()
         self.write_log(0)
@@ -2338,8 +2340,7 @@ class Server:
     def wait_for_answers(self) -> list[Connection]:
         """Those that are still under way after the grace."""
         end = time.monotonic() + GRACE
-        states = ANSWERING, HANDED_OVER
-        while (left := [conn for each in states for conn in self.queues[each]]) and self.turn(end):
+        while (left := self.those(ANSWERING, HANDED_OVER)) and self.turn(end):
             pass
         return left
 
@@ -2536,7 +2537,7 @@ def get_folder(conn: Connection, request: Request, found: Opened, options: Field
         answer.fields["Vary"] = "Accept, Accept-Encoding"
         return answer
     fields = {
-        "Content-Type": kind + ("" if kind.endswith("json") else "; charset=utf-8"),
+        "Content-Type": kind + UTF_8 * (not kind.endswith("json")),
         "Cache-Control": "no-store",
         "Vary": "Accept",
         "X-Content-Type-Options": "nosniff",
@@ -2853,15 +2854,12 @@ def fill_part(conn: Connection, request: Request, part: Part, plan: Plan, comple
 
 def write_body(conn: Connection, part: Part, plan: Plan, pieces: Iterable[Data]) -> None:
     """Write what comes while there is room: the size of a chunked upload is not known before."""
-    left = FREE_CHECK  # the caller has just checked
     part.leave()
     for piece in pieces:
-        left -= len(piece)
-        if left < 0:
-            left = FREE_CHECK
-            check_space(conn, part.place, len(piece))
         part.take(conn)
         part.write(piece)
+        if part.size % FREE_CHECK < len(piece):  # the caller has checked before
+            check_space(conn, part.place, 0)
         check_length(conn, part, plan, part.size)
         part.leave()
     part.take(conn)
@@ -3148,18 +3146,19 @@ def upload_state(conn: Connection, request: Request) -> Answer:
 def resumed(conn: Connection, request: Request) -> Iterator[tuple[Part, Plan]]:
     """An upload's part, locked. A connection that still writes it has failed: it is ended."""
     plan = read_plan(request)
-    with conn.shared.locate(plan.names, change=True) as place:
-        part = Part(place, plan.upload)
-        with contextlib.closing(part):
-            there = None
-            with contextlib.suppress(FileNotFoundError):
-                part.take(conn)
-                there = part.own.stat()
-            # another name: meanwhile, what is open here has become a file
-            if not there or there.st_nlink > 1:
-                raise finished_upload(conn, place, plan)
-            part.date(time.time_ns())  # who wrote it before sees that
-            yield part, plan
+    with (
+        conn.shared.locate(plan.names, change=True) as place,
+        contextlib.closing(Part(place, plan.upload)) as part,
+    ):
+        there = None
+        with contextlib.suppress(FileNotFoundError):
+            part.take(conn)
+            there = part.own.stat()
+        # another name: meanwhile, what is open here has become a file
+        if not there or there.st_nlink > 1:
+            raise finished_upload(conn, place, plan)
+        part.date(time.time_ns())  # who wrote it before sees that
+        yield part, plan
 
 
 def finished_upload(conn: Connection, place: Place, plan: Plan) -> Refusal:

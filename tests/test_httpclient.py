@@ -3646,7 +3646,14 @@ def test_put_skips_the_same_file_and_does_not_replace_another_one(run, spawn, tm
     assert put("a", url, "--force").code == 0
     assert put("--text", "hello ü", f"{url}note").code == 0
     assert put("--text", "hello", url).code == put(url).code == 2
+    assert put("--text", "hello ü", f"{url}note").err == "same the text\n"
     assert put("--text", "hello", f"{url}note").code == 25
+    (tmp_path / "served" / "folder").mkdir()
+    for words in ["a"], ["-"], ["--text", "hello"]:
+        done = put(*words, f"{url}folder")
+        hint = f"is a folder\nwhy:   it was left as it is\ntry:   {url}folder/ puts files into it\n"
+        assert done.code == 25 and done.err.endswith(hint), done
+    (tmp_path / "served" / "folder").rmdir()
     assert tree(tmp_path / "served") == {"a": b"other", "note": "hello ü".encode()}
 
 
