@@ -571,7 +571,7 @@ class Batch:
                 self.say(f"without --force it refuses that: {what}")
                 return doomed
             hint = "--dry-run shows them, --force removes them"
-            raise Failure(23 if self.verb == "get" else 25, what, why, hint)
+            raise Failure(self.taken[0], what, why, hint)
         return doomed
 
     def hang_up(self) -> list[File]:
@@ -784,12 +784,7 @@ class Puts(Batch):
         elif stat.S_ISREG(status.st_mode):
             yield from self.put_file(file, status)
         else:
-            raise Failure(
-                26,
-                f"skipped {printable(file.path)}",
-                "it is a link or a special file, not a file or folder",
-                "the file that it leads to",
-            )
+            raise OSError(errno.EINVAL, "neither a file nor a folder")
 
     def put_file(self, file: File, status: os.stat_result) -> Conversation:
         """What the server has of that name decides whether the bytes are sent."""
@@ -886,12 +881,7 @@ class Puts(Batch):
         """Whether the server has it. Only --force replaces a file; nothing replaces a folder."""
         require_ok(there, "put", file.name)
         if there.keys.get("type") != "file":
-            raise Failure(
-                25,
-                f"server already has a folder {printable(file.name)}",
-                "a file cannot take its place",
-                "--as NAME",
-            )
+            raise refusal(Line("err", [], {"reason": "is-a-folder"}), "put", file.name)
         return self.is_same(file, status, there, functools.partial(self.opened, file))
 
     def put_folder(self, file: File) -> Conversation:
@@ -1030,7 +1020,7 @@ class Puts(Batch):
         if self.args.dry_run:
             return self.plan("new", file)
         if sys.stdin is None:  # closed: the connection may have its number
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            raise os_error(errno.EBADF)
         self.announce(file, "put", over="yes" if self.args.force else None)
         size, sha, problem = 0, hashlib.sha256(), None
         try:
@@ -1080,7 +1070,8 @@ def do_put(args: argparse.Namespace) -> int:
             2,
             f"--as {printable(args.name)} is for one file",
             "it is the whole name of that file: no folder's, and not for several files",
-            f"{args.command} without --as" + "; --into FOLDER makes one" * (args.command == "put"),
+            f"{args.command} without --as"
+            + "; --into FOLDER for a folder" * (args.command == "put"),
         )
     batch = Puts(args) if args.command == "put" else Sends(args)
     if batch.progress.drawn:
@@ -1187,15 +1178,12 @@ class Gets(Batch):
     def entries(self, above: File, found: Listing, fresh: bool) -> Iterator[File]:
         for entry in found:
             name = entry.words[0]
-            path = above.path + name[len(above.name) :]
-            file = File(name, path, above.path, None, entry, fresh)
             if name.startswith(above.name + "/"):
-                yield file
+                path = above.path + name[len(above.name) :]
+                yield File(name, path, above.path, None, entry, fresh)
             else:
-                what = f"the server listed {printable(name)}, which is not in "
-                what += printable(above.name)
-                why = "it breaks the protocol"
-                self.fail(file, Failure(56, what, why, "get the files by their names"))
+                file = File(name)
+                self.fail(file, self.as_failure(file, Refused("bad-name")))
 
     def is_wanted(self, file: File, entry: "Line") -> bool:
         """Whether an entry of a listing is a file to get; a folder is made at once."""
@@ -1303,12 +1291,8 @@ class Gets(Batch):
     ) -> bool:
         """Whether what is here is what the server has."""
         if not stat.S_ISREG(there.st_mode):
-            raise Failure(
-                23,
-                f"cannot write {printable(file.path)}",
-                "a folder, a link or a special file has that name here",
-                "-o DEST for another place",
-            )
+            why = "a folder, a link or a special file has that name here"
+            raise Refused("exists", why=why)
         return self.is_same(file, there, facts, functools.partial(folder.read, leaf))
 
     def check_earlier(self, file: File, part: "Part", size: int) -> None:
@@ -3474,11 +3458,15 @@ def tell(text: str) -> None:
     write_out(raw + b"\n")
 
 
-def write_out(raw: bytes) -> None:
+def write_all(fd: int, raw: bytes) -> None:
     view = memoryview(raw)
+    while view:
+        view = view[write_some(fd, view) :]
+
+
+def write_out(raw: bytes) -> None:
     try:
-        while view:
-            view = view[write_some(product(), view) :]
+        write_all(product(), raw)
     except OSError as error:
         raise Failure(
             23,
@@ -3491,12 +3479,7 @@ def write_out(raw: bytes) -> None:
 def product() -> int:
     """Standard output. Where it was closed before the start, the connection may have its number."""
     if sys.stdout is None:
-        raise Failure(
-            23,
-            "cannot write standard output (it is closed)",
-            "whoever started this closed it",
-            "run the same command without >&-",
-        )
+        raise os_error(errno.EBADF)
     return 1
 
 
@@ -3642,11 +3625,8 @@ class Stream(Part):
         self.type(self.decoder.decode(chunk))
 
     def type(self, text: str) -> None:
-        view = memoryview(
-            "".join(char if char in "\n\t" else printable(char) for char in text).encode()
-        )
-        while view:
-            view = view[write_some(self.fd, view) :]
+        clean = (char if char in "\n\t" else printable(char) for char in text)
+        write_all(self.fd, "".join(clean).encode())
 
     def finish(self, over: bool) -> None:
         if self.decoder:
@@ -4158,7 +4138,7 @@ SCRIPTS = (
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
 # what tells Python where its folders are, beside it or in the folder above
-SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
+SETTINGS = ("pyvenv.cfg", "../pyvenv.cfg", "pybuilddir.txt")
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
@@ -4191,11 +4171,9 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     The first are the scripts beside this one, the interpreter, what tells it its folders, and the
     one other program that --tls runs. Folders that do not exist yet count: they could be made."""
-    homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
-    bin_folder = os.path.dirname(sys.executable)
-    files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
-    files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    own, bin_folder = (__file__, os.path.realpath(__file__)), os.path.dirname(sys.executable)
+    files = {os.path.join(os.path.dirname(script), name) for script in own for name in SCRIPTS}
+    files |= {*own, sys.executable, *(os.path.join(bin_folder, name) for name in SETTINGS)}
     files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in program_folders()}
     folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
