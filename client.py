@@ -1551,7 +1551,6 @@ class Inbox:
         self.args = args
         # (sender, file or folder) -> what it is called here; "" if its user did not want it
         self.names: dict[tuple[str, str], str] = {}
-        self.progress = Progress(args)  # of one file after another
         self.shows = is_terminal(1) and not args.quiet  # for a person
         self.top = destination(args.output or ".")
         self.folder = functools.lru_cache(OPEN_FOLDERS)(
@@ -1658,9 +1657,9 @@ class Inbox:
     def store(self, folder: "Folder", parts: list[str], request: "Line") -> None:
         name, size = request.words[0], request.number_or_none("size")
         mtime_ns, executable = request.number_or_none("mtime_ns"), request.is_set("exec")
-        part, progress = Part(folder, parts[-1], None, mtime_ns, executable), self.progress
-        part.size, progress.total, progress.began = size, size or 0, time.monotonic()
-        progress.due = progress.began + REDRAW
+        part, progress = Part(folder, parts[-1], None, mtime_ns, executable), Progress(self.args)
+        part.size = size  # only now: what others send is begun anew each time
+        progress.expect(size or 0)
 
         def tell_both(received: int) -> None:
             due = progress.due
@@ -2653,7 +2652,7 @@ def say_bye(args: argparse.Namespace) -> None:
     close_link(args)
 
 
-# --- answers: what they mean for people ---
+# --- answers and names: what they mean for people ---
 WHYS = {
     "no-such-file": ("the server has nothing of that name", "list shows what there is"),
     "no-such-folder": (

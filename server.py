@@ -2883,6 +2883,7 @@ class Server:
         for sock in [self.sock, *self.refused]:
             sock.close()
         dropped = len(self.sessions)
+        # first those that are idle; what is under way has GRACE seconds to end by itself
         for seconds, busy_too in (GRACE, False), (LINGER, True):
             deadline = time.monotonic() + seconds
             while self.sessions and (left := deadline - time.monotonic()) > 0:
