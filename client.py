@@ -3746,9 +3746,9 @@ def change_local_folder(args: argparse.Namespace) -> None:
 
 
 def show_shell_help(args: argparse.Namespace) -> None:
-    for text in [command_lines({**COMMANDS, **SHELL_COMMANDS}), SHELL_HELP]:
-        for row in text.splitlines():
-            tell(row)
+    lines = command_lines({**COMMANDS, **SHELL_COMMANDS})
+    for row in f"{lines}\n{SHELL_HELP}".splitlines():
+        tell(row)
 
 
 def leave(args: argparse.Namespace) -> None:
@@ -3794,8 +3794,13 @@ def prepare_completion(args: argparse.Namespace) -> None:
 
         def complete(text: str, state: int) -> Optional[str]:
             if state == 0:
+                found.clear()
                 before = readline.get_line_buffer()[: readline.get_begidx()].split()
-                found[:] = completions(args, known_words(before)[0] if before else "", text)
+                try:
+                    found.extend(completions(args, known_words(before)[0] if before else "", text))
+                except KeyboardInterrupt as error:  # readline would drop it
+                    close_link(args)  # the rest of an answer may be on its way
+                    raise_again(error)
             return found[state] if state < len(found) else None
 
         readline.set_completer_delims(" ")
@@ -3803,6 +3808,13 @@ def prepare_completion(args: argparse.Namespace) -> None:
         # macOS has another library under that name
         other = "libedit" in (readline.__doc__ or "")
         readline.parse_and_bind("bind ^I rl_complete" if other else "tab: complete")
+
+
+def raise_again(error: KeyboardInterrupt) -> None:
+    """What shall end this program ends it when readline waits for a key again."""
+    if isinstance(error, Killed):
+        signal.signal(signal.SIGALRM, end_at_signal)
+        signal.setitimer(signal.ITIMER_REAL, REDRAW)
 
 
 def completions(args: argparse.Namespace, verb: str, text: str) -> list[str]:
@@ -3831,11 +3843,8 @@ def names_there(args: argparse.Namespace, text: str) -> list[str]:
                 found.append(path)
     except Failure:  # there is no such folder
         pass
-    except (Lost, Broken, OSError, KeyboardInterrupt) as error:  # readline would drop it
+    except (Lost, Broken, OSError):  # readline would drop it
         close_link(args)  # the rest of the answer may be on its way
-        if isinstance(error, Killed):  # once more, when readline waits for a key again
-            signal.signal(signal.SIGALRM, end_at_signal)
-            signal.setitimer(signal.ITIMER_REAL, REDRAW)
     return found
 
 
@@ -4957,11 +4966,9 @@ def build_parser() -> argparse.ArgumentParser:
         argparse.RawDescriptionHelpFormatter, max_help_position=32, width=100
     )
     parser.set_defaults(**WITHOUT)
-    version, text = (
-        f"%(prog)s {VERSION}, protocol {PROTOCOL}",
-        "default: a shell with these commands",
-    )
+    version = f"%(prog)s {VERSION}, protocol {PROTOCOL}"
     parser.add_argument("--version", action="version", version=version)
+    text = "default: a shell with these commands"
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND", help=text)
     common_flags(parser)
     return parser
