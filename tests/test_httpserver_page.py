@@ -167,6 +167,7 @@ class Browser:
             assert time.monotonic() < deadline, (
                 f"waited in vain for {script}:\n{self.run('document.body.innerText.slice(0, 2000)')}"
             )
+            time.sleep(0.02)  # or most of what the processor does would be the question
         return value
 
     def choose(self, selector, *paths):
