@@ -1604,7 +1604,8 @@ class Inbox:
             self.link.send_line("err", request.verb, name[:1000], reason=reason, why=why)
             because = f": {why}" if why else ""
             text = f"{sender_of(request)}: did not get {printable(name)} ({reason}{because})"
-            say_in_rows(text)
+            if reason != "not-wanted" or self.args.senders:  # else its user has just said so
+                say_in_rows(text)
 
     def admit(self, name: str, request: "Line") -> list[str]:
         """The components of its name here. The first may differ from what the sender calls it."""
@@ -5017,8 +5018,9 @@ def run_command(args: argparse.Namespace, given: Union[str, Sequence[str]]) -> i
     """Run a command or the shell; the exit code. After a failure the connection is closed."""
     args.tries = 0
     try:
-        words = split(given) if isinstance(given, str) else given
+        words = given
         if isinstance(given, str):
+            words = split(given)
             args.typed = typed(words)
         if words or args.cwd is not None:
             return run_words(args, words) if words else 0
