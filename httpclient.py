@@ -4265,8 +4265,8 @@ class Progress:
         )
         self.name = ""
         self.total: int | None = None  # bytes, as far as that is known
-        # bytes: here or there, without a transfer, and of the current file
-        self.done = self.first = self.current = 0
+        # bytes: that needed no transfer, that were transferred, and both of the current file
+        self.spared = self.moved = self.current = 0
         self.files = 0  # of a folder, as far as they are known
         self.results = Counter[str]()  # of many files: how many were saved, same, sent
         self.skipped = Counter[str]()
@@ -4278,10 +4278,9 @@ class Progress:
         """A file begins or goes on, with so many bytes done."""
         self.name = name
         if self.files:
-            self.first += done - self.current
-            self.done += done - self.current
+            self.spared += done - self.current
         else:
-            self.done, self.first, self.total, self.began = done, done, total, time.monotonic()
+            self.spared, self.moved, self.total, self.began = done, 0, total, time.monotonic()
         self.current = done
 
     def expect(self, sizes: list[Optional[int]]) -> None:
@@ -4292,11 +4291,12 @@ class Progress:
     def count(self, result: str, size: Optional[int] = 0) -> None:
         """A file is finished; so many bytes of it needed no transfer."""
         self.results[result] += 1
-        self.done, self.first, self.current = self.done + (size or 0), self.first + (size or 0), 0
+        self.spared += size or 0
+        self.current = 0
 
     def add(self, count: int) -> None:
         """Count bytes. If several threads call it at once, the line may be a few bytes short."""
-        self.done += count
+        self.moved += count
         self.current += count
         if self.drawing and time.monotonic() - self.drawn > DRAWN_EVERY:
             self.draw()
@@ -4304,18 +4304,19 @@ class Progress:
     def facts(self) -> list[str]:
         """What the line tells, the most important first; nothing before there is something to
         say."""
-        total, elapsed, moved = self.total, self.drawn - self.began, self.done - self.first
-        facts = [readable_size(self.done)]
+        total, elapsed, moved = self.total, self.drawn - self.began, self.moved
+        done = self.spared + moved
+        facts = [readable_size(done)]
         if self.files:
             files = f"{self.files:,} file{'s' * (self.files != 1)}"
             facts = [f"{sum(self.results.values()):,} of {files}", facts[0]]
-            facts[1] += f" of {readable_size(max(total or 0, self.done))}"
+            facts[1] += f" of {readable_size(max(total or 0, done))}"
         elif total:
-            facts.insert(0, f"{100 * self.done // total:3}%")
+            facts.insert(0, f"{100 * done // total:3}%")
         if moved and elapsed > 1:
             facts.append(f"{readable_size(moved / elapsed)}/s")
             if total and not self.files:
-                left = elapsed * (total - self.done) / moved
+                left = elapsed * (total - done) / moved
                 facts.append(f"{left // 60:.0f}:{left % 60:02.0f} left")
         return facts
 
@@ -4331,7 +4332,7 @@ class Progress:
             while len(text := "  ".join(facts)) > room:
                 facts.pop()
             if self.total and not self.files and columns(name) + 2 + len(text) + 23 <= width:
-                text = f"[{'#' * (20 * self.done // self.total):20}] {text}"
+                text = f"[{'#' * (20 * (self.spared + self.moved) // self.total):20}] {text}"
             while name and columns(name) + 2 + len(text) > width:
                 name = name[:-1]
             say(f"\r{name}{'  ' * bool(name)}{text}\x1b[K", "")
@@ -4355,7 +4356,7 @@ class Progress:
         self.clear()
         counts, seconds = self.results, time.monotonic() - self.began
         done = sum(counts[name] for name in ("saved", "sent", "new", "replace"))
-        moved = self.done - self.first
+        moved = self.moved
         if args.json:
             facts = {"verb": args.verb, "files": done, "bytes": moved, "seconds": round(seconds, 3)}
             facts.update({name: counts[name] for name in ("same", "deleted", "failed")})
