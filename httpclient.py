@@ -370,28 +370,23 @@ class Client:
         )
 
     def meets_demand(self, reply: "Reply", body: Optional["BodySource"], same_origin: bool) -> bool:
-        """Do what the reply demands: log in, or leave out the Expect that the server refused.
+        """Do what the reply demands: leave out the Expect that the server refused, or log in with a
+        password that nobody has given and the user is asked for.
 
         Returns whether to repeat the request."""
-        if same_origin and self.can_log_in(reply):
-            return True
-        if reply.head.status != 417 or not body or not body.expects:
-            return False
-        with reply:
-            body.expects = False
-        return True
-
-    def can_log_in(self, reply: "Reply") -> bool:
-        """Ask the user for a password that this server demands and nobody has given."""
         url, head = reply.url, reply.head
-        origin = self.origin(url)
+        if head.status == 417 and body and body.expects:
+            with reply:
+                body.expects = False
+            return True
+        login_fields = self.origin(url).login_fields
         wanted = head.status == 401 and "basic" in head.get("www-authenticate").lower()
-        if not wanted or origin.login_fields.get("Authorization") or not is_terminal(2):
+        given = not same_origin or login_fields.get("Authorization")
+        if not wanted or given or not is_terminal(2):
             return False
         with reply:
             self.args.progress.clear()
-            password = ask_password(url.authority)
-        origin.login_fields["Authorization"] = basic(":" + password)
+            login_fields["Authorization"] = basic(":" + ask_password(url.authority))
         return True
 
     def origin(self, url: URL) -> Origin:
@@ -2097,15 +2092,14 @@ class Upload:
     def recall(self) -> Optional[URL]:
         """Where an earlier run of the same upload stopped, if the file is still the same.
 
-        Others may plant a note, so the login goes only to the origin that the user named."""
+        Others may plant a note, so it tells only the path, on the server that the user named."""
         if not self.args.resume or self.body.length is None:
             return None
-        with contextlib.suppress(*NO_NOTE, Failure):
+        with contextlib.suppress(*NO_NOTE):
             note = read_note(self.note)
-            resource = self.url.join(note["resource"])
             same = [(note["size"], note["mtime_ns"])] == self.body.state
-            if same and resource.origin == self.url.origin:
-                return resource
+            if same and re.fullmatch("/[!-~]*", note["resource"]):
+                return self.url._replace(target=note["resource"])
         return None
 
     def forget(self) -> None:
@@ -2279,11 +2273,7 @@ class Upload:
 
         A server that takes no files, such as Caddy, may treat PUT as GET: it replies 200 with
         what it had before."""
-        length = None
-        with (
-            contextlib.suppress(Failure),
-            self.client.ask("HEAD", self.url, IDENTITY) as reply,
-        ):
+        with self.client.ask("HEAD", self.url, IDENTITY) as reply:
             length = reply.head.length if reply.head.status == 200 else None
         if length not in (None, self.sent):
             raise Failure(
