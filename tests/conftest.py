@@ -551,8 +551,8 @@ def pytest_addoption(parser):
     parser.addoption(
         "--processes",
         type=int,
-        default=(os.cpu_count() or 1) + 4,
-        help="run so many tests at once (default four more than cores: many wait)",
+        default=(os.cpu_count() or 1) + 6,
+        help="run so many tests at once (default six more than cores: many wait)",
     )
 
 

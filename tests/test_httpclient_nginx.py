@@ -379,7 +379,7 @@ def test_https_goes_through_a_proxy_by_connect(run, nginx, listeners, tmp_path):
 
 @needs_nginx
 def test_ctrl_c_in_the_middle_and_again_on_a_terminal(nginx, proxy, run, tmp_path):
-    way = proxy(nginx.port, delay=0.02)
+    way = proxy(nginx.port, hold_at=1_500_000, times=1)
     first = Process(
         ROOT / "httpclient.py",
         "get",
