@@ -551,8 +551,8 @@ def pytest_addoption(parser):
     parser.addoption(
         "--processes",
         type=int,
-        default=(os.cpu_count() or 1) + 4,
-        help="run so many tests at once (default four more than cores: many wait)",
+        default=(os.cpu_count() or 1) + 6,
+        help="run so many tests at once (default six more than cores: many wait)",
     )
 
 
@@ -596,7 +596,6 @@ def pytest_collection(session):
     if not hasattr(os, "fork") or session.config.option.file_or_dir:
         return
     if helper := os.fork():
-        session.config.add_cleanup(lambda: os.waitpid(helper, 0))
         session.config.stash[HELPER] = helper
         return
     for path in sorted(Path(__file__).parent.glob("test_*.py"), reverse=True):
@@ -608,6 +607,7 @@ def pytest_collection(session):
 def pytest_collection_finish(session):
     if helper := session.config.stash.get(HELPER, None):
         os.kill(helper, signal.SIGKILL)
+        os.waitpid(helper, 0)
 
 
 @pytest.fixture

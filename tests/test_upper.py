@@ -419,6 +419,8 @@ def test_standard_streams_that_do_not_block_lose_nothing(spawn, script):
         os.write(typed, line)
         assert select.select([screen], [], [], DEADLINE)[0]
         assert os.read(screen, 9) == line.upper()
+        # or what comes next would be there before it asks
+        until(lambda: states(client) == {"S"} or client.poll() is not None, "it to wait for more")
         os.set_blocking(inner, False)  # once more, in the middle of it
         os.set_blocking(outer, False)
     os.close(inner)
