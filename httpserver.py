@@ -2258,7 +2258,7 @@ class Server:
         note = answer.note or cut
         if answer.status == 304 and answer.fields.get("Cache-Control") == "no-store":
             return  # an open page asks every few seconds whether its folder has changed
-        told = answer.status == 201 and "Stored-As" in answer.fields  # by log_hand_in()
+        told = answer.status == 201 and "Stored-As" in answer.fields and not note  # log_hand_in()
         if not self.args.quiet and not told:
             line = request.line if request else "-"
             noted = f' "{printable(note)}"' if note else ""
