@@ -60,6 +60,10 @@ a certificate that is not trusted.
 #   shared fences       encrypt(), is_program(), Capture, Traced, open_connection(), Failure, Parser
 #   the command line    Transient, Progress, report(), target(), build_parser(), main()
 #
+# One file on its way: get(), Download.run(), Client.retry(), Download.save(), Download.receive(),
+# Client.ask(), Client.converse(), Reply, Download.admits(), Download.store(), Part.write(),
+# Download.finish(), Part.rename().
+#
 # A download is a Part with the spans that are still to come: one, or several for --connections.
 # Threads: in Download.side_by_side() each has its own Client and fetches span after span; they
 # share the Part, under its lock. The main thread waits and saves the note.
@@ -366,28 +370,23 @@ class Client:
         )
 
     def meets_demand(self, reply: "Reply", body: Optional["BodySource"], same_origin: bool) -> bool:
-        """Do what the reply demands: log in, or leave out the Expect that the server refused.
+        """Do what the reply demands: leave out the Expect that the server refused, or log in with a
+        password that nobody has given and the user is asked for.
 
         Returns whether to repeat the request."""
-        if same_origin and self.can_log_in(reply):
-            return True
-        if reply.head.status != 417 or not body or not body.expects:
-            return False
-        with reply:
-            body.expects = False
-        return True
-
-    def can_log_in(self, reply: "Reply") -> bool:
-        """Ask the user for a password that this server demands and nobody has given."""
         url, head = reply.url, reply.head
-        origin = self.origin(url)
+        if head.status == 417 and body and body.expects:
+            with reply:
+                body.expects = False
+            return True
+        login_fields = self.origin(url).login_fields
         wanted = head.status == 401 and "basic" in head.get("www-authenticate").lower()
-        if not wanted or origin.login_fields.get("Authorization") or not is_terminal(2):
+        given = not same_origin or login_fields.get("Authorization")
+        if not wanted or given or not is_terminal(2):
             return False
         with reply:
             self.args.progress.clear()
-            password = ask_password(url.authority)
-        origin.login_fields["Authorization"] = basic(":" + password)
+            login_fields["Authorization"] = basic(":" + ask_password(url.authority))
         return True
 
     def origin(self, url: URL) -> Origin:
@@ -421,13 +420,12 @@ class Client:
         connection = self.connection(url)
         narrate(self.args, ">", request)
         try:
-            connection.answered = False
             connection.send(request)
             early = None
-            if body and b"\r\nExpect: 100-continue\r\n" in request:
-                early = connection.wait_for_continue()
-            if body and not early:
-                early = connection.send_body(body)
+            if body:
+                if b"\r\nExpect: 100-continue\r\n" in request:
+                    early = connection.wait_for_continue()
+                early = early or connection.send_body(body)
             reply = Reply(connection, early or connection.read_head(), method, url)
         except BaseException:
             connection.close()
@@ -461,6 +459,7 @@ class Client:
                 f"{url.host} hung up on TLS or stayed silent",
                 str(error),
                 "http:// instead of https://?",
+                lasting=origin.reached,
             ) from None
         except Failure as failure:
             lines = lines_of(failure)
@@ -499,10 +498,9 @@ class Client:
         connection.send(request)
         head = connection.read_head()
         if not 200 <= head.status < 300:
-            passing = head.status in PASSING and self.origin(url).reached
             reason = f"{head.status} {printable(head.reason)}"
-            raise (Transient if passing else Failure)(
-                56,
+            raise Failure(
+                7 if head.status in PASSING else 56,
                 f"the proxy {proxy.authority} does not connect to {goal}: {reason}",
                 "it allows other ports only, cannot reach the server, or asks for a password",
                 "--proxy http://USER:PASSWORD@HOST:PORT",
@@ -512,7 +510,7 @@ class Client:
         for connection in self.idle.values():
             connection.close()
 
-    def retry(self, url: URL, act: "Callable[[], T]", count: Callable[[], int] = int) -> "T":
+    def retry(self, act: "Callable[[], T]", count: Callable[[], int] = int) -> "T":
         """Repeat act() until it raises no Transient. count() tells how many bytes have passed; if
         nobody counts them, int() is 0.
 
@@ -525,8 +523,7 @@ class Client:
             except Transient as failure:
                 tries = 0 if count() > most else tries + 1
                 most = max(most, count())
-                lasting = failure.lasting and self.origin(url).reached
-                limit = self.args.retries if lasting else min(self.args.retries, FEW_TRIES)
+                limit = self.args.retries if failure.lasting else min(self.args.retries, FEW_TRIES)
                 pause = failure.after
                 if pause is None:
                     pause = min(FIRST_PAUSE * 3**tries, LONGEST_PAUSE)
@@ -548,7 +545,7 @@ class Client:
         try:
             for done, url in enumerate(urls):
                 if not connection:
-                    connection = self.retry(url, functools.partial(self.connection, url))
+                    connection = self.retry(functools.partial(self.connection, url))
                     asked, window = done, 1
                 # not one by one: several share a segment
                 batch = urls[asked : done + window] if asked - done <= window // 2 else []
@@ -661,7 +658,6 @@ class Connection:
         self.buffer = memoryview(bytearray(BUFFER))
         self.start = self.end = 0
         self.why_closed = CLOSED  # why nothing more comes, once receive() returns 0
-        self.answered = False  # whether any head, even an interim one (1xx), followed the request
         # a success that came before the end of the body: the server may still be reading
         self.success: Head | None = None
 
@@ -720,7 +716,6 @@ class Connection:
         return Transient(code, *text, lasting=code != 52)
 
     def read_head(self) -> Head:
-        """The head of the reply. Interim replies (1xx) before it only set answered."""
         for _ in range(MAX_INTERIM):
             head = self.next_head()
             if head.status >= 200:
@@ -740,11 +735,11 @@ class Connection:
         except ValueError as error:
             raise broken(self.peer, str(error)) from None
         narrate(self.args, "<", raw)
-        self.answered = True
         return head
 
     def early_head(self) -> Optional[Head]:
-        """The reply, if it arrives before the whole request is sent. It may be a refusal."""
+        """What arrives before the whole request is sent: the reply, which may be a refusal, or an
+        interim one (1xx)."""
         self.sock.settimeout(0)
         try:
             if not self.receive():
@@ -755,11 +750,12 @@ class Connection:
             # else TLS has read a message of its own, such as a session ticket
         finally:
             self.sock.settimeout(self.args.timeout)
-        while HEAD_END.search(self.buffer, self.start, self.end):
+        head = None
+        while (not head or head.status < 200) and HEAD_END.search(
+            self.buffer, self.start, self.end
+        ):
             head = self.next_head()
-            if head.status >= 200:
-                return head
-        return None
+        return head
 
     def send(self, data: bytes) -> None:
         view = memoryview(data)
@@ -794,7 +790,8 @@ class Connection:
             if readable and (head := self.early_head()):
                 if head.status >= 300:
                     return head
-                self.success = head
+                if head.status >= 200:
+                    self.success = head
             if not readable and not writable:
                 raise Transient(
                     28,
@@ -815,12 +812,9 @@ class Connection:
 
         Any interim reply (1xx) allows the body. So does silence: old servers do not know Expect."""
         deadline = time.monotonic() + EXPECT_WAIT
-        while not self.answered:
-            wait = max(0.0, deadline - time.monotonic())
-            if not select.select([self.sock], [], [], wait)[0]:
-                break
+        while select.select([self.sock], [], [], max(0.0, deadline - time.monotonic()))[0]:
             if head := self.early_head():
-                return head
+                return head if head.status >= 200 else None
         return None
 
     def close(self) -> None:
@@ -971,8 +965,8 @@ def decompress(chunks: Iterable[Data], coding: str) -> Iterator[Data]:
         for start in range(0, len(chunk), GZIP_STEP):
             rest, full = bytes(chunk[start : start + GZIP_STEP]), False
             while rest or full:
-                same = decoder if decoder and not decoder.eof else None
-                decoder = same or zlib.decompressobj(wbits=wbits)
+                decoding = decoder and not decoder.eof
+                decoder = decoder if decoding else zlib.decompressobj(wbits=wbits)
                 out = decoder.decompress(rest, BUFFER)
                 yield out
                 rest = decoder.unused_data or decoder.unconsumed_tail
@@ -1198,7 +1192,6 @@ class Download:
         self.url = url
         self.folder = folder  # "", or with a separator at its end
         self.name = name  # "" until the first reply, which may propose one
-        self.path = folder + name
         # the user chose the name: then it may be a FIFO or device, too
         self.chosen = bool(name) and not replace
         self.stdout = self.chosen and self.path == "-"
@@ -1211,11 +1204,15 @@ class Download:
         self.is_page = False  # of a folder, perhaps after redirects
         self.received = 0
 
+    @property
+    def path(self) -> str:
+        return self.folder + self.name
+
     def run(self, reply: Optional[Reply] = None) -> None:
         """Fetch the file, beginning with a reply that is here already, if there is one."""
         began, args = time.monotonic(), self.args
         if not reply:
-            self.client.retry(self.url, self.probe)
+            self.client.retry(self.probe)
         elif reply.head.codings or not 0 < (reply.head.length or 0) <= NOTED_FROM:
             self.reply = reply
         else:
@@ -1232,55 +1229,6 @@ class Download:
         report(args, self.url, self.verdict, self.path, self.received, time.monotonic() - began)
         if self.is_page and args.verb == "get" and not args.quiet and not args.json:
             say("that is the page of a folder; mirror fetches what is in it")
-
-    def save_short(self, reply: Reply) -> None:
-        """Save a file that is in memory before it is written: no part of it can be left."""
-        self.check_here(reply.head)
-        if self.verdict:
-            return
-        self.args.progress.begin(self.name, 0, reply.head.length)
-        data = reply.whole()
-        self.args.progress.add(len(data))
-        self.verify(promised_digest(reply.head), lambda name: hasher(name, data).hexdigest())
-        part = f"{self.folder}{RANDOM}{os.urandom(12).hex()}.part"
-        set_facts = functools.partial(copy_facts, self.url, reply.head, self.old)
-        try:
-            write_whole(part, self.path, data, set_facts)
-        except FileNotFoundError:
-            return  # another run took it for an old part: save() fetches it again
-        except OSError as error:
-            raise unwritable(self.path, error, 0) from None
-        self.received, self.verdict = len(data), "saved"
-
-    def save(self) -> None:
-        output = self.open_output()
-        try:
-            if output.source:
-                self.args.progress.begin(self.name, output.have, output.source.size)
-            if self.connections > 1 and isinstance(output, Part) and self.head:
-                self.side_by_side(output, self.head)
-            while not self.verdict and output.left():
-                output.remember()
-                self.client.retry(
-                    self.url,
-                    lambda: self.receive(self.client, output, output.left()[0]),
-                    lambda: output.have,
-                )
-            if not self.verdict:
-                self.finish(output)
-        except Changed:
-            # other threads may still write into this part, so the next one is another file
-            output.discard()
-            raise
-        finally:
-            output.close()
-
-    def open_output(self) -> Output:
-        found = stat_or_none(self.path) if self.chosen else None
-        special = found and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
-        if self.stdout or special:
-            return Stream(self.path, self.args)
-        return Part(self.folder, self.url, self.args)
 
     def probe(self) -> None:
         """Ask by HEAD whether the file is here already, and whether it can come in spans."""
@@ -1327,20 +1275,67 @@ class Download:
             asked = safe_name(url_name(self.url))
             proposed = disposition_name(head.get("content-disposition"))
             self.name = safe_name(proposed) if proposed else asked
-            self.path = self.folder + self.name
             # the server may propose a name, but not choose what is replaced
             self.replace = self.replace and self.name == asked
         ending = head.ending
         if ending and not self.name.endswith(ending):
             say(f"{self.url} comes encoded, which was not asked for: kept as {ending}")
             if not self.stdout:
-                self.name, self.path = self.name + ending, self.path + ending
+                self.name += ending
         # mostly nothing is there, and access() finds that out sooner than an exception
         there = os.access(self.path, os.F_OK)
         self.old = stat_or_none(self.path, follow=False) if there else None
         # few folders are near a program; a name that exists may be a link to one
         if nears_program(self.folder) or self.old:
             refuse_program(self.path)
+
+    def save_short(self, reply: Reply) -> None:
+        """Save a file that is in memory before it is written: no part of it can be left."""
+        self.check_here(reply.head)
+        if self.verdict:
+            return
+        self.args.progress.begin(self.name, 0, reply.head.length)
+        data = reply.whole()
+        self.args.progress.add(len(data))
+        self.verify(promised_digest(reply.head), lambda name: hasher(name, data).hexdigest())
+        part = f"{self.folder}{RANDOM}{os.urandom(12).hex()}.part"
+        set_facts = functools.partial(copy_facts, self.url, reply.head, self.old)
+        try:
+            write_whole(part, self.path, data, set_facts)
+        except FileNotFoundError:
+            return  # another run took it for an old part: save() fetches it again
+        except OSError as error:
+            raise unwritable(self.path, error, 0) from None
+        self.received, self.verdict = len(data), "saved"
+
+    def save(self) -> None:
+        output = self.open_output()
+        try:
+            if output.source:
+                self.args.progress.begin(self.name, output.have, output.source.size)
+            if self.connections > 1 and isinstance(output, Part) and self.head:
+                self.side_by_side(output, self.head)
+            while not self.verdict and output.left():
+                output.remember()
+                self.client.retry(
+                    lambda: self.receive(self.client, output, output.left()[0]),
+                    lambda: output.have,
+                )
+            if not self.verdict:
+                self.finish(output)
+        except Changed:
+            # other threads may still write into this part, so the next one is another file
+            output.discard()
+            raise
+        finally:
+            output.close()
+
+    def open_output(self) -> Output:
+        found = stat_or_none(self.path) if self.chosen else None
+        special = found and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
+        if self.stdout or special:
+            return Stream(self.path, self.args)
+        return Part(self.folder, self.url, self.args)
 
     def receive(self, client: Client, output: Output, span: "Span") -> None:
         """Ask for a span, and store what comes."""
@@ -1350,38 +1345,6 @@ class Download:
         with reply or client.ask("GET", self.url, wanted(output.source, span)) as reply:
             if self.admits(reply, output, span):
                 self.store(reply, output, span)
-
-    def store(self, reply: Reply, output: Output, span: "Span") -> None:
-        """Write the body of a reply into its span.
-
-        gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
-        head, found = reply.head, reply.head.range
-        decode = head.codings and not head.ending and not self.is_gzip()
-        if not output.source or not found:
-            # offsets and digests belong to the encoded bytes
-            output.begin(Source("", "", None, "") if decode else source_of(head))
-            span = output.spans[0]
-        end = found[1] if found else span.end
-        if len(output.spans) < 2:
-            self.args.progress.begin(self.name, output.have, output.source and output.source.size)
-        for chunk in reply.decoded() if decode else reply.chunks():
-            if end is not None and span.offset + len(chunk) > end:
-                raise broken(self.url.authority, "a range longer than it says")
-            output.write(span.offset, chunk)
-            span.offset += len(chunk)
-            self.args.progress.add(len(chunk))
-        if end is None:
-            span.end = span.offset
-        elif span.offset < end:
-            raise Transient(
-                18,
-                f"a range of {self.url} came short",
-                f"{end - span.offset:,} bytes of it are missing",
-                "repeat the command",
-            )
-
-    def is_gzip(self) -> bool:
-        return self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
 
     def admits(self, reply: Reply, output: Output, span: "Span") -> bool:
         """Whether the body of a reply belongs into the output.
@@ -1426,43 +1389,44 @@ class Download:
         self.learn(head)
         output.spans = [Span(output.have, output.have)]
 
-    def verify(self, promised: str, digest: Callable[[str], str]) -> None:
-        """Check the digests that the server and the user promised."""
-        for name, want in filter(None, [self.args.checksum, promised and ("sha256", promised)]):
-            found = digest(name)
-            if found != want:
-                raise Failure(
-                    56,
-                    f"{self.url} came with a wrong {name}: {found}",
-                    f"{want} was promised; nothing is kept of it",
-                    "repeat the command; if it fails again, the file on the server is another one",
-                )
+    def store(self, reply: Reply, output: Output, span: "Span") -> None:
+        """Write the body of a reply into its span.
 
-    def finish(self, output: Output) -> None:
-        """Check the digests, then give the part its name."""
-        try:
-            self.verify(output.source.digest if output.source else "", output.digest)
-        except Failure:
-            if isinstance(output, Part):
-                output.discard()
-            raise
-        self.received = output.have - output.kept
-        if isinstance(output, Part) and self.head:
-            copy_facts(self.url, self.head, self.old, output.fd, output.path)
-            output.rename(self.path, self.replace)
-        self.verdict = "saved"
+        gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
+        head, found = reply.head, reply.head.range
+        decode = head.codings and not head.ending and not self.is_gzip()
+        if not output.source or not found:
+            # offsets and digests belong to the encoded bytes
+            output.begin(Source("", "", None, "") if decode else source_of(head))
+            span = output.spans[0]
+        end = found[1] if found else span.end
+        if len(output.spans) < 2:
+            self.args.progress.begin(self.name, output.have, output.source and output.source.size)
+        for chunk in reply.decoded() if decode else reply.chunks():
+            if end is not None and span.offset + len(chunk) > end:
+                raise broken(self.url.authority, "a range longer than it says")
+            output.write(span.offset, chunk)
+            span.offset += len(chunk)
+            self.args.progress.add(len(chunk))
+        if end is None:
+            span.end = span.offset
+        elif span.offset < end:
+            raise reply.cut()
+
+    def is_gzip(self) -> bool:
+        return self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
 
     def side_by_side(self, output: "Part", head: Head) -> None:
         """Several threads fetch one span after another, each over a connection of its own."""
         import queue  # not at the top: one connection needs none
         import threading
 
-        source = output.source
-        if not source or not source.fits(head) or source.size != head.length:
+        source, size = output.source, head.length or 0  # never 0: see probe()
+        if not source or not source.fits(head) or source.size != size:
             output.begin(source_of(head))
-        if not output.divide(self.connections):
+        if not output.divide(size, self.connections):
             return
-        self.args.progress.begin(self.name, output.have, head.length)
+        self.args.progress.begin(self.name, output.have, size)
         output.lock, left = threading.Lock(), iter(output.left())  # all threads share both
         ends: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
@@ -1472,7 +1436,7 @@ class Download:
                 with contextlib.closing(Client(self.args)) as client:
                     for span in left:
                         act = functools.partial(self.receive, client, output, span)
-                        client.retry(self.url, act, lambda: span.offset)  # noqa: B023
+                        client.retry(act, lambda: span.offset)  # noqa: B023
             except BaseException as error:  # noqa: BLE001  (the main thread raises it again)
                 problem = error
             ends.put(problem)
@@ -1488,6 +1452,32 @@ class Download:
                 running -= 1
             output.remember()
             pause = min(2 * pause, most)
+
+    def finish(self, output: Output) -> None:
+        """Check the digests, then give the part its name."""
+        try:
+            self.verify(output.source.digest if output.source else "", output.digest)
+        except Failure:
+            if isinstance(output, Part):
+                output.discard()
+            raise
+        self.received = output.have - output.kept
+        if isinstance(output, Part) and self.head:
+            copy_facts(self.url, self.head, self.old, output.fd, output.path)
+            output.rename(self.path, self.replace)
+        self.verdict = "saved"
+
+    def verify(self, promised: str, digest: Callable[[str], str]) -> None:
+        """Check the digests that the server and the user promised."""
+        for name, want in filter(None, [self.args.checksum, promised and ("sha256", promised)]):
+            found = digest(name)
+            if found != want:
+                raise Failure(
+                    56,
+                    f"{self.url} came with a wrong {name}: {found}",
+                    f"{want} was promised; nothing is kept of it",
+                    "repeat the command; if it fails again, the file on the server is another one",
+                )
 
 
 def wanted(source: Optional[Source], span: "Span") -> Fields:
@@ -1633,7 +1623,7 @@ class Part(Spans):
         self.args = args
         self.url = url
         self.path = folder + part_name(url)
-        self.note = self.path[: -len("part")] + "json"
+        self.note = note_name(self.path)
         # a real lock once several threads write
         self.lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         self.noted = False  # whether there may be a note
@@ -1704,13 +1694,11 @@ class Part(Spans):
                 os.unlink(self.note)
         self.noted = False
 
-    def divide(self, count: int) -> bool:
-        """Cut what is left into spans for so many connections, if the source can be asked for them.
+    def divide(self, size: int, count: int) -> bool:
+        """Cut what is left of a source of known size into spans for so many connections.
 
         There are more spans than connections, so that fast connections can take more of them."""
-        left, size = self.left(), self.source and self.source.validator and self.source.size
-        if not size:
-            return False
+        left = self.left()
         step = max(SPLIT_FROM, -(-(size - self.have) // (4 * count)))
         pieces = [
             Span(first, min(first + step, span.end or size))
@@ -2011,6 +1999,10 @@ def part_name(url: URL) -> str:
     return f".six-{hashlib.sha256(to_bytes(unsigned)).hexdigest()[:32]}.part"
 
 
+def note_name(part: str) -> str:
+    return part[: -len("part")] + "json"
+
+
 def remove_old_parts(folder: str, names: set[str]) -> None:
     for stem in {name[: -len("part")] for name in names if is_part(name)}:
         ends = [end for end in ("part", "json") if stem + end in names]
@@ -2052,7 +2044,7 @@ def put(client: Client) -> None:
         raise Failure(2, f"{what} has no name", "nothing was sent", f"{url}NAME")
     if not paths:
         body = BodySource(os.fsencode(args.text))
-        return attempt(args, lambda: send(Upload(client, url, body, "the text")))
+        return attempt(args, Upload(client, url, body, "the text").run)
 
     def send_path(path: str) -> None:
         send_file(client, path, url.child(os.path.basename(path)) if into else url)
@@ -2062,21 +2054,7 @@ def put(client: Client) -> None:
 
 def send_file(client: Client, path: str, url: URL) -> None:
     """PUT a file, or standard input for -."""
-    send(Upload(client, url, BodySource() if path == "-" else BodySource(path), path))
-
-
-def send(upload: "Upload") -> None:
-    """After a lost link, continue where the server stopped. Standard input cannot be read twice."""
-    began, client, url, args = time.monotonic(), upload.client, upload.url, upload.args
-    careful = args.verb == "put" and not args.force and not upload.resource
-    if careful and client.retry(url, upload.is_there):
-        upload.verdict = "same"
-    elif upload.body.length is None:
-        upload.attempt()
-    else:
-        client.retry(url, upload.attempt, lambda: upload.offset)
-    seconds = time.monotonic() - began
-    report(args, url, upload.verdict, upload.path, upload.sent - (upload.kept or 0), seconds)
+    Upload(client, url, BodySource() if path == "-" else BodySource(path), path).run()
 
 
 class Upload:
@@ -2094,23 +2072,34 @@ class Upload:
         self.verdict = "sent"
         self.fields: Fields = {}
         self.condition: Fields = {}
-        name = part_name(url)[: -len("part")] + "json"
-        self.note = os.path.join(os.path.dirname(path), name)
+        self.note = note_name(os.path.join(os.path.dirname(path), part_name(url)))
         self.resource = self.recall()  # where it can be continued
         self.kept: int | None = None  # bytes that an earlier run has sent, once the server tells
+
+    def run(self) -> None:
+        """After a lost link, continue where the server stopped: never with standard input."""
+        began, retry = time.monotonic(), self.client.retry
+        careful = self.args.verb == "put" and not self.args.force and not self.resource
+        if careful and retry(self.is_there):
+            self.verdict = "same"
+        elif self.body.length is None:
+            self.attempt()
+        else:
+            retry(self.attempt, lambda: self.offset)
+        seconds, moved = time.monotonic() - began, self.sent - (self.kept or 0)
+        report(self.args, self.url, self.verdict, self.path, moved, seconds)
 
     def recall(self) -> Optional[URL]:
         """Where an earlier run of the same upload stopped, if the file is still the same.
 
-        Others may plant a note, so the login goes only to the origin that the user named."""
+        Others may plant a note, so it tells only the path, on the server that the user named."""
         if not self.args.resume or self.body.length is None:
             return None
-        with contextlib.suppress(*NO_NOTE, Failure):
+        with contextlib.suppress(*NO_NOTE):
             note = read_note(self.note)
-            resource = self.url.join(note["resource"])
             same = [(note["size"], note["mtime_ns"])] == self.body.state
-            if same and resource.origin == self.url.origin:
-                return resource
+            if same and re.fullmatch("/[!-~]*", note["resource"]):
+                return self.url._replace(target=note["resource"])
         return None
 
     def forget(self) -> None:
@@ -2154,26 +2143,24 @@ class Upload:
 
     def is_there(self) -> bool:
         """Whether the server has this very file. Another one is replaced only with --force."""
-        with self.client.ask("HEAD", self.url, IDENTITY) as reply:
+        # a text has no time, so ask for the digest
+        wanted = IDENTITY if self.body.state else WANTED
+        with self.client.ask("HEAD", self.url, wanted) as reply:
             head = reply.head
-        if head.status in PASSING:
-            check(reply)
-        if head.status == 200:
-            ours = Entry("", False, self.body.length, self.body.mtime_ns // 10**9)
-            if not self.body.state or not is_copy(entry_of(head), ours, exact=True):
-                raise Failure(
-                    25,
-                    f"{self.url} exists already, and is another file",
-                    "it was left as it is",
-                    "--force replaces it; or put under another name",
-                )
+        if head.status == 200 and not self.is_same(head):
+            raise occupied(self.url, is_folder=reply.url.path.endswith("/"))
         self.condition = {"If-None-Match": "*"}  # somebody may put a file there meanwhile
         return head.status == 200
 
+    def is_same(self, head: Head) -> bool:
+        body = self.body
+        if body.state:
+            ours = Entry("", False, body.length, body.mtime_ns // 10**9)
+            return is_copy(entry_of(head), ours, exact=True)
+        digest = promised_digest(head) if body.parts else ""
+        return bool(digest) and digest == hasher("sha256", body.whole()).hexdigest()
+
     def attempt(self) -> None:
-        # only once: when a reply was lost, the file there may be ours
-        if self.fields.pop("If-None-Match", None):
-            self.condition = {}
         if self.body.changed():  # the server has the beginning of another file
             self.body, self.resource, self.fields = BodySource(self.path), None, {}
         if not (self.resource and self.go_on(self.resource)):
@@ -2189,20 +2176,22 @@ class Upload:
 
     def begin(self) -> None:
         self.offset = self.kept = 0
-        self.fields = self.fields or {**self.prepare(), **self.condition}
-        self.resource = self.create() if self.announced else None
+        self.fields = self.fields or self.prepare()
+        fields = {**self.fields, **self.condition}
+        self.condition = {}  # only once: when a reply was lost, the file there may be ours
+        self.resource = self.create(fields) if self.announced else None
         if self.resource:
             self.append(self.resource)
         else:
-            self.send_whole()
+            self.send_whole(fields)
 
-    def create(self) -> Optional[URL]:
+    def create(self, fields: Fields) -> Optional[URL]:
         """Begin with an empty upload. The reply says where to continue.
 
         A 104 reply would say so during the upload, but nginx and other proxies drop it. The
         place must be on the server that the user named, because it is sent the login."""
         fields = {
-            **self.fields,
+            **fields,
             "Upload-Complete": "?0",
             "Upload-Length": str(self.body.length),
             **DRAFT,
@@ -2237,9 +2226,9 @@ class Upload:
         report(self.args, self.url, "sent", self.path, self.sent)
         return True
 
-    def send_whole(self) -> None:
+    def send_whole(self, fields: Fields) -> None:
         self.args.progress.begin(self.path, 0, self.body.length)
-        with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
+        with self.client.ask("PUT", self.url, fields, self.body) as reply:
             self.check(reply, self.body)
             doubtful = self.is_doubtful(reply)
         if doubtful:
@@ -2284,11 +2273,7 @@ class Upload:
 
         A server that takes no files, such as Caddy, may treat PUT as GET: it replies 200 with
         what it had before."""
-        length = None
-        with (
-            contextlib.suppress(Failure),
-            self.client.ask("HEAD", self.url, IDENTITY) as reply,
-        ):
+        with self.client.ask("HEAD", self.url, IDENTITY) as reply:
             length = reply.head.length if reply.head.status == 200 else None
         if length not in (None, self.sent):
             raise Failure(
@@ -2338,6 +2323,13 @@ class Upload:
                     "repeat the command",
                 )
             self.check(reply, rest)
+
+
+def occupied(url: URL, is_folder: bool) -> "Failure":
+    what, hint = "another file", "--force replaces it; or put under another name"
+    if is_folder:
+        what, hint = "a folder", f"{folder_url(url)} puts files into it"
+    return Failure(25, f"{url} exists already, and is {what}", "it was left as it is", hint)
 
 
 def post(client: Client) -> None:
@@ -2403,7 +2395,7 @@ def delete(client: Client) -> None:
     args = client.args
 
     def delete_url(url: URL) -> None:
-        client.retry(url, lambda: request(client, "DELETE", url))
+        client.retry(lambda: request(client, "DELETE", url))
         report(args, url, "deleted")
 
     for_each(args, [target(text, args) for text in args.url], delete_url)
@@ -2537,7 +2529,7 @@ class Tree:
                     check(reply)
                 return reply, read_index(reply) if reply.head.success else []
 
-        return self.client.retry(url, act)
+        return self.client.retry(act)
 
     def leaves_out(self, path: str, entry: Entry) -> bool:
         """Whether an entry of the source is not copied. Say why, if nobody asked for that."""
@@ -2590,7 +2582,7 @@ class Tree:
                 whole = False
         return whole
 
-    def finish(self, place: str, code: int) -> None:
+    def finish(self, folder: str) -> None:
         """Delete what the source does not have, if all else came through. Tell the counts."""
         args, extra = self.args, self.extra if self.args.delete else []
         if extra and args.progress.code:
@@ -2599,10 +2591,10 @@ class Tree:
         for where, _ in extra if args.dry_run else []:
             show_plan(args, "delete", where)
         if 2 * len(extra) > self.there and not args.force:
+            place = self.root if self.sending else printable(folder)
             raise Failure(
-                code,
-                f"--delete would remove {len(extra)} of the {self.there} files and folders in "
-                + place,
+                25 if self.sending else 23,
+                f"--delete would remove {len(extra)} of the {self.there} entries of {place}",
                 "that is more than half: perhaps another folder is meant",
                 "--dry-run shows them, --force removes them",
             )
@@ -2619,7 +2611,7 @@ class Tree:
             report(self.args, self.root, "deleted", place)
         else:
             url = folder_url(place) if folder else place
-            self.client.retry(url, lambda: request(self.client, "DELETE", url))
+            self.client.retry(lambda: request(self.client, "DELETE", url))
             report(self.args, url, "deleted")
 
 
@@ -2659,10 +2651,7 @@ def mirror(client: Client) -> None:
     args = client.args
     url = folder_url(target(args.url, args))
     name = safe_name(url_name(url._replace(target=url.path.rstrip("/"))))
-    dest = args.output or (name if url.path != "/" else url.host)
-    tree = Tree(client, url)
-    copy_folder(tree, os.path.join(dest, ""), url, "")
-    tree.finish(printable(dest), 23)
+    copy_tree(client, url, args.output or (name if url.path != "/" else url.host))
 
 
 def upload(client: Client) -> None:
@@ -2674,10 +2663,13 @@ def upload(client: Client) -> None:
             "upload sends a folder",
             "put sends files",
         )
-    url = folder_url(target(args.url, args))
+    copy_tree(client, folder_url(target(args.url, args)), args.dir)
+
+
+def copy_tree(client: Client, url: URL, folder: str) -> None:
     tree = Tree(client, url)
-    copy_folder(tree, os.path.join(args.dir, ""), url, "")
-    tree.finish(str(url), 25)
+    copy_folder(tree, os.path.join(folder, ""), url, "")
+    tree.finish(folder)
 
 
 def copy_folder(tree: Tree, here: str, url: URL, path: str) -> None:
@@ -3514,7 +3506,7 @@ SCRIPTS = (
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
 # what tells Python where its folders are, beside it or in the folder above
-SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
+SETTINGS = ("pyvenv.cfg", "../pyvenv.cfg", "pybuilddir.txt")
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
@@ -3547,11 +3539,9 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     The first are the scripts beside this one, the interpreter, what tells it its folders, and the
     one other program that --tls runs. Folders that do not exist yet count: they could be made."""
-    homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
-    bin_folder = os.path.dirname(sys.executable)
-    files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
-    files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    own, bin_folder = (__file__, os.path.realpath(__file__)), os.path.dirname(sys.executable)
+    files = {os.path.join(os.path.dirname(script), name) for script in own for name in SCRIPTS}
+    files |= {*own, sys.executable, *(os.path.join(bin_folder, name) for name in SETTINGS)}
     files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in program_folders()}
     folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
@@ -4263,8 +4253,8 @@ class Progress:
         )
         self.name = ""
         self.total: int | None = None  # bytes, as far as that is known
-        # bytes: here or there, without a transfer, and of the current file
-        self.done = self.first = self.current = 0
+        # bytes: that needed no transfer, that were transferred, and both of the current file
+        self.spared = self.moved = self.current = 0
         self.files = 0  # of a folder, as far as they are known
         self.results = Counter[str]()  # of many files: how many were saved, same, sent
         self.skipped = Counter[str]()
@@ -4276,10 +4266,9 @@ class Progress:
         """A file begins or goes on, with so many bytes done."""
         self.name = name
         if self.files:
-            self.first += done - self.current
-            self.done += done - self.current
+            self.spared += done - self.current
         else:
-            self.done, self.first, self.total, self.began = done, done, total, time.monotonic()
+            self.spared, self.moved, self.total, self.began = done, 0, total, time.monotonic()
         self.current = done
 
     def expect(self, sizes: list[Optional[int]]) -> None:
@@ -4290,11 +4279,12 @@ class Progress:
     def count(self, result: str, size: Optional[int] = 0) -> None:
         """A file is finished; so many bytes of it needed no transfer."""
         self.results[result] += 1
-        self.done, self.first, self.current = self.done + (size or 0), self.first + (size or 0), 0
+        self.spared += size or 0
+        self.current = 0
 
     def add(self, count: int) -> None:
         """Count bytes. If several threads call it at once, the line may be a few bytes short."""
-        self.done += count
+        self.moved += count
         self.current += count
         if self.drawing and time.monotonic() - self.drawn > DRAWN_EVERY:
             self.draw()
@@ -4302,18 +4292,19 @@ class Progress:
     def facts(self) -> list[str]:
         """What the line tells, the most important first; nothing before there is something to
         say."""
-        total, elapsed, moved = self.total, self.drawn - self.began, self.done - self.first
-        facts = [readable_size(self.done)]
+        total, elapsed, moved = self.total, self.drawn - self.began, self.moved
+        done = self.spared + moved
+        facts = [readable_size(done)]
         if self.files:
             files = f"{self.files:,} file{'s' * (self.files != 1)}"
             facts = [f"{sum(self.results.values()):,} of {files}", facts[0]]
-            facts[1] += f" of {readable_size(max(total or 0, self.done))}"
+            facts[1] += f" of {readable_size(max(total or 0, done))}"
         elif total:
-            facts.insert(0, f"{100 * self.done // total:3}%")
+            facts.insert(0, f"{100 * done // total:3}%")
         if moved and elapsed > 1:
             facts.append(f"{readable_size(moved / elapsed)}/s")
             if total and not self.files:
-                left = elapsed * (total - self.done) / moved
+                left = elapsed * (total - done) / moved
                 facts.append(f"{left // 60:.0f}:{left % 60:02.0f} left")
         return facts
 
@@ -4329,7 +4320,7 @@ class Progress:
             while len(text := "  ".join(facts)) > room:
                 facts.pop()
             if self.total and not self.files and columns(name) + 2 + len(text) + 23 <= width:
-                text = f"[{'#' * (20 * self.done // self.total):20}] {text}"
+                text = f"[{'#' * (20 * (self.spared + self.moved) // self.total):20}] {text}"
             while name and columns(name) + 2 + len(text) > width:
                 name = name[:-1]
             say(f"\r{name}{'  ' * bool(name)}{text}\x1b[K", "")
@@ -4353,7 +4344,7 @@ class Progress:
         self.clear()
         counts, seconds = self.results, time.monotonic() - self.began
         done = sum(counts[name] for name in ("saved", "sent", "new", "replace"))
-        moved = self.done - self.first
+        moved = self.moved
         if args.json:
             facts = {"verb": args.verb, "files": done, "bytes": moved, "seconds": round(seconds, 3)}
             facts.update({name: counts[name] for name in ("same", "deleted", "failed")})

@@ -522,12 +522,11 @@ def do_help(session: "Session", request: "Line", topic: str = "") -> None:
 def do_list(session: "Session", request: "Line", name: str = "") -> None:
     folder = session.folder(check_name(name, session.args.hidden) if name else [])
     deep, count = request.is_set("deep"), 0
-
-    def left_out(full: str, error: Union[OSError, "Refused"]) -> None:
-        session.send_line("note", full, reason=reason_of(error))
-
-    for full, _, status in walk(folder, name, left_out, deep, session.visible):
-        count += describe(session, full, status, deep)
+    for full, _, found in walk(folder, name, deep, session.visible):
+        if isinstance(found, os.stat_result):
+            count += describe(session, full, found, deep)
+        else:  # what the system does not let it list
+            session.send_line("note", full, reason=reason_of(found))
     session.ok(request, count=count)
 
 
@@ -632,7 +631,8 @@ def do_put(session: "Session", request: "Line", name: str) -> None:
         if reason == "busy":  # another program has locked the folder: the client may come back
             session.keep(part)
         if reason == "exists" and (there := part.folder.stat(part.leaf)):
-            reason, keys = unfit(there) or reason, {} if unfit(there) else facts(there)
+            reason = unfit(there) or reason
+            keys = facts(there) if reason == "exists" else keys
         raise Refused(reason, **{**keys, "received": part.received}) from None
     finally:
         session.moved = part.received
@@ -671,7 +671,8 @@ def finish_beside(part: "Part") -> None:
     for leaf in itertools.chain([part.leaf], numbered):
         part.leaf = leaf
         with contextlib.suppress(FileExistsError):
-            return part.finish(over=False)
+            part.finish(over=False)
+            break
 
 
 def agree_on_offset(session: "Session", request: "Line", name: str, part: "Part") -> None:
@@ -724,13 +725,10 @@ def is_same(*places: tuple["Folder", str]) -> bool:
 
 def check_depth(session: "Session", folder: "Folder", name: str) -> None:
     """Refuse to rename a folder if that would put something in it too far down."""
-
-    def refuse(full: str, error: Union[OSError, "Refused"]) -> None:
-        if isinstance(error, Refused):
-            raise error
-
     tell = session.progress(name, "checked")
-    for count, _ in enumerate(walk(folder, name, refuse)):
+    for count, (_, _, found) in enumerate(walk(folder, name)):
+        if isinstance(found, Refused):
+            raise found
         tell(count)
 
 
@@ -1920,15 +1918,15 @@ def host_of(peer: str) -> str:
 def walk(
     top: Folder,
     name: str,
-    failed: Callable[[str, Union[OSError, Refused]], None],
     deep: bool = True,
     visible: Callable[[str], bool] = lambda name: True,
     above: Sequence[str] = (),
-) -> Iterator[tuple[str, Folder, os.stat_result]]:
+) -> Iterator[tuple[str, Folder, Union[os.stat_result, OSError, Refused]]]:
     """What is in a folder called name, with deep also in all folders below it.
 
-    Yields full name, folder and status. Only one folder is open at a time. Of the folders above,
-    only the names of those still to come are kept, as one text each: a reader may take hours."""
+    Yields full name, folder, and status or why there is none: a folder may let its names be read,
+    and not its files be looked at. Only one folder is open at a time. Of the folders above, only
+    the names of those still to come are kept, as one text each: a reader may take hours."""
     before = "".join(f"{each}/" for each in [name, *above] if each)
     found = ""
     try:
@@ -1938,29 +1936,21 @@ def walk(
         if too_deep and any(entries):
             raise Refused("too-deep")
         for leaf in entries:
-            if status := status_of(folder, leaf, before, failed):
+            try:
+                status = folder.stat(leaf)
+            except OSError as error:
+                yield before + leaf, folder, error
+                continue
+            if status:  # else it is gone already
                 yield before + leaf, folder, status
                 found += f"{leaf}/" * (deep and stat.S_ISDIR(status.st_mode))
         del folder, entries
     except (OSError, Refused) as error:
         if not above:
             raise
-        failed(before[:-1], error)
+        yield before[:-1], top, error
     for below in re.finditer("[^/]+", found):
-        yield from walk(top, name, failed, deep, visible, (*above, below[0]))
-
-
-def status_of(
-    folder: Folder, leaf: str, before: str, failed: Callable[[str, OSError], None]
-) -> Optional[os.stat_result]:
-    """None if it is gone already, or cannot be looked at.
-
-    A folder may let its names be read, and not its files be looked at."""
-    try:
-        return folder.stat(leaf)
-    except OSError as error:
-        failed(before + leaf, error)
-    return None
+        yield from walk(top, name, deep, visible, (*above, below[0]))
 
 
 class Session(Wire):
@@ -2827,7 +2817,7 @@ class Server:
         return True
 
     def refuse(self, conn: socket.socket, peer: "Address", why: str) -> None:
-        self.log(f"refused: {why}", peer)
+        self.log(f"refused: {why}", address(peer))
         self.turn_away(conn, line("err", "-", reason="server-full"), OVERLOADED)
 
     def turn_away(self, conn: socket.socket, text: bytes, code: int) -> None:
@@ -2859,8 +2849,7 @@ class Server:
             self.sessions.discard(session)
             self.stop.wake()
 
-    def log(self, text: str, peer: "Address | None" = None) -> None:
-        client = address(peer) if peer else ""
+    def log(self, text: str, client: str = "") -> None:
         self.write_log([log_line(self.args.json, text, client)])
 
     def write_log(self, lines: Sequence[str]) -> None:
@@ -2885,7 +2874,7 @@ class Server:
 
     def remove_old_parts(self) -> None:
         with contextlib.suppress(OSError):
-            for full, folder, _ in walk(Folder(self.args.directory), "", lambda full, error: None):
+            for full, folder, _ in walk(Folder(self.args.directory), ""):
                 if remove_if_old(folder, os.path.basename(full)):
                     self.log(f"removed {printable(full)}: nobody resumed it")
 
@@ -2894,6 +2883,7 @@ class Server:
         for sock in [self.sock, *self.refused]:
             sock.close()
         dropped = len(self.sessions)
+        # first those that are idle; what is under way has GRACE seconds to end by itself
         for seconds, busy_too in (GRACE, False), (LINGER, True):
             deadline = time.monotonic() + seconds
             while self.sessions and (left := deadline - time.monotonic()) > 0:
@@ -3201,7 +3191,7 @@ SCRIPTS = (
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
 # what tells Python where its folders are, beside it or in the folder above
-SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
+SETTINGS = ("pyvenv.cfg", "../pyvenv.cfg", "pybuilddir.txt")
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
@@ -3234,11 +3224,9 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     The first are the scripts beside this one, the interpreter, what tells it its folders, and the
     one other program that --tls runs. Folders that do not exist yet count: they could be made."""
-    homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
-    bin_folder = os.path.dirname(sys.executable)
-    files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
-    files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    own, bin_folder = (__file__, os.path.realpath(__file__)), os.path.dirname(sys.executable)
+    files = {os.path.join(os.path.dirname(script), name) for script in own for name in SCRIPTS}
+    files |= {*own, sys.executable, *(os.path.join(bin_folder, name) for name in SETTINGS)}
     files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in program_folders()}
     folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
