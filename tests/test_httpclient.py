@@ -1085,6 +1085,32 @@ def test_several_connections_notice_a_change(run, files, tmp_path):
     assert (tmp_path / "file.bin").read_bytes() == server.body
 
 
+def test_a_connection_that_waited_while_another_noticed_a_change_asks_no_more(files, tmp_path):
+    """The first is asked to wait, and wakes up when the new file is here already."""
+    body, ranged = random.Random(6).randbytes(8_000_000), itertools.count()
+
+    def bend(head):
+        if "\nRange: " not in head:
+            return None
+        if next(ranged) == 0:
+            return b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"
+        return answer(b"!", "206 Part", 'ETag: "b"\r\nContent-Range: bytes 0-0/8000000\r\n')
+
+    server = files(body, hook=bend)
+    code = (
+        f"import sys, threading; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h\n"
+        f"here = threading.Event(); h.Progress.wait = lambda *_: here.wait({DEADLINE})\n"
+        "code = h.main(); here.set()\n"
+        f"for each in threading.enumerate()[1:]: each.join({DEADLINE})\n"
+        "sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, "get", server.url, "--connections", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0 and (tmp_path / "file.bin").read_bytes() == body, done.stderr
+    asked = [("GET", "\nRange: " in head) for head in server.heads if head.startswith("GET")]
+    assert asked == [("GET", True), ("GET", True), ("GET", False)]
+
+
 @pytest.mark.parametrize("more", [[], ["--connections", 3]])
 def test_a_change_is_noticed_also_where_the_server_knows_range_but_not_if_range(
     run, files, tmp_path, more
@@ -2067,8 +2093,9 @@ class Uploads(Listener):
     """A server that speaks the resumable-upload draft, and cuts the connection after so many bytes, so many times.
     What happens meanwhile is done after each body, before the answer or the cut."""
 
-    def __init__(self, cut_at, times, meanwhile=lambda: None, busy=0):
+    def __init__(self, cut_at, times, meanwhile=lambda: None, busy=0, damaged=0):
         self.busy = busy  # so many times
+        self.damaged = damaged  # so many uploads
         self.cut_at, self.times, self.data, self.methods, self.received = cut_at, times, b"", [], 0
         self.meanwhile = meanwhile
         super().__init__(self.talk)
@@ -2125,8 +2152,35 @@ class Uploads(Listener):
             self.meanwhile()
             if cut:
                 return False
-            conn.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
+            assert fields["want-repr-digest"] == "sha-256=1"
+            self.damaged -= 1
+            stored = hashlib.sha256(self.data + b"!" * (self.damaged >= 0)).digest()
+            digest = f"Repr-Digest: sha-256=:{h.b64(stored)}:\r\n"
+            conn.sendall(f"HTTP/1.1 201 Created\r\n{digest}Content-Length: 0\r\n\r\n".encode())
         return True
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_an_upload_that_arrives_damaged_is_sent_again_and_told(run, listeners, tmp_path, times):
+    (tmp_path / "big").write_bytes(BODY * 10)
+    server = Uploads(cut_at=0, times=0, damaged=times)
+    listeners.append(server)
+    url = f"http://127.0.0.1:{server.port}/big"
+    command = "put", "--force", "big", url
+    done = run("httpclient.py", *command, "--retries", 2, cwd=tmp_path)
+    assert "arrived damaged" in done.err and names(tmp_path) == ["big"], done
+    assert server.methods == ["OPTIONS", *["PUT", "PATCH"] * min(times + 1, 3)]
+    assert done.code == (0 if times == 1 else 56), done
+
+
+def test_an_upload_that_is_resumed_is_compared_whole(run, listeners, tmp_path):
+    (tmp_path / "big").write_bytes(BODY * 10)
+    server = Uploads(cut_at=700_000, times=1, damaged=1)
+    listeners.append(server)
+    command = "put", "--force", "big", f"http://127.0.0.1:{server.port}/big"
+    done = run("httpclient.py", *command, cwd=tmp_path)
+    assert done.code == 0 and "arrived damaged" in done.err and server.data == BODY * 10, done
+    assert server.methods == ["OPTIONS", "PUT", "PATCH", "HEAD", "PATCH", "PUT", "PATCH"]
 
 
 def test_an_upload_is_resumed_where_the_server_speaks_the_draft(run, listeners, tmp_path):
@@ -2703,7 +2757,13 @@ def test_without_calls_that_other_systems_lack(files, tmp_path):
 
 
 def test_a_file_system_without_locks_does_without(files, tmp_path):
+    """Nobody can tell there whether a part without content is being written, so it stays."""
     server = files(BODY)
+    week, empty = (tmp_path / f".six-{digit * 32}.part" for digit in "ab")
+    week.write_bytes(b"x")
+    empty.touch()
+    os.utime(week, (1, 1))
+    os.utime(empty, (1, 1))
     code = (
         f"import fcntl, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient\n"
         "def flock(*_): raise OSError(38, 'Function not implemented')\nfcntl.flock = flock\nsys.exit(httpclient.main())"
@@ -2715,6 +2775,7 @@ def test_a_file_system_without_locks_does_without(files, tmp_path):
         check=False,
     )
     assert done.returncode == 0 and (tmp_path / "file.bin").read_bytes() == BODY, done.stderr
+    assert names(tmp_path) == [empty.name, "file.bin"]
 
 
 def test_ctrl_c_keeps_what_came_and_the_next_run_goes_on(run, listeners, files, tmp_path):
@@ -3599,7 +3660,14 @@ def test_put_skips_the_same_file_and_does_not_replace_another_one(run, spawn, tm
     assert put("a", url, "--force").code == 0
     assert put("--text", "hello ü", f"{url}note").code == 0
     assert put("--text", "hello", url).code == put(url).code == 2
+    assert put("--text", "hello ü", f"{url}note").err == "same the text\n"
     assert put("--text", "hello", f"{url}note").code == 25
+    (tmp_path / "served" / "folder").mkdir()
+    for words in ["a"], ["-"], ["--text", "hello"]:
+        done = put(*words, f"{url}folder")
+        hint = f"is a folder\nwhy:   it was left as it is\ntry:   {url}folder/ puts files into it\n"
+        assert done.code == 25 and done.err.endswith(hint), done
+    (tmp_path / "served" / "folder").rmdir()
     assert tree(tmp_path / "served") == {"a": b"other", "note": "hello ü".encode()}
 
 
@@ -3830,6 +3898,25 @@ def test_the_common_mistakes_get_a_hint(run, files, listeners, tmp_path):
     listeners.append(plain)
     done = get(run, tmp_path, f"https://127.0.0.1:{plain.port}/pub/")
     assert done.code == 56 and "write http:// instead of https://" in done.err
+
+
+@pytest.mark.parametrize(
+    "status, hint",
+    [
+        ("405 No", "try:   list shows whether that name exists; else use a server that allows"),
+        ("409 No", "try:   list shows what is in the way: move or delete that first"),
+    ],
+)
+def test_a_change_that_is_not_allowed_gets_a_hint(run, canned, status, hint):
+    url = f"http://127.0.0.1:{canned(answer(b'', status)).port}/a"
+    done = run("httpclient.py", "delete", url)
+    assert done.code == 22 and hint in done.err, done
+
+
+def test_two_files_for_one_name_get_a_hint(run):
+    done = run("httpclient.py", "put", "a", "b", "http://h/c")
+    hint = "put FILE http://h/c, or --text TEXT; more files into a folder: http://h/c/\n"
+    assert done.code == 2 and done.err.endswith(f"try:   {hint}"), done
 
 
 def exchanged(raw, method="GET"):

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, assert_clean, interpreters, stopped, until
+from conftest import DEADLINE, ROOT, Process, assert_clean, interpreters, stopped, until
 
 sys.path.insert(0, str(ROOT))
 import server as script
@@ -1904,7 +1904,7 @@ def test_a_deep_listing_keeps_only_the_names_of_the_folders_above(box):
     (box / names(box)[0] / "below").touch()
     tracemalloc.start()
     try:
-        found = script.walk(script.Folder(str(box)), "", lambda full, error: None)
+        found = script.walk(script.Folder(str(box)), "")
         assert next(full for full, _, _ in found if full.endswith("/below"))
         assert tracemalloc.get_traced_memory()[0] < 300_000
     finally:
@@ -1921,6 +1921,20 @@ def test_a_client_that_says_little_costs_little(start):
             sock.sendall(b"ping\n")
             assert GREETING.match(sock.recv(100))
         assert server.status("VmRSS") - before < 40 * 128
+
+
+@pytest.mark.parametrize("folder", ["", "0"])
+def test_a_number_that_is_no_name_here_is_the_port(tmp_path, folder):
+    if folder:
+        (tmp_path / folder / "in it").mkdir(parents=True)
+    words = ("0", "--port", "0") if folder else ("0",)
+    server = Process(ROOT / "server.py", *words, cwd=tmp_path)
+    port = int(server.wait_for(r"listening on 127\.0\.0\.1:(\d+)", "out")[1])
+    with socket.create_connection(("127.0.0.1", port), DEADLINE) as sock:
+        sock.sendall(b"list\nbye\n")
+        assert (b"dir in%20it " in sock.makefile("rb").read()) == bool(folder)
+    server.kill()
+    assert os.listdir(tmp_path) == [folder or "files"]
 
 
 # --- a drop box ---
@@ -1941,7 +1955,8 @@ def test_in_a_drop_box_files_can_be_added_and_nothing_else(start, box):
         assert said.startswith("err ") and said.endswith("reason=drop-box"), said
     assert names(box) == ["a", "anna"] and (box / "anna" / "a").read_bytes() == b"1"
     server.wait_for(r"handed in by anna: anna/a, 1 bytes, verified=yes")
-    assert " stat a: " not in server.err, "each put of a client begins with it"
+    told = re.findall(r"\d (put|stat|handed in) .*", server.err)
+    assert told == ["handed in", "put"], "one line for what was handed in"
 
 
 def test_what_is_handed_in_twice_gets_a_number_and_the_answer_tells_it(start, box):
