@@ -60,6 +60,10 @@ a certificate that is not trusted.
 #   shared fences       encrypt(), is_program(), Capture, Traced, open_connection(), Failure, Parser
 #   the command line    Transient, Progress, report(), target(), build_parser(), main()
 #
+# One file on its way: get(), Download.run(), Client.retry(), Download.save(), Download.receive(),
+# Client.ask(), Client.converse(), Reply, Download.admits(), Download.store(), Part.write(),
+# Download.finish(), Part.rename().
+#
 # A download is a Part with the spans that are still to come: one, or several for --connections.
 # Threads: in Download.side_by_side() each has its own Client and fetches span after span; they
 # share the Part, under its lock. The main thread waits and saves the note.
@@ -424,8 +428,9 @@ class Client:
             connection.send(request)
             early = None
             if body:
-                waits = b"\r\nExpect: 100-continue\r\n" in request
-                early = waits and connection.wait_for_continue() or connection.send_body(body)
+                if b"\r\nExpect: 100-continue\r\n" in request:
+                    early = connection.wait_for_continue()
+                early = early or connection.send_body(body)
             reply = Reply(connection, early or connection.read_head(), method, url)
         except BaseException:
             connection.close()
@@ -498,10 +503,9 @@ class Client:
         connection.send(request)
         head = connection.read_head()
         if not 200 <= head.status < 300:
-            passing = head.status in PASSING and self.origin(url).reached
             reason = f"{head.status} {printable(head.reason)}"
-            raise (Transient if passing else Failure)(
-                56,
+            raise Failure(
+                7 if head.status in PASSING else 56,
                 f"the proxy {proxy.authority} does not connect to {goal}: {reason}",
                 "it allows other ports only, cannot reach the server, or asks for a password",
                 "--proxy http://USER:PASSWORD@HOST:PORT",
@@ -966,8 +970,8 @@ def decompress(chunks: Iterable[Data], coding: str) -> Iterator[Data]:
         for start in range(0, len(chunk), GZIP_STEP):
             rest, full = bytes(chunk[start : start + GZIP_STEP]), False
             while rest or full:
-                same = decoder if decoder and not decoder.eof else None
-                decoder = same or zlib.decompressobj(wbits=wbits)
+                decoding = decoder and not decoder.eof
+                decoder = decoder if decoding else zlib.decompressobj(wbits=wbits)
                 out = decoder.decompress(rest, BUFFER)
                 yield out
                 rest = decoder.unused_data or decoder.unconsumed_tail
@@ -1231,54 +1235,6 @@ class Download:
         if self.is_page and args.verb == "get" and not args.quiet and not args.json:
             say("that is the page of a folder; mirror fetches what is in it")
 
-    def save_short(self, reply: Reply) -> None:
-        """Save a file that is in memory before it is written: no part of it can be left."""
-        self.check_here(reply.head)
-        if self.verdict:
-            return
-        self.args.progress.begin(self.name, 0, reply.head.length)
-        data = reply.whole()
-        self.args.progress.add(len(data))
-        self.verify(promised_digest(reply.head), lambda name: hasher(name, data).hexdigest())
-        part = f"{self.folder}{RANDOM}{os.urandom(12).hex()}.part"
-        set_facts = functools.partial(copy_facts, self.url, reply.head, self.old)
-        try:
-            write_whole(part, self.path, data, set_facts)
-        except FileNotFoundError:
-            return  # another run took it for an old part: save() fetches it again
-        except OSError as error:
-            raise unwritable(self.path, error, 0) from None
-        self.received, self.verdict = len(data), "saved"
-
-    def save(self) -> None:
-        output = self.open_output()
-        try:
-            if output.source:
-                self.args.progress.begin(self.name, output.have, output.source.size)
-            if self.connections > 1 and isinstance(output, Part) and self.head:
-                self.side_by_side(output, self.head)
-            while not self.verdict and output.left():
-                output.remember()
-                self.client.retry(
-                    lambda: self.receive(self.client, output, output.left()[0]),
-                    lambda: output.have,
-                )
-            if not self.verdict:
-                self.finish(output)
-        except Changed:
-            # other threads may still write into this part, so the next one is another file
-            output.discard()
-            raise
-        finally:
-            output.close()
-
-    def open_output(self) -> Output:
-        found = stat_or_none(self.path) if self.chosen else None
-        special = found and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
-        if self.stdout or special:
-            return Stream(self.path, self.args)
-        return Part(self.folder, self.url, self.args)
-
     def probe(self) -> None:
         """Ask by HEAD whether the file is here already, and whether it can come in spans."""
         name, several = self.name or safe_name(url_name(self.url)), self.connections > 1
@@ -1338,6 +1294,54 @@ class Download:
         if nears_program(self.folder) or self.old:
             refuse_program(self.path)
 
+    def save_short(self, reply: Reply) -> None:
+        """Save a file that is in memory before it is written: no part of it can be left."""
+        self.check_here(reply.head)
+        if self.verdict:
+            return
+        self.args.progress.begin(self.name, 0, reply.head.length)
+        data = reply.whole()
+        self.args.progress.add(len(data))
+        self.verify(promised_digest(reply.head), lambda name: hasher(name, data).hexdigest())
+        part = f"{self.folder}{RANDOM}{os.urandom(12).hex()}.part"
+        set_facts = functools.partial(copy_facts, self.url, reply.head, self.old)
+        try:
+            write_whole(part, self.path, data, set_facts)
+        except FileNotFoundError:
+            return  # another run took it for an old part: save() fetches it again
+        except OSError as error:
+            raise unwritable(self.path, error, 0) from None
+        self.received, self.verdict = len(data), "saved"
+
+    def save(self) -> None:
+        output = self.open_output()
+        try:
+            if output.source:
+                self.args.progress.begin(self.name, output.have, output.source.size)
+            if self.connections > 1 and isinstance(output, Part) and self.head:
+                self.side_by_side(output, self.head)
+            while not self.verdict and output.left():
+                output.remember()
+                self.client.retry(
+                    lambda: self.receive(self.client, output, output.left()[0]),
+                    lambda: output.have,
+                )
+            if not self.verdict:
+                self.finish(output)
+        except Changed:
+            # other threads may still write into this part, so the next one is another file
+            output.discard()
+            raise
+        finally:
+            output.close()
+
+    def open_output(self) -> Output:
+        found = stat_or_none(self.path) if self.chosen else None
+        special = found and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
+        if self.stdout or special:
+            return Stream(self.path, self.args)
+        return Part(self.folder, self.url, self.args)
+
     def receive(self, client: Client, output: Output, span: "Span") -> None:
         """Ask for a span, and store what comes."""
         if output.fd < 0:
@@ -1346,38 +1350,6 @@ class Download:
         with reply or client.ask("GET", self.url, wanted(output.source, span)) as reply:
             if self.admits(reply, output, span):
                 self.store(reply, output, span)
-
-    def store(self, reply: Reply, output: Output, span: "Span") -> None:
-        """Write the body of a reply into its span.
-
-        gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
-        head, found = reply.head, reply.head.range
-        decode = head.codings and not head.ending and not self.is_gzip()
-        if not output.source or not found:
-            # offsets and digests belong to the encoded bytes
-            output.begin(Source("", "", None, "") if decode else source_of(head))
-            span = output.spans[0]
-        end = found[1] if found else span.end
-        if len(output.spans) < 2:
-            self.args.progress.begin(self.name, output.have, output.source and output.source.size)
-        for chunk in reply.decoded() if decode else reply.chunks():
-            if end is not None and span.offset + len(chunk) > end:
-                raise broken(self.url.authority, "a range longer than it says")
-            output.write(span.offset, chunk)
-            span.offset += len(chunk)
-            self.args.progress.add(len(chunk))
-        if end is None:
-            span.end = span.offset
-        elif span.offset < end:
-            raise Transient(
-                18,
-                f"a range of {self.url} came short",
-                f"{end - span.offset:,} bytes of it are missing",
-                "repeat the command",
-            )
-
-    def is_gzip(self) -> bool:
-        return self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
 
     def admits(self, reply: Reply, output: Output, span: "Span") -> bool:
         """Whether the body of a reply belongs into the output.
@@ -1422,43 +1394,44 @@ class Download:
         self.learn(head)
         output.spans = [Span(output.have, output.have)]
 
-    def verify(self, promised: str, digest: Callable[[str], str]) -> None:
-        """Check the digests that the server and the user promised."""
-        for name, want in filter(None, [self.args.checksum, promised and ("sha256", promised)]):
-            found = digest(name)
-            if found != want:
-                raise Failure(
-                    56,
-                    f"{self.url} came with a wrong {name}: {found}",
-                    f"{want} was promised; nothing is kept of it",
-                    "repeat the command; if it fails again, the file on the server is another one",
-                )
+    def store(self, reply: Reply, output: Output, span: "Span") -> None:
+        """Write the body of a reply into its span.
 
-    def finish(self, output: Output) -> None:
-        """Check the digests, then give the part its name."""
-        try:
-            self.verify(output.source.digest if output.source else "", output.digest)
-        except Failure:
-            if isinstance(output, Part):
-                output.discard()
-            raise
-        self.received = output.have - output.kept
-        if isinstance(output, Part) and self.head:
-            copy_facts(self.url, self.head, self.old, output.fd, output.path)
-            output.rename(self.path, self.replace)
-        self.verdict = "saved"
+        gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
+        head, found = reply.head, reply.head.range
+        decode = head.codings and not head.ending and not self.is_gzip()
+        if not output.source or not found:
+            # offsets and digests belong to the encoded bytes
+            output.begin(Source("", "", None, "") if decode else source_of(head))
+            span = output.spans[0]
+        end = found[1] if found else span.end
+        if len(output.spans) < 2:
+            self.args.progress.begin(self.name, output.have, output.source and output.source.size)
+        for chunk in reply.decoded() if decode else reply.chunks():
+            if end is not None and span.offset + len(chunk) > end:
+                raise broken(self.url.authority, "a range longer than it says")
+            output.write(span.offset, chunk)
+            span.offset += len(chunk)
+            self.args.progress.add(len(chunk))
+        if end is None:
+            span.end = span.offset
+        elif span.offset < end:
+            raise reply.cut()
+
+    def is_gzip(self) -> bool:
+        return self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
 
     def side_by_side(self, output: "Part", head: Head) -> None:
         """Several threads fetch one span after another, each over a connection of its own."""
         import queue  # not at the top: one connection needs none
         import threading
 
-        source = output.source
-        if not source or not source.fits(head) or source.size != head.length:
+        source, size = output.source, head.length or 0  # never 0: see probe()
+        if not source or not source.fits(head) or source.size != size:
             output.begin(source_of(head))
-        if not output.divide(self.connections):
+        if not output.divide(size, self.connections):
             return
-        self.args.progress.begin(self.name, output.have, head.length)
+        self.args.progress.begin(self.name, output.have, size)
         output.lock, left = threading.Lock(), iter(output.left())  # all threads share both
         ends: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
@@ -1484,6 +1457,32 @@ class Download:
                 running -= 1
             output.remember()
             pause = min(2 * pause, most)
+
+    def finish(self, output: Output) -> None:
+        """Check the digests, then give the part its name."""
+        try:
+            self.verify(output.source.digest if output.source else "", output.digest)
+        except Failure:
+            if isinstance(output, Part):
+                output.discard()
+            raise
+        self.received = output.have - output.kept
+        if isinstance(output, Part) and self.head:
+            copy_facts(self.url, self.head, self.old, output.fd, output.path)
+            output.rename(self.path, self.replace)
+        self.verdict = "saved"
+
+    def verify(self, promised: str, digest: Callable[[str], str]) -> None:
+        """Check the digests that the server and the user promised."""
+        for name, want in filter(None, [self.args.checksum, promised and ("sha256", promised)]):
+            found = digest(name)
+            if found != want:
+                raise Failure(
+                    56,
+                    f"{self.url} came with a wrong {name}: {found}",
+                    f"{want} was promised; nothing is kept of it",
+                    "repeat the command; if it fails again, the file on the server is another one",
+                )
 
 
 def wanted(source: Optional[Source], span: "Span") -> Fields:
@@ -1629,7 +1628,7 @@ class Part(Spans):
         self.args = args
         self.url = url
         self.path = folder + part_name(url)
-        self.note = self.path[: -len("part")] + "json"
+        self.note = note_name(self.path)
         # a real lock once several threads write
         self.lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         self.noted = False  # whether there may be a note
@@ -1700,13 +1699,11 @@ class Part(Spans):
                 os.unlink(self.note)
         self.noted = False
 
-    def divide(self, count: int) -> bool:
-        """Cut what is left into spans for so many connections, if the source can be asked for them.
+    def divide(self, size: int, count: int) -> bool:
+        """Cut what is left of a source of known size into spans for so many connections.
 
         There are more spans than connections, so that fast connections can take more of them."""
-        left, size = self.left(), self.source and self.source.validator and self.source.size
-        if not size:
-            return False
+        left = self.left()
         step = max(SPLIT_FROM, -(-(size - self.have) // (4 * count)))
         pieces = [
             Span(first, min(first + step, span.end or size))
@@ -2007,6 +2004,10 @@ def part_name(url: URL) -> str:
     return f".six-{hashlib.sha256(to_bytes(unsigned)).hexdigest()[:32]}.part"
 
 
+def note_name(part: str) -> str:
+    return part[: -len("part")] + "json"
+
+
 def remove_old_parts(folder: str, names: set[str]) -> None:
     for stem in {name[: -len("part")] for name in names if is_part(name)}:
         ends = [end for end in ("part", "json") if stem + end in names]
@@ -2048,7 +2049,7 @@ def put(client: Client) -> None:
         raise Failure(2, f"{what} has no name", "nothing was sent", f"{url}NAME")
     if not paths:
         body = BodySource(os.fsencode(args.text))
-        return attempt(args, lambda: send(Upload(client, url, body, "the text")))
+        return attempt(args, Upload(client, url, body, "the text").run)
 
     def send_path(path: str) -> None:
         send_file(client, path, url.child(os.path.basename(path)) if into else url)
@@ -2058,21 +2059,7 @@ def put(client: Client) -> None:
 
 def send_file(client: Client, path: str, url: URL) -> None:
     """PUT a file, or standard input for -."""
-    send(Upload(client, url, BodySource() if path == "-" else BodySource(path), path))
-
-
-def send(upload: "Upload") -> None:
-    """After a lost link, continue where the server stopped. Standard input cannot be read twice."""
-    began, client, url, args = time.monotonic(), upload.client, upload.url, upload.args
-    careful = args.verb == "put" and not args.force and not upload.resource
-    if careful and client.retry(upload.is_there):
-        upload.verdict = "same"
-    elif upload.body.length is None:
-        upload.attempt()
-    else:
-        client.retry(upload.attempt, lambda: upload.offset)
-    seconds = time.monotonic() - began
-    report(args, url, upload.verdict, upload.path, upload.sent - (upload.kept or 0), seconds)
+    Upload(client, url, BodySource() if path == "-" else BodySource(path), path).run()
 
 
 class Upload:
@@ -2090,10 +2077,22 @@ class Upload:
         self.verdict = "sent"
         self.fields: Fields = {}
         self.condition: Fields = {}
-        name = part_name(url)[: -len("part")] + "json"
-        self.note = os.path.join(os.path.dirname(path), name)
+        self.note = note_name(os.path.join(os.path.dirname(path), part_name(url)))
         self.resource = self.recall()  # where it can be continued
         self.kept: int | None = None  # bytes that an earlier run has sent, once the server tells
+
+    def run(self) -> None:
+        """After a lost link, continue where the server stopped: never with standard input."""
+        began, retry = time.monotonic(), self.client.retry
+        careful = self.args.verb == "put" and not self.args.force and not self.resource
+        if careful and retry(self.is_there):
+            self.verdict = "same"
+        elif self.body.length is None:
+            self.attempt()
+        else:
+            retry(self.attempt, lambda: self.offset)
+        seconds, moved = time.monotonic() - began, self.sent - (self.kept or 0)
+        report(self.args, self.url, self.verdict, self.path, moved, seconds)
 
     def recall(self) -> Optional[URL]:
         """Where an earlier run of the same upload stopped, if the file is still the same.
@@ -2154,8 +2153,6 @@ class Upload:
         wanted = IDENTITY if self.body.state else WANTED
         with self.client.ask("HEAD", self.url, wanted) as reply:
             head = reply.head
-        if head.status in PASSING:
-            check(reply)
         if head.status == 200 and not self.is_same(head):
             raise occupied(self.url, is_folder=reply.url.path.endswith("/"))
         self.condition = {"If-None-Match": "*"}  # somebody may put a file there meanwhile
@@ -2170,9 +2167,6 @@ class Upload:
         return bool(digest) and digest == hasher("sha256", body.whole()).hexdigest()
 
     def attempt(self) -> None:
-        # only once: when a reply was lost, the file there may be ours
-        if self.fields.pop("If-None-Match", None):
-            self.condition = {}
         if self.body.changed():  # the server has the beginning of another file
             self.body, self.resource, self.fields = BodySource(self.path), None, {}
         if not (self.resource and self.go_on(self.resource)):
@@ -2188,20 +2182,22 @@ class Upload:
 
     def begin(self) -> None:
         self.offset = self.kept = 0
-        self.fields = self.fields or {**self.prepare(), **self.condition}
-        self.resource = self.create() if self.announced else None
+        self.fields = self.fields or self.prepare()
+        fields = {**self.fields, **self.condition}
+        self.condition = {}  # only once: when a reply was lost, the file there may be ours
+        self.resource = self.create(fields) if self.announced else None
         if self.resource:
             self.append(self.resource)
         else:
-            self.send_whole()
+            self.send_whole(fields)
 
-    def create(self) -> Optional[URL]:
+    def create(self, fields: Fields) -> Optional[URL]:
         """Begin with an empty upload. The reply says where to continue.
 
         A 104 reply would say so during the upload, but nginx and other proxies drop it. The
         place must be on the server that the user named, because it is sent the login."""
         fields = {
-            **self.fields,
+            **fields,
             "Upload-Complete": "?0",
             "Upload-Length": str(self.body.length),
             **DRAFT,
@@ -2236,9 +2232,9 @@ class Upload:
         report(self.args, self.url, "sent", self.path, self.sent)
         return True
 
-    def send_whole(self) -> None:
+    def send_whole(self, fields: Fields) -> None:
         self.args.progress.begin(self.path, 0, self.body.length)
-        with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
+        with self.client.ask("PUT", self.url, fields, self.body) as reply:
             self.check(reply, self.body)
             doubtful = self.is_doubtful(reply)
         if doubtful:

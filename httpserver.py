@@ -248,6 +248,7 @@ CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 # types in which a browser runs scripts
 ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
 CORK = getattr(socket, "TCP_CORK", 0)  # send full segments alone, until this is taken off
+MORE = getattr(socket, "MSG_MORE", 0)  # the same for one send(): what follows comes at once
 UTF_8 = "; charset=utf-8"
 # whether the calls take an open folder: a system has them all, or none
 DIR_FD = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
@@ -1685,7 +1686,8 @@ class Connection:
             if isinstance(self.piece, Span):
                 count = self.send_file(self.piece)
             else:
-                count = self.sock.send(self.piece[:SLICE])
+                before_file = self.sent < 0 and self.pieces and self.is_direct()
+                count = self.sock.send(self.piece[:SLICE], MORE if before_file else 0)
                 self.piece = self.piece[count:]
             self.sent += count
             self.moved += count
@@ -1832,9 +1834,9 @@ class Connection:
     def cork(self, on: int) -> None:
         """Send full segments alone until the end, or each page of a file would be one segment.
 
-        A listing, whose length nobody knows, leaves as it is made: a browser draws what has come.
-        """
-        if CORK and self.answer.pieces is not None and self.answer.length:
+        One sendfile() does so by itself. A listing, whose length nobody knows, leaves as it is
+        made: a browser draws what has come."""
+        if CORK and self.answer.pieces is not None and (self.answer.length or 0) > QUICK:
             self.sock.setsockopt(socket.IPPROTO_TCP, CORK, on)
 
     def send(self, data: bytes) -> None:
