@@ -4700,20 +4700,18 @@ def in_chunks(texts: Iterator[str]) -> Iterator[bytes]:
 
 # --- the QR code: an address for the camera of a phone ---
 # For versions 1 to 10 at level L: bytes in all, bytes that correct a block, blocks.
-QR_SIZES = [
-    tuple(map(int, row.split()))
-    for row in """
-        26 7 1
-        44 10 1
-        70 15 1
-        100 20 1
-        134 26 1
-        172 18 2
-        196 20 2
-        242 24 2
-        292 30 2
-        346 18 4""".splitlines()[1:]
-]
+QR_SIZES = (
+    (26, 7, 1),
+    (44, 10, 1),
+    (70, 15, 1),
+    (100, 20, 1),
+    (134, 26, 1),
+    (172, 18, 2),
+    (196, 20, 2),
+    (242, 24, 2),
+    (292, 30, 2),
+    (346, 18, 4),
+)
 # level L and mask 0, and the versions from 7 on, each with what corrects it
 QR_FORMAT, QR_VERSIONS = "001000111110111", (0x07C94, 0x085BC, 0x09A99, 0x0A4D3)
 QUIET = 4  # modules of white around a code
