@@ -2233,7 +2233,8 @@ class Upload:
             self.check(reply, self.body)
             doubtful = self.is_doubtful(reply)
         if doubtful:
-            self.verify_size()
+            self.verify()
+            self.verdict = "sent unverified"
 
     def check(self, reply: Reply, stored: Optional[BodySource] = None) -> None:
         """Check a reply, and the digest in it if it is about what was stored.
@@ -2248,13 +2249,16 @@ class Upload:
             if not lost:
                 raise Transient(22, f"{self.url}: 400", "that time", "without it", after=0)
         check(reply)
-        found = promised_digest(head)
-        if stored and stored.digest and found not in ("", stored.digest):
+        if stored and stored.digest:
+            self.compare(promised_digest(head), stored.digest)
+
+    def compare(self, found: str, sent: str) -> None:
+        if found and found != sent:
             self.forget()
             raise Transient(
                 56,
                 f"{self.url} arrived damaged: its SHA-256 is {found}",
-                f"{stored.digest} was sent",
+                f"{sent} was sent",
                 "delete it there, then repeat the command",
                 lasting=False,
             )
@@ -2269,13 +2273,14 @@ class Upload:
         page = reply.head.status == 200
         return page and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
 
-    def verify_size(self) -> None:
-        """Compare the size that the server has now with what was sent.
+    def verify(self) -> None:
+        """Compare what the server has now with what was sent, because no reply has told that.
 
         A server that takes no files, such as Caddy, may treat PUT as GET: it replies 200 with
         what it had before."""
-        with self.client.ask("HEAD", self.url, IDENTITY) as reply:
-            length = reply.head.length if reply.head.status == 200 else None
+        with self.client.ask("HEAD", self.url, WANTED) as reply:
+            head = reply.head
+        length = head.length if head.status == 200 else None
         if length not in (None, self.sent):
             raise Failure(
                 56,
@@ -2283,7 +2288,8 @@ class Upload:
                 "the server answered 200 and stored something else, or nothing",
                 "use a server that accepts files by PUT",
             )
-        self.verdict = "sent unverified"
+        found = promised_digest(head) if length and self.body.state else ""
+        self.compare(found, found and file_digest(self.path, "sha256"))
 
     def go_on(self, resource: URL) -> bool:
         """Send what is missing of an upload. Returns False if the server has forgotten it."""
@@ -2293,14 +2299,16 @@ class Upload:
             if head.status == 503:
                 check(reply)
         text, size = head.get("upload-offset"), self.body.length or 0
-        complete = head.get("upload-complete") == "?1"  # only the reply was lost
+        complete = head.get("upload-complete") == "?1"
         known = head.status < 400 and re.fullmatch(LENGTH, text) and int(text) <= size
         if not known or complete and int(text) < size:
             return False
         self.offset = int(text)
         if self.kept is None:
             self.kept = self.offset
-        if not complete:
+        if complete:  # only the reply was lost
+            self.verify()
+        else:
             self.append(resource)
         return True
 
