@@ -2068,7 +2068,6 @@ class Upload:
         self.body = body
         self.path = path
         self.offset = 0  # bytes that the server has, as far as we know
-        self.announced = False  # the server has said that it speaks the draft
         self.verdict = "sent"
         self.fields: Fields = {}
         self.condition: Fields = {}
@@ -2138,7 +2137,8 @@ class Upload:
             return {**fields, "Repr-Digest": f"sha-256=:{b64(digest)}:"}  # RFC 9530
         with self.client.ask("OPTIONS", self.url) as reply:
             offers = reply.head.fields
-        self.announced = "upload-limit" in offers and self.args.resume
+        if "upload-limit" in offers and self.args.resume:  # it speaks the draft
+            fields["Upload-Length"] = str(self.body.length)
         self.body.checked = "want-repr-digest" in offers
         return {**fields, **DIGEST_WANTED}
 
@@ -2180,7 +2180,7 @@ class Upload:
         self.fields = self.fields or self.prepare()
         fields = {**self.fields, **self.condition}
         self.condition = {}  # only once: when a reply was lost, the file there may be ours
-        self.resource = self.create(fields) if self.announced else None
+        self.resource = self.create(fields) if "Upload-Length" in fields else None
         if self.resource:
             self.append(self.resource)
         else:
@@ -2191,12 +2191,7 @@ class Upload:
 
         A 104 reply would say so during the upload, but nginx and other proxies drop it. The
         place must be on the server that the user named, because it is sent the login."""
-        fields = {
-            **fields,
-            "Upload-Complete": "?0",
-            "Upload-Length": str(self.body.length),
-            **DRAFT,
-        }
+        fields = {**fields, "Upload-Complete": "?0", **DRAFT}
         with self.client.ask("PUT", self.url, fields, BodySource(b"")) as reply:
             self.check(reply)
             location = reply.head.get("location")
