@@ -119,7 +119,7 @@ import struct
 import time
 import unicodedata
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
 
 if TYPE_CHECKING:
@@ -175,7 +175,8 @@ def do_list(args: argparse.Namespace) -> int:
     """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
     code, table = 0, is_terminal(1)
     folder = remote_name(args, args.folder) if args.folder else args.cwd or ""
-    for entry in (matching if is_pattern(args, folder) else list_folder)(args, folder, args.r):
+    entries = matching if is_pattern(args, folder) else list_folder
+    for entry in entries(args, folder, args.r):
         name = entry.words[0]
         if entry.keys.get("reason") == "not-a-file":
             say_in_rows(f"skipped {printable(name)}: {SKIPPED['link or special']}")
@@ -328,6 +329,7 @@ class Batch:
     While one waits for its answer, the next begins. One bad file does not stop the others."""
 
     verb = ""
+    taken = 0, "", ""  # where another file has the name: exit code, what is told, what to do
     again = "the same command again resumes"
     repeated = "resumes"  # what is told of a command to repeat when the connection was lost
 
@@ -368,9 +370,9 @@ class Batch:
             elif self.args.delete:
                 self.remove_surplus()
         except BaseException as end:
-            self.progress.clear()
             if isinstance(end, KeyboardInterrupt):
                 end.args = (f"stopped after {self.reached()}; {self.again}",)
+            self.progress.clear()
             self.hang_up()
             raise
         self.summary()
@@ -524,38 +526,43 @@ class Batch:
             require_ok(answer, verb, file.name)
         self.settle(file, "deleted" if file.doomed else "ok")
 
-    def is_alike(
+    def is_same(
         self,
+        file: File,
         ours: os.stat_result,
         theirs: "Line",
         opened: Callable[[], tuple[int, os.stat_result]],
     ) -> bool:
-        """Whether both are the same: by SHA-256 where the server told it, or by size and time."""
-        size = theirs.number("size")
-        if "sha256" not in theirs.keys:
-            return same(ours.st_size, ours.st_mtime_ns, size, theirs.number("mtime_ns"))
-        if ours.st_size != size:
-            return False
-        fd, _ = opened()
-        try:
-            return digest(fd, size, hashlib.sha256(), self.show_checked) == theirs.keys["sha256"]
-        finally:
-            os.close(fd)
+        """Whether both are the same: by SHA-256 where the server told it, or by size and time.
 
-    def closer_look(self, theirs: "Line", ours: os.stat_result) -> str:
-        """A hint for files that may be the same: another client may have lost part of the time."""
-        alike = theirs.number("size") == ours.st_size and self.args.compare == "time"
-        return "--compare content tells whether they are the same; " * alike
+        Only --force replaces another file."""
+        size = theirs.number("size")
+        alike = ours.st_size == size
+        if "sha256" not in theirs.keys:
+            alike = same(ours.st_size, ours.st_mtime_ns, size, theirs.number("mtime_ns"))
+        elif alike:
+            fd, _ = opened()
+            try:
+                told = theirs.keys["sha256"]
+                alike = digest(fd, size, hashlib.sha256(), self.show_checked) == told
+            finally:
+                os.close(fd)
+        if not alike and not self.args.force:
+            code, what, hint = self.taken
+            if size == ours.st_size and self.args.compare == "time":
+                # another client may have lost part of the time
+                hint = f"--compare content tells whether they are the same; {hint}"
+            name = printable(file.path if self.verb == "get" else file.name)
+            raise Failure(code, f"{what} {name}", difference(theirs, ours), hint)
+        return alike
 
     def show_checked(self, count: int) -> None:
         self.progress.update(count, "checked")
 
-    def choose_doomed(
-        self, name: str, content: Iterator[str], is_kept: Callable[[str], bool]
-    ) -> list[str]:
+    def choose_doomed(self, name: str, content: Iterable[str], source: set[str]) -> list[str]:
         """What --delete removes of a folder's content: more than half of it only with --force."""
         found = [below for below in content if not self.kept_out(below)]
-        doomed = [below for below in found if not is_kept(below.rstrip("/"))]
+        doomed = [below for below in found if below.rstrip("/") not in source]
         if len(doomed) * 2 > len(found) and not self.args.force:
             what = f"--delete would remove {len(doomed):,} of the {len(found):,} files and folders"
             what += f" in {printable(name)}"
@@ -564,7 +571,7 @@ class Batch:
                 self.say(f"without --force it refuses that: {what}")
                 return doomed
             hint = "--dry-run shows them, --force removes them"
-            raise Failure(23 if self.verb == "get" else 25, what, why, hint)
+            raise Failure(self.taken[0], what, why, hint)
         return doomed
 
     def hang_up(self) -> list[File]:
@@ -733,6 +740,11 @@ class Puts(Batch):
     """Each file: is it there already? If not, its bytes, and the answer that they arrived."""
 
     verb = "put"
+    taken = (
+        25,
+        "server already has another",
+        "--as NAME stores yours beside it; --force replaces it",
+    )
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
@@ -742,7 +754,7 @@ class Puts(Batch):
         """What the command line names. Folders on the way to --into are made."""
         into = remote_name(self.args, self.args.into) if self.args.into else self.args.cwd or ""
         if self.args.into and into:  # in the shell, / and .. can mean all that is shared
-            yield File(into, status=os.stat("."))
+            yield File(into, status=os.stat("."))  # a folder without a path: nothing is in it
         for path in self.args.paths:
             # "" is the root folder's
             own = "" if path == "-" else os.path.basename(os.path.abspath(path))
@@ -772,12 +784,7 @@ class Puts(Batch):
         elif stat.S_ISREG(status.st_mode):
             yield from self.put_file(file, status)
         else:
-            raise Failure(
-                26,
-                f"skipped {printable(file.path)}",
-                "it is a link or a special file, not a file or folder",
-                "the file that it leads to",
-            )
+            raise OSError(errno.EINVAL, "neither a file nor a folder")
 
     def put_file(self, file: File, status: os.stat_result) -> Conversation:
         """What the server has of that name decides whether the bytes are sent."""
@@ -785,10 +792,11 @@ class Puts(Batch):
         if not file.fresh:
             self.ask_about(file, status)
             there = yield file._replace(status=status)
+            if there is LIKELY:
+                return self.skip_same(file, status.st_size)
             if there.keys.get("reason") not in NAME_IS_FREE:
-                if self.is_same(file, status, there):
+                if self.is_there(file, status, there):
                     return self.skip_same(file, status.st_size, there.keys.get("sha256", ""))
-                self.check_force(file, status, there)
                 over = True
             part = there.number("part")
         if self.args.dry_run:
@@ -801,6 +809,10 @@ class Puts(Batch):
         keys = {"size": status.st_size, "mtime_ns": status.st_mtime_ns} if resumable else {}
         content = file.tried or self.args.compare == "content"
         self.link.request("stat", file.name, **keys, digest="yes" if content else None)
+        if not content:
+            told = f"ok stat {quote(file.name)} type=file size={status.st_size}"
+            told += f" mtime_ns={within_range(status.st_mtime_ns)}"
+            self.link.expect(told + " exec=yes" * bool(status.st_mode & stat.S_IXUSR))
 
     def send_file(self, file: File, part: int, over: bool) -> Conversation:
         """The bytes, and whether they arrived."""
@@ -811,7 +823,7 @@ class Puts(Batch):
             os.close(fd)
         if self.verb == "put":
             told = f"ok put {quote(file.name)} size={status.st_size} sha256={sha256} verified=yes"
-            self.link.expect(f"{told}\n".encode())
+            self.link.expect(told)
         answer = yield file._replace(status=status, fresh=False, tried=True)
         if answer is LIKELY:
             return self.done(file, status.st_size, sha256, offset)
@@ -871,30 +883,12 @@ class Puts(Batch):
         if other and not self.args.quiet:
             self.say(f"{printable(file.name)} is stored as {printable(given)}")
 
-    def is_same(self, file: File, status: os.stat_result, there: "Line") -> bool:
-        if there.verb == "err":
-            raise refusal(there, "put", file.name)
-        return there.keys.get("type") == "file" and self.is_alike(
-            status, there, functools.partial(self.opened, file)
-        )
-
-    def check_force(self, file: File, status: os.stat_result, there: "Line") -> None:
-        """Only --force replaces a file, and nothing replaces a folder."""
+    def is_there(self, file: File, status: os.stat_result, there: "Line") -> bool:
+        """Whether the server has it. Only --force replaces a file; nothing replaces a folder."""
+        require_ok(there, "put", file.name)
         if there.keys.get("type") != "file":
-            raise Failure(
-                25,
-                f"server already has a folder {printable(file.name)}",
-                "a file cannot take its place",
-                "--as NAME",
-            )
-        if not self.args.force:
-            raise Failure(
-                25,
-                f"server already has another {printable(file.name)}",
-                difference(there, status),
-                self.closer_look(there, status)
-                + "--as NAME stores yours beside it; --force replaces it",
-            )
+            raise refusal(Line("err", [], {"reason": "is-a-folder"}), "put", file.name)
+        return self.is_same(file, status, there, functools.partial(self.opened, file))
 
     def put_folder(self, file: File) -> Conversation:
         """Make the folder there, then queue what is in it. A new one is empty."""
@@ -924,21 +918,23 @@ class Puts(Batch):
         found: list[File] = []
         for source in self.sources():
             new = self.args.dry_run and ask(self.args, "stat", source.name).verb != "ok"
-            if os.path.isdir(source.path) and not new:
-                entries = list_folder(self.args, source.name, True)
-                names = (
-                    entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
-                    for entry in entries
-                    if entry.verb != "note"
-                )
-                for below in self.choose_doomed(
-                    source.name, names, functools.partial(self.is_here, source.path)
-                ):
-                    found.append(File(f"{source.name}/{below}".rstrip("/"), doomed=True))
+            if new or not os.path.isdir(source.path):
+                continue
+            there = [
+                entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
+                for entry in list_folder(self.args, source.name, True)
+                if entry.verb != "note"
+            ]
+            names = (below.rstrip("/") for below in there)
+            here = {name for name in names if self.is_here(source.path, name)}
+            for below in self.choose_doomed(source.name, there, here):
+                found.append(File(f"{source.name}/{below}".rstrip("/"), doomed=True))
         return reversed(found)  # a folder comes after what is in it
 
     def is_here(self, top: str, below: str) -> bool:
-        """Whether something of that name is in the folder here, or may be behind a link."""
+        """Whether something of that name is in the folder here, or may be behind a link.
+
+        A server that lists names from elsewhere must not learn what is there."""
         try:
             above, leaf = os.path.split(os.path.join(top, *check_name(below)))
             return self.folder(top, above).stat(leaf) is not None
@@ -1015,8 +1011,7 @@ class Puts(Batch):
 
         Only a link that was named itself is followed."""
         if file.top:
-            leaf = file.name.rpartition("/")[2]
-            above = file.path[: -len(leaf) - 1]
+            above, leaf = os.path.split(file.path)
             fd = self.folder(file.top, above).open(leaf, os.O_RDONLY)
         else:
             fd = os.open(file.path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
@@ -1031,19 +1026,17 @@ class Puts(Batch):
         if self.args.dry_run:
             return self.plan("new", file)
         if sys.stdin is None:  # closed: the connection may have its number
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            raise os_error(errno.EBADF)
         self.announce(file, "put", over="yes" if self.args.force else None)
         size, sha, problem = 0, hashlib.sha256(), None
         try:
-            while not (refused := self.await_input(file.name)) and (chunk := os.read(0, CHUNK)):
+            while not self.await_input(file.name) and (chunk := os.read(0, CHUNK)):
                 sha.update(chunk)
                 size += len(chunk)
                 self.link.put(b"data %d\n" % len(chunk))
                 self.link.put(chunk)
                 self.link.flush()
-            end = (
-                line("abort", reason="refused") if refused else line("end", sha256=sha.hexdigest())
-            )
+            end = line("end", sha256=sha.hexdigest())  # where it was refused, this means nothing
         except OSError as error:
             problem, end = error, line("abort", reason="changed")
         self.link.put(end)
@@ -1083,7 +1076,8 @@ def do_put(args: argparse.Namespace) -> int:
             2,
             f"--as {printable(args.name)} is for one file",
             "it is the whole name of that file: no folder's, and not for several files",
-            f"{args.command} without --as" + "; --into FOLDER makes one" * (args.command == "put"),
+            f"{args.command} without --as"
+            + "; --into FOLDER for a folder" * (args.command == "put"),
         )
     batch = Puts(args) if args.command == "put" else Sends(args)
     if batch.progress.drawn:
@@ -1108,6 +1102,11 @@ class Gets(Batch):
     """Each file: is it here already? If not, its bytes, into a part, and then its name."""
 
     verb = "get"
+    taken = (
+        23,
+        "here is already another",
+        "-o DEST puts the server's elsewhere; --force replaces yours",
+    )
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
@@ -1185,15 +1184,12 @@ class Gets(Batch):
     def entries(self, above: File, found: Listing, fresh: bool) -> Iterator[File]:
         for entry in found:
             name = entry.words[0]
-            path = above.path + name[len(above.name) :]
-            file = File(name, path, above.path, None, entry, fresh)
             if name.startswith(above.name + "/"):
-                yield file
+                path = above.path + name[len(above.name) :]
+                yield File(name, path, above.path, None, entry, fresh)
             else:
-                what = f"the server listed {printable(name)}, which is not in "
-                what += printable(above.name)
-                why = "it breaks the protocol"
-                self.fail(file, Failure(56, what, why, "get the files by their names"))
+                file = File(name)
+                self.fail(file, self.as_failure(file, Refused("bad-name")))
 
     def is_wanted(self, file: File, entry: "Line") -> bool:
         """Whether an entry of a listing is a file to get; a folder is made at once."""
@@ -1242,7 +1238,7 @@ class Gets(Batch):
             return (yield from self.fetch(file._replace(stream=stream), stream))
         folder, leaf = self.local(file.path)
         there = None if file.fresh else folder.stat(leaf)
-        if there and self.is_same(file, facts, folder, leaf, there):
+        if there and self.is_here(file, facts, folder, leaf, there):
             return self.skip_same(file, size)
         if self.args.dry_run:
             return self.plan("replace", file, size)
@@ -1256,6 +1252,9 @@ class Gets(Batch):
         """Its bytes, or those after what an earlier attempt left."""
         mine = part.sha.hexdigest() if part.received else None
         self.link.request("get", file.name, offset=part.received or None, sha256=mine)
+        if file.listed:
+            told = "".join([f" {key}={value}" for key, value in file.listed.keys.items()])
+            self.link.expect(f"ok get {quote(file.name)}{told}\ndata {part.size}", file.listed)
         try:
             answer = require_ok((yield file), "get", file.name)
         except BaseException:
@@ -1278,7 +1277,7 @@ class Gets(Batch):
                 if stat.S_ISDIR(status.st_mode)
                 or (stat.S_ISREG(status.st_mode) and not PART.fullmatch(os.path.basename(below)))
             )
-            for below in self.choose_doomed(path, content, known.__contains__):
+            for below in self.choose_doomed(path, content, known):
                 self.remove(File(f"{path}/{below}".rstrip("/")), below.endswith("/"))
         return iter(())
 
@@ -1291,7 +1290,7 @@ class Gets(Batch):
             folder.remove(leaf, is_folder)
             self.settle(file, "deleted")
 
-    def is_same(
+    def is_here(
         self,
         file: File,
         facts: "Line",
@@ -1299,24 +1298,11 @@ class Gets(Batch):
         leaf: str,
         there: os.stat_result,
     ) -> bool:
-        """Whether what is here is what the server has. Another file is replaced with --force."""
+        """Whether what is here is what the server has."""
         if not stat.S_ISREG(there.st_mode):
-            raise Failure(
-                23,
-                f"cannot write {printable(file.path)}",
-                "a folder, a link or a special file has that name here",
-                "-o DEST for another place",
-            )
-        alike = self.is_alike(there, facts, functools.partial(folder.read, leaf))
-        if not alike and not self.args.force:
-            raise Failure(
-                23,
-                f"another {printable(file.path)} is already here",
-                difference(facts, there),
-                self.closer_look(facts, there)
-                + "-o DEST puts the server's elsewhere; --force replaces yours",
-            )
-        return alike
+            why = "a folder, a link or a special file has that name here"
+            raise Refused("exists", why=why)
+        return self.is_same(file, there, facts, functools.partial(folder.read, leaf))
 
     def check_earlier(self, file: File, part: "Part", size: int) -> None:
         """Lock what an earlier attempt left, and hash it: the server compares the digest."""
@@ -1342,8 +1328,7 @@ class Gets(Batch):
     def receive(self, file: File, part: "Part", answer: "Line") -> None:
         """The body that follows the answer."""
         offset = 0
-        # it may go on, or have changed since its part was checked
-        if file.listed is None or answer.keys != file.listed.keys:
+        if answer.body is None:  # it may go on, or have changed since its part was checked
             offset, part.size = answer.number("offset"), answer.number("size")
             part.mtime_ns, part.executable = answer.number("mtime_ns"), answer.is_set("exec")
         size = part.size or 0
@@ -1386,7 +1371,7 @@ class Gets(Batch):
             part.finish(self.args.force)
         except FileExistsError:  # another command was quicker
             if there := part.folder.stat(part.leaf):
-                self.is_same(file, answer, part.folder, part.leaf, there)  # or a Failure
+                self.is_here(file, answer, part.folder, part.leaf, there)  # or a Failure
             part.drop()
         return before
 
@@ -1395,11 +1380,8 @@ class Gets(Batch):
     ) -> "Failure":
         what = f"cannot write {printable(file.path)} ({error.strerror}) "
         what += f"after {part.received:,} of {size:,} bytes"
-        if not part.name:
-            why, hint = "what reads it has ended, or its disk is full", "-o DEST for another place"
-        elif error.errno not in FULL:
-            why, hint = "what was there before is untouched", "-o DEST for another place"
-        else:
+        why, hint = "nothing that was there before has changed", "-o DEST for another place"
+        if part.name and error.errno in FULL:
             folder = printable(part.folder.path)
             needed = plural(size - part.received * kept, "byte")
             why = f"{needed} more must fit on the disk of {folder}"
@@ -1543,9 +1525,7 @@ class Sends(Puts):
         verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (sha256 or None)
         word, nick = found.words[0], found.keys.get("nick")
         target = self.receivers.setdefault(word, peer_name(word, nick))
-        self.receivers[nick or word] = (
-            target  # once it has left, it is called as on our command line
-        )
+        self.receivers[nick or word] = target  # so it is called when it has left
         counts = self.results.setdefault(target, Counter())
         counts.update(sent=1, verified=int(verified), bytes=size * verified)
         if verified:
@@ -1579,7 +1559,6 @@ class Inbox:
         self.args = args
         # (sender, file or folder) -> what it is called here; "" if its user did not want it
         self.names: dict[tuple[str, str], str] = {}
-        self.progress = Progress(args)  # of one file after another
         self.shows = is_terminal(1) and not args.quiet  # for a person
         self.top = destination(args.output or ".")
         self.folder = functools.lru_cache(OPEN_FOLDERS)(
@@ -1624,13 +1603,17 @@ class Inbox:
             folder = self.folder(tuple(parts[:-1]))
             # nothing is replaced without --force
             folder.protect(parts[-1], folder.stat(parts[-1]) if self.args.force else None)
-            (self.store if request.verb == "put" else self.make)(folder, parts, request)
+            if request.verb == "put":
+                self.store(folder, parts, request)
+            else:
+                self.make(folder, parts, request)
         except (Refused, OSError) as error:
             reason, why = reason_of(error), getattr(error, "keys", {}).get("why")
             self.link.send_line("err", request.verb, name[:1000], reason=reason, why=why)
             because = f": {why}" if why else ""
             text = f"{sender_of(request)}: did not get {printable(name)} ({reason}{because})"
-            say_in_rows(text)
+            if reason != "not-wanted" or self.args.senders:  # else its user has just said so
+                say_in_rows(text)
 
     def admit(self, name: str, request: "Line") -> list[str]:
         """The components of its name here. The first may differ from what the sender calls it."""
@@ -1683,9 +1666,9 @@ class Inbox:
     def store(self, folder: "Folder", parts: list[str], request: "Line") -> None:
         name, size = request.words[0], request.number_or_none("size")
         mtime_ns, executable = request.number_or_none("mtime_ns"), request.is_set("exec")
-        part, progress = Part(folder, parts[-1], None, mtime_ns, executable), self.progress
-        part.size, progress.total, progress.began = size, size or 0, time.monotonic()
-        progress.due = progress.began + REDRAW
+        part, progress = Part(folder, parts[-1], None, mtime_ns, executable), Progress(self.args)
+        part.size = size  # only now: what others send is begun anew each time
+        progress.expect(size or 0)
 
         def tell_both(received: int) -> None:
             due = progress.due
@@ -1851,7 +1834,7 @@ class Chat:
             name = unquote(name.removeprefix("from="))
             private, alone = ({"private": True}, " to you alone") if verb == "told" else ({}, "")
             self.show_line(f"{name}{alone}: {text}", {"from": name, "text": text, **private})
-        elif "was" in keys:
+        elif verb == "joined" and "was" in keys:
             text = f"* {keys['was']} is now {words[0]}"
             self.show_line(text, {verb: words[0], "was": keys["was"]})
         elif verb in ("joined", "left"):
@@ -2012,8 +1995,8 @@ BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all belo
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 # how a file begins that comes in one piece: most small ones do
 BEGIN = re.compile(
-    rb"(put|ok get|send [!-$&-<>-~]+) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]{1,19})"
-    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
+    rb"((?:put|send [!-$&-<>-~]+) [!-$&-<>-~]+) (size=([0-9]{1,6}) mtime_ns=[0-9]{1,19}"
+    rb"(?: (?!size=)[a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
 TLS = b"\x16\x03"  # how a TLS client begins
@@ -2059,20 +2042,24 @@ class Line(NamedTuple):
         return self.number_or_none(key) or 0
 
     def number_or_none(self, key: str) -> Optional[int]:
-        """Decimal digits, few enough for 64 bits; only mtime_ns may be negative."""
+        """The number that a key says, if the line has the key. Only mtime_ns may be negative."""
         text = self.keys.get(key)
         if text is None:
             return None
-        if not is_number(text.removeprefix("-") if key == "mtime_ns" else text):
+        digits = text.removeprefix("-") if key == "mtime_ns" else text
+        number = to_number(digits)
+        if number is None:
             raise BadNumber("bad-number")
-        return int(text)
+        return number if digits == text else -number
 
     def is_set(self, key: str) -> bool:
         return self.keys.get(key) == "yes"
 
 
-def is_number(text: str) -> bool:
-    return len(text) < 20 and text.isascii() and text.isdecimal() and int(text) < BEYOND
+def to_number(text: str) -> Optional[int]:
+    """Decimal digits, few enough for 64 bits."""
+    number = int(text) if len(text) < 20 and text.isascii() and text.isdecimal() else BEYOND
+    return number if number < BEYOND else None
 
 
 def quote(text: str) -> str:
@@ -2307,29 +2294,34 @@ class Wire:
             if not found:
                 continue
             if found.verb == "data":
-                if not is_number(" ".join(found.words)):
+                size = to_number(" ".join(found.words))
+                if size is None:
                     raise Broken("bad-number")
-                self.remaining = int(found.words[0])
+                self.remaining = size
             return found
         return self.early.popleft()
 
     def message(self, idle: bool = False) -> Line:
         """The next line. Where it begins a small file that has come whole, all of that is read."""
-        limit = min(self.end, self.start + MAX_LINE)
-        begun = BEGIN.match(self.buffer, self.start, limit)
-        stop = begun.end() + int(begun[3]) if begun else 0
-        ended = END.match(self.buffer, stop, self.end)
-        if not begun or not ended or self.remaining or self.early:
+        begun = BEGIN.match(self.buffer, self.start, min(self.end, self.start + MAX_LINE))
+        if not begun or self.remaining or self.early:
             return self.line(idle)
-        verb, name, size, mtime_ns, more = map(bytes.decode, begun.groups())
-        verb, *words = f"{verb} {name}".split()
-        keys = {"size": size, "mtime_ns": mtime_ns}
-        for word in more.split():
+        whole = self.whole_body(begun.end(), int(begun[3]))
+        if not whole:
+            return self.line(idle)
+        verb, *words = begun[1].decode().split(" ")
+        keys: dict[str, str] = {}
+        for word in begun[2].decode().split(" "):
             key, _, keys[key] = word.partition("=")
-        if keys["size"] != size:  # said twice
-            return self.line(idle)
+        return Line(verb, words, keys, *whole)
+
+    def whole_body(self, begin: int, size: int) -> Optional[tuple[memoryview, str]]:
+        """A body that begins there in the buffer, and what its `end` says, if all has come."""
+        ended = END.match(self.buffer, begin + size, self.end)
+        if not ended:
+            return None
         self.start = ended.end()
-        return Line(verb, words, keys, self.view[begun.end() : stop], ended[1].decode())
+        return self.view[begin : begin + size], ended[1].decode()
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
         try:
@@ -2375,9 +2367,9 @@ class Link(Wire):
             window = max(LEAST_WINDOW, min(args.limit_rate, BUFFER))
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
         self.endpoint = endpoint(args)
-        # what was asked and not answered yet: the words that the answer repeats, the line's length
-        # and the answer that is likely
-        self.asked: deque[tuple[tuple[str, ...], int, bytes]] = deque()
+        # what was asked and not answered yet: the words that the answer repeats, the line's length,
+        # the answer that is likely, and what stands for it
+        self.asked: deque[tuple[tuple[str, ...], int, bytes, Line]] = deque()
         self.unanswered = 0  # bytes of these lines
         # answers that came while something was sent, each with what receivers said before it
         self.arrived: deque[tuple[Line, list[Line]]] = deque()
@@ -2504,34 +2496,46 @@ class Link(Wire):
         text = line(*words, **keys)
         # the answer does not repeat for whom it was
         echoed = words if words[0] != "send" else ("send", words[2])
-        self.asked.append((echoed, len(text), b""))
+        self.asked.append((echoed, len(text), b"", LIKELY))
         self.unanswered += len(text)
         self.put(text)
 
-    def expect(self, likely: bytes) -> None:
-        """The answer to the last request, if all goes well: it need not be taken to pieces."""
-        words, length, _ = self.asked.pop()
-        self.asked.append((words, length, likely))
+    def expect(self, likely: str, stands: Line = LIKELY) -> None:
+        """The answer to the last request, if all goes well: it need not be taken to pieces.
+
+        Where it ends with `data N`, another line tells what it says."""
+        words, length, *_ = self.asked.pop()
+        self.asked.append((words, length, f"{likely}\n".encode(), stands))
 
     def full(self) -> bool:
         return len(self.asked) >= UNANSWERED or self.unanswered > UNANSWERED_BYTES
 
     def answer(self) -> Line:
         """The next line that answers the oldest request: the only one, or one of several."""
-        likely = self.asked[0][2]
-        if likely and not self.arrived and self.buffer.startswith(likely, self.start, self.end):
-            self.start += len(likely)
+        if not self.arrived and (likely := self.likely_answer()):
             self.unanswered -= self.asked.popleft()[1]
-            return LIKELY
+            return likely
         while not self.arrived:
-            self.listen(self.message() if self.asked[0][0][0] == "get" else self.line())
+            self.listen(self.line())
         found, self.got = self.arrived.popleft()
         if found.verb in ("ok", "err"):
-            words, length, _ = self.asked.popleft()
+            words, length, *_ = self.asked.popleft()
             self.unanswered -= length
             if found.words != ["-"] and not all(map(str.startswith, words, found.words)):
                 raise Broken(f"{' '.join(found.words)} where {' '.join(words)} was asked")
         return found
+
+    def likely_answer(self) -> Optional[Line]:
+        """The answer that was expected, if it has come, and if its body has come whole."""
+        likely, stands = self.asked[0][2:]
+        if not likely or not self.buffer.startswith(likely, self.start, self.end):
+            return None
+        begin = self.start + len(likely)
+        if stands is LIKELY:
+            self.start = begin
+            return LIKELY
+        whole = self.whole_body(begin, int(likely.rpartition(b" ")[2]))
+        return Line("ok", [], stands.keys, *whole) if whole else None
 
     def accepted_offset(self) -> Optional[int]:
         """Where the body of the put that was just asked for begins. None: the server refuses it."""
@@ -2554,6 +2558,8 @@ class Link(Wire):
             self.said.append(found)
         elif found.verb == "note" and "reason" not in found.keys:
             self.handle_note(found)
+        elif len(self.arrived) > LISTED_IN_MEMORY:  # while something is sent, nobody takes them
+            raise Broken("more answers than requests")
         else:
             self.arrived.append((found, self.said))
             self.said = []
@@ -2592,32 +2598,28 @@ def proof_suffices(args: argparse.Namespace) -> bool:
     return unpinned and bool(MADE_PASSWORD.fullmatch(given_password(args, args.host, args.port)))
 
 
-def link_flags(args: argparse.Namespace) -> list[Any]:
-    """What decides where a connection goes, and how: in the shell each command may say it anew."""
-    return [
-        vars(args)[flag]
-        for flag in (
-            "host",
-            "port",
-            "tls",
-            "cacert",
-            "pin",
-            "insecure",
-            "timeout",
-            "nick",
-            "limit_rate",
-            "trace",
-            "trace_hex",
-            "pcap",
-        )
-    ]
+# what decides where a connection goes, and how: in the shell each command may say it anew
+LINK_FLAGS = (
+    "host",
+    "port",
+    "tls",
+    "cacert",
+    "pin",
+    "insecure",
+    "timeout",
+    "nick",
+    "limit_rate",
+    "trace",
+    "trace_hex",
+    "pcap",
+)
 
 
 def connected(args: argparse.Namespace) -> Link:
     """The connection of this command.
 
     The shell keeps one from command to command, unless the server closed it or the flags differ."""
-    flags = link_flags(args)
+    flags = [vars(args)[flag] for flag in LINK_FLAGS]
     link: Optional[Link] = args.link
     if link and args.reached == flags and not select.select([link.sock], [], [], 0)[0]:
         return link
@@ -2680,7 +2682,7 @@ def say_bye(args: argparse.Namespace) -> None:
     close_link(args)
 
 
-# --- answers: what they mean for people ---
+# --- answers and names: what they mean for people ---
 WHYS = {
     "no-such-file": ("the server has nothing of that name", "list shows what there is"),
     "no-such-folder": (
@@ -2741,8 +2743,6 @@ WHYS = {
         "it changed while it was sent, or its sender gave up",
         "run the same command again when nothing writes to it",
     ),
-    "usage": ("the server expects other words", "help"),
-    "unknown-verb": ("the server does not know that command", "help lists those that it knows"),
     "no-such-client": ("nobody who is connected has that address or nick", "who lists the clients"),
     "yourself": ("that is this very connection", "who lists the clients"),
     "not-receiving": (
@@ -2759,7 +2759,6 @@ WHYS = {
     ),
     "left": ("it stopped receiving", "python3 client.py receive, there"),
     "not-received": ("no receiver has got it", "who lists the clients"),
-    "not-in-chat": ("that connection is not in the chat", "python3 client.py chat"),
     "not-wanted": (
         "its user takes nothing from you, or did not want this",
         "ask there; receive --from NICK names who may send",
@@ -2770,8 +2769,8 @@ WHYS = {
     ),
 }
 
-
-THERE = {  # the same codes from a receiver
+# the same codes from a receiver
+THERE = {
     "disk-full": ("its disk is full", "room there, then again"),
     "too-large": (
         "its disk or its user can have no file of that size",
@@ -2847,9 +2846,7 @@ def remote_name(args: argparse.Namespace, text: str) -> str:
         return name
     found = posixpath.normpath(posixpath.join("/", args.cwd, name)).strip("/")
     if not found and args.command not in ("list", "cd", "put"):
-        what = f"{printable(text)} is all that is shared"
-        why = f"it has no name with which to {args.command} it"
-        raise Failure(2, what, why, "a name in it, such as /NAME")
+        raise nameless(text)
     return found
 
 
@@ -2857,13 +2854,17 @@ def plain_name(text: str) -> str:
     """A name as people type it: a slash at the end of a folder's name means nothing."""
     # no line can have it as a word: the server would hang up on all that is asked with it
     if not text:
-        raise Failure(
-            2,
-            "a name is empty",
-            "an empty word was given for it, perhaps by a variable of the shell that is not set",
-            "list shows what there is",
-        )
+        raise nameless(text)
     return text.rstrip("/") or text
+
+
+def nameless(text: str) -> "Failure":
+    return Failure(
+        2,
+        f'"{printable(text)}" is no name of a file or folder',
+        "it is empty, perhaps by a variable of the shell that is not set, or all that is shared",
+        "list shows what there is",
+    )
 
 
 def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
@@ -3486,11 +3487,15 @@ def tell(text: str) -> None:
     write_out(raw + b"\n")
 
 
-def write_out(raw: bytes) -> None:
+def write_all(fd: int, raw: bytes) -> None:
     view = memoryview(raw)
+    while view:
+        view = view[write_some(fd, view) :]
+
+
+def write_out(raw: bytes) -> None:
     try:
-        while view:
-            view = view[write_some(product(), view) :]
+        write_all(product(), raw)
     except OSError as error:
         raise Failure(
             23,
@@ -3503,12 +3508,7 @@ def write_out(raw: bytes) -> None:
 def product() -> int:
     """Standard output. Where it was closed before the start, the connection may have its number."""
     if sys.stdout is None:
-        raise Failure(
-            23,
-            "cannot write standard output (it is closed)",
-            "whoever started this closed it",
-            "run the same command without >&-",
-        )
+        raise os_error(errno.EBADF)
     return 1
 
 
@@ -3654,11 +3654,8 @@ class Stream(Part):
         self.type(self.decoder.decode(chunk))
 
     def type(self, text: str) -> None:
-        view = memoryview(
-            "".join(char if char in "\n\t" else printable(char) for char in text).encode()
-        )
-        while view:
-            view = view[write_some(self.fd, view) :]
+        clean = (char if char in "\n\t" else printable(char) for char in text)
+        write_all(self.fd, "".join(clean).encode())
 
     def finish(self, over: bool) -> None:
         if self.decoder:
@@ -3720,12 +3717,14 @@ def next_line(prompt: str) -> str:
 def split(text: str) -> list[str]:
     """The words of a line. What some commands need is asked for: no answer, no words."""
     try:
+        if "\0" in text:
+            raise ValueError
         words = shlex.split(text)
-    except ValueError as error:
+    except ValueError:
         raise Failure(
             2,
-            f"cannot read that line ({str(error).lower()})",
-            "a quote opens and does not close",
+            "cannot read that line",
+            "a quote opens and does not close, or it holds a NUL",
             "put 'a b.txt'",
         ) from None
     alone = words[0].lower() if len(words) == 1 else ""
@@ -3740,13 +3739,10 @@ def split(text: str) -> list[str]:
 def asked_upload() -> list[str]:
     """`upload` alone asks for the path, and to whom it goes; no path means no upload."""
     path = next_line(WHICH)
-    if not path:
-        return []
-    to = next_line("to whom (empty: the server): ").replace(",", " ").split()
+    to = next_line("to whom (empty: the server): ").replace(",", " ").split() if path else []
     if len(to) == 2 and to[1].isdigit():
-        to = [address((to[0].strip("[]"), to[1]))]
-    receivers = [word for one in to for word in ("--to", one)]
-    return ["send", path, *receivers] if to else ["put", path]
+        return ["upload", *to, path]
+    return ["send", path, "--to", ",".join(to)] if to else ["put", path] if path else []
 
 
 def known_words(words: Sequence[str]) -> list[str]:
@@ -3780,22 +3776,23 @@ def change_local_folder(args: argparse.Namespace) -> None:
 
 
 def show_shell_help(args: argparse.Namespace) -> None:
-    for text in [command_lines({**COMMANDS, **SHELL_COMMANDS}), SHELL_HELP]:
-        for row in text.splitlines():
-            tell(row)
+    lines = command_lines({**COMMANDS, **SHELL_COMMANDS})
+    for row in f"{lines}\n{SHELL_HELP}".splitlines():
+        tell(row)
 
 
 def leave(args: argparse.Namespace) -> None:
     raise EOFError
 
 
+# what the shell alone has
 SHELL_COMMANDS = {
     "help": Command(show_shell_help, "these lines"),
     "cd": Command(change_folder, "the folder there that names begin in", ("[FOLDER]",)),
     "pwd": Command(lambda args: tell(f"/{args.cwd}"), "which one that is"),
     "lcd": Command(change_local_folder, "the same for the folder here", ("[FOLDER]",)),
     "bye": Command(leave, "the end (logout, stop, quit, Ctrl-D)"),
-}  # what the shell alone has
+}
 SHELL_HELP = """\
   !COMMAND            a command of this machine
 COMMAND -h lists what else it takes. Names with spaces stand in quotes.
@@ -3803,6 +3800,7 @@ upload, download, ls, dir, rm and mv mean put, get, list, delete, rename;
 upload IP PORT PATH sends to that client."""
 
 
+# what the labs and other shells say for ours
 WORDS = {
     "upload": "put",
     "download": "get",
@@ -3810,7 +3808,7 @@ WORDS = {
     "rm": "delete",
     "mv": "rename",
     **dict.fromkeys(("logout", "stop", "quit", "exit"), "bye"),
-}  # what the labs and other shells say for ours
+}
 
 
 # commands that take names on the server, where Tab asks for them
@@ -3826,8 +3824,13 @@ def prepare_completion(args: argparse.Namespace) -> None:
 
         def complete(text: str, state: int) -> Optional[str]:
             if state == 0:
+                found.clear()
                 before = readline.get_line_buffer()[: readline.get_begidx()].split()
-                found[:] = completions(args, known_words(before)[0] if before else "", text)
+                try:
+                    found.extend(completions(args, known_words(before)[0] if before else "", text))
+                except KeyboardInterrupt as error:  # readline would drop it
+                    close_link(args)  # the rest of an answer may be on its way
+                    raise_again(error)
             return found[state] if state < len(found) else None
 
         readline.set_completer_delims(" ")
@@ -3835,6 +3838,13 @@ def prepare_completion(args: argparse.Namespace) -> None:
         # macOS has another library under that name
         other = "libedit" in (readline.__doc__ or "")
         readline.parse_and_bind("bind ^I rl_complete" if other else "tab: complete")
+
+
+def raise_again(error: KeyboardInterrupt) -> None:
+    """What shall end this program ends it when readline waits for a key again."""
+    if isinstance(error, Killed):
+        signal.signal(signal.SIGALRM, end_at_signal)
+        signal.setitimer(signal.ITIMER_REAL, REDRAW)
 
 
 def completions(args: argparse.Namespace, verb: str, text: str) -> list[str]:
@@ -3853,22 +3863,18 @@ def completions(args: argparse.Namespace, verb: str, text: str) -> list[str]:
 
 def names_there(args: argparse.Namespace, text: str) -> list[str]:
     """Names on the server that begin so; none that could move a cursor."""
-    own = argparse.Namespace(**{**vars(args), "command": "list", "retries": 0})
+    args.command, args.tries = "list", args.retries  # a loss is for the next command to make good
     above = text[: text.rfind("/") + 1]
     found: list[str] = []
     try:
-        for entry in list_folder(own, remote_name(own, above or "."), False):
+        for entry in list_folder(args, remote_name(args, above or "."), False):
             path = above + entry.words[0].rpartition("/")[2] + "/" * (entry.verb == "dir")
             if path.startswith(text) and path == printable(path):
                 found.append(path)
     except Failure:  # there is no such folder
         pass
-    except (Lost, Broken, OSError, KeyboardInterrupt) as error:  # readline would drop it
-        close_link(own)  # the rest of the answer may be on its way
-        if isinstance(error, Killed):  # once more, when readline waits for a key again
-            signal.signal(signal.SIGALRM, end_at_signal)
-            signal.setitimer(signal.ITIMER_REAL, REDRAW)
-    args.link, args.reached = own.link, own.reached
+    except (Lost, Broken, OSError):  # readline would drop it
+        close_link(args)  # the rest of the answer may be on its way
     return found
 
 
@@ -4170,7 +4176,7 @@ SCRIPTS = (
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
 # what tells Python where its folders are, beside it or in the folder above
-SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
+SETTINGS = ("pyvenv.cfg", "../pyvenv.cfg", "pybuilddir.txt")
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
@@ -4203,11 +4209,9 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     The first are the scripts beside this one, the interpreter, what tells it its folders, and the
     one other program that --tls runs. Folders that do not exist yet count: they could be made."""
-    homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
-    bin_folder = os.path.dirname(sys.executable)
-    files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
-    files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    own, bin_folder = (__file__, os.path.realpath(__file__)), os.path.dirname(sys.executable)
+    files = {os.path.join(os.path.dirname(script), name) for script in own for name in SCRIPTS}
+    files |= {*own, sys.executable, *(os.path.join(bin_folder, name) for name in SETTINGS)}
     files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in program_folders()}
     folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
@@ -4869,6 +4873,7 @@ def settle_endpoint(args: argparse.Namespace) -> None:
     """SIXSOCKETS_HOST, as HOST or HOST:PORT, serves where --host is left out."""
     if args.host is None:
         given = os.environ.get("SIXSOCKETS_HOST") or "127.0.0.1"
+        # an IPv6 address without brackets has no port: it matches the second half alone
         host, port = re.findall(r"^(\[.*\]|[^:]*):([0-9]{1,5})$|$", given)[0]
         args.host, args.port = (host or given).strip("[]"), args.port or int(port or PORT)
     args.port = args.port or PORT
@@ -4966,7 +4971,7 @@ def own_flags(command: str, flag: Callable[..., object]) -> None:
         flag("--ask", action="store_true", help="ask before taking what somebody sends")
 
 
-# of commands without such flags
+# what commands have instead that lack such a flag, and what a run knows besides
 WITHOUT: dict[str, Any] = {
     "r": False,
     "into": None,
@@ -4991,11 +4996,9 @@ def build_parser() -> argparse.ArgumentParser:
         argparse.RawDescriptionHelpFormatter, max_help_position=32, width=100
     )
     parser.set_defaults(**WITHOUT)
-    version, text = (
-        f"%(prog)s {VERSION}, protocol {PROTOCOL}",
-        "default: a shell with these commands",
-    )
+    version = f"%(prog)s {VERSION}, protocol {PROTOCOL}"
     parser.add_argument("--version", action="version", version=version)
+    text = "default: a shell with these commands"
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND", help=text)
     common_flags(parser)
     return parser
@@ -5028,13 +5031,6 @@ def run_words(args: argparse.Namespace, words: Sequence[str]) -> int:
         where = "python3 client.py -h" if args.cwd is None else "help"
         hint = f"{did_you_mean(verb, [*known, *WORDS])}{where} lists all"
         raise Failure(2, f"unknown command {printable(verb)}", "there is no such word", hint)
-    if "\0" in "".join(rest):
-        raise Failure(
-            2,
-            "cannot read that line (it holds a NUL)",
-            "no file has such a name",
-            "type the line again without it",
-        )
     args.command = verb
     command_parser(verb, known[verb]).parse_args(rest, args)
     prepare(args)
@@ -5051,8 +5047,9 @@ def run_command(args: argparse.Namespace, given: Union[str, Sequence[str]]) -> i
     """Run a command or the shell; the exit code. After a failure the connection is closed."""
     args.tries = 0
     try:
-        words = split(given) if isinstance(given, str) else given
+        words = given
         if isinstance(given, str):
+            words = split(given)
             args.typed = typed(words)
         if words or args.cwd is not None:
             return run_words(args, words) if words else 0

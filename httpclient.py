@@ -3491,7 +3491,7 @@ SCRIPTS = (
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
 # what tells Python where its folders are, beside it or in the folder above
-SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
+SETTINGS = ("pyvenv.cfg", "../pyvenv.cfg", "pybuilddir.txt")
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
@@ -3524,11 +3524,9 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     The first are the scripts beside this one, the interpreter, what tells it its folders, and the
     one other program that --tls runs. Folders that do not exist yet count: they could be made."""
-    homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
-    bin_folder = os.path.dirname(sys.executable)
-    files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
-    files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    own, bin_folder = (__file__, os.path.realpath(__file__)), os.path.dirname(sys.executable)
+    files = {os.path.join(os.path.dirname(script), name) for script in own for name in SCRIPTS}
+    files |= {*own, sys.executable, *(os.path.join(bin_folder, name) for name in SETTINGS)}
     files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in program_folders()}
     folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}

@@ -522,12 +522,11 @@ def do_help(session: "Session", request: "Line", topic: str = "") -> None:
 def do_list(session: "Session", request: "Line", name: str = "") -> None:
     folder = session.folder(check_name(name, session.args.hidden) if name else [])
     deep, count = request.is_set("deep"), 0
-
-    def left_out(full: str, error: Union[OSError, "Refused"]) -> None:
-        session.send_line("note", full, reason=reason_of(error))
-
-    for full, _, status in walk(folder, name, left_out, deep, session.visible):
-        count += describe(session, full, status, deep)
+    for full, _, found in walk(folder, name, deep, session.visible):
+        if isinstance(found, os.stat_result):
+            count += describe(session, full, found, deep)
+        else:  # what the system does not let it list
+            session.send_line("note", full, reason=reason_of(found))
     session.ok(request, count=count)
 
 
@@ -632,7 +631,8 @@ def do_put(session: "Session", request: "Line", name: str) -> None:
         if reason == "busy":  # another program has locked the folder: the client may come back
             session.keep(part)
         if reason == "exists" and (there := part.folder.stat(part.leaf)):
-            reason, keys = unfit(there) or reason, {} if unfit(there) else facts(there)
+            reason = unfit(there) or reason
+            keys = facts(there) if reason == "exists" else keys
         raise Refused(reason, **{**keys, "received": part.received}) from None
     finally:
         session.moved = part.received
@@ -671,7 +671,8 @@ def finish_beside(part: "Part") -> None:
     for leaf in itertools.chain([part.leaf], numbered):
         part.leaf = leaf
         with contextlib.suppress(FileExistsError):
-            return part.finish(over=False)
+            part.finish(over=False)
+            break
 
 
 def agree_on_offset(session: "Session", request: "Line", name: str, part: "Part") -> None:
@@ -724,13 +725,10 @@ def is_same(*places: tuple["Folder", str]) -> bool:
 
 def check_depth(session: "Session", folder: "Folder", name: str) -> None:
     """Refuse to rename a folder if that would put something in it too far down."""
-
-    def refuse(full: str, error: Union[OSError, "Refused"]) -> None:
-        if isinstance(error, Refused):
-            raise error
-
     tell = session.progress(name, "checked")
-    for count, _ in enumerate(walk(folder, name, refuse)):
+    for count, (_, _, found) in enumerate(walk(folder, name)):
+        if isinstance(found, Refused):
+            raise found
         tell(count)
 
 
@@ -982,8 +980,8 @@ BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all belo
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 # how a file begins that comes in one piece: most small ones do
 BEGIN = re.compile(
-    rb"(put|ok get|send [!-$&-<>-~]+) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]{1,19})"
-    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
+    rb"((?:put|send [!-$&-<>-~]+) [!-$&-<>-~]+) (size=([0-9]{1,6}) mtime_ns=[0-9]{1,19}"
+    rb"(?: (?!size=)[a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
 TLS = b"\x16\x03"  # how a TLS client begins
@@ -1029,20 +1027,24 @@ class Line(NamedTuple):
         return self.number_or_none(key) or 0
 
     def number_or_none(self, key: str) -> Optional[int]:
-        """Decimal digits, few enough for 64 bits; only mtime_ns may be negative."""
+        """The number that a key says, if the line has the key. Only mtime_ns may be negative."""
         text = self.keys.get(key)
         if text is None:
             return None
-        if not is_number(text.removeprefix("-") if key == "mtime_ns" else text):
+        digits = text.removeprefix("-") if key == "mtime_ns" else text
+        number = to_number(digits)
+        if number is None:
             raise BadNumber("bad-number")
-        return int(text)
+        return number if digits == text else -number
 
     def is_set(self, key: str) -> bool:
         return self.keys.get(key) == "yes"
 
 
-def is_number(text: str) -> bool:
-    return len(text) < 20 and text.isascii() and text.isdecimal() and int(text) < BEYOND
+def to_number(text: str) -> Optional[int]:
+    """Decimal digits, few enough for 64 bits."""
+    number = int(text) if len(text) < 20 and text.isascii() and text.isdecimal() else BEYOND
+    return number if number < BEYOND else None
 
 
 def quote(text: str) -> str:
@@ -1277,29 +1279,34 @@ class Wire:
             if not found:
                 continue
             if found.verb == "data":
-                if not is_number(" ".join(found.words)):
+                size = to_number(" ".join(found.words))
+                if size is None:
                     raise Broken("bad-number")
-                self.remaining = int(found.words[0])
+                self.remaining = size
             return found
         return self.early.popleft()
 
     def message(self, idle: bool = False) -> Line:
         """The next line. Where it begins a small file that has come whole, all of that is read."""
-        limit = min(self.end, self.start + MAX_LINE)
-        begun = BEGIN.match(self.buffer, self.start, limit)
-        stop = begun.end() + int(begun[3]) if begun else 0
-        ended = END.match(self.buffer, stop, self.end)
-        if not begun or not ended or self.remaining or self.early:
+        begun = BEGIN.match(self.buffer, self.start, min(self.end, self.start + MAX_LINE))
+        if not begun or self.remaining or self.early:
             return self.line(idle)
-        verb, name, size, mtime_ns, more = map(bytes.decode, begun.groups())
-        verb, *words = f"{verb} {name}".split()
-        keys = {"size": size, "mtime_ns": mtime_ns}
-        for word in more.split():
+        whole = self.whole_body(begun.end(), int(begun[3]))
+        if not whole:
+            return self.line(idle)
+        verb, *words = begun[1].decode().split(" ")
+        keys: dict[str, str] = {}
+        for word in begun[2].decode().split(" "):
             key, _, keys[key] = word.partition("=")
-        if keys["size"] != size:  # said twice
-            return self.line(idle)
+        return Line(verb, words, keys, *whole)
+
+    def whole_body(self, begin: int, size: int) -> Optional[tuple[memoryview, str]]:
+        """A body that begins there in the buffer, and what its `end` says, if all has come."""
+        ended = END.match(self.buffer, begin + size, self.end)
+        if not ended:
+            return None
         self.start = ended.end()
-        return Line(verb, words, keys, self.view[begun.end() : stop], ended[1].decode())
+        return self.view[begin : begin + size], ended[1].decode()
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
         try:
@@ -1920,15 +1927,15 @@ def host_of(peer: str) -> str:
 def walk(
     top: Folder,
     name: str,
-    failed: Callable[[str, Union[OSError, Refused]], None],
     deep: bool = True,
     visible: Callable[[str], bool] = lambda name: True,
     above: Sequence[str] = (),
-) -> Iterator[tuple[str, Folder, os.stat_result]]:
+) -> Iterator[tuple[str, Folder, Union[os.stat_result, OSError, Refused]]]:
     """What is in a folder called name, with deep also in all folders below it.
 
-    Yields full name, folder and status. Only one folder is open at a time. Of the folders above,
-    only the names of those still to come are kept, as one text each: a reader may take hours."""
+    Yields full name, folder, and status or why there is none: a folder may let its names be read,
+    and not its files be looked at. Only one folder is open at a time. Of the folders above, only
+    the names of those still to come are kept, as one text each: a reader may take hours."""
     before = "".join(f"{each}/" for each in [name, *above] if each)
     found = ""
     try:
@@ -1938,29 +1945,21 @@ def walk(
         if too_deep and any(entries):
             raise Refused("too-deep")
         for leaf in entries:
-            if status := status_of(folder, leaf, before, failed):
+            try:
+                status = folder.stat(leaf)
+            except OSError as error:
+                yield before + leaf, folder, error
+                continue
+            if status:  # else it is gone already
                 yield before + leaf, folder, status
                 found += f"{leaf}/" * (deep and stat.S_ISDIR(status.st_mode))
         del folder, entries
     except (OSError, Refused) as error:
         if not above:
             raise
-        failed(before[:-1], error)
+        yield before[:-1], top, error
     for below in re.finditer("[^/]+", found):
-        yield from walk(top, name, failed, deep, visible, (*above, below[0]))
-
-
-def status_of(
-    folder: Folder, leaf: str, before: str, failed: Callable[[str, OSError], None]
-) -> Optional[os.stat_result]:
-    """None if it is gone already, or cannot be looked at.
-
-    A folder may let its names be read, and not its files be looked at."""
-    try:
-        return folder.stat(leaf)
-    except OSError as error:
-        failed(before + leaf, error)
-    return None
+        yield from walk(top, name, deep, visible, (*above, below[0]))
 
 
 class Session(Wire):
@@ -2827,7 +2826,7 @@ class Server:
         return True
 
     def refuse(self, conn: socket.socket, peer: "Address", why: str) -> None:
-        self.log(f"refused: {why}", peer)
+        self.log(f"refused: {why}", address(peer))
         self.turn_away(conn, line("err", "-", reason="server-full"), OVERLOADED)
 
     def turn_away(self, conn: socket.socket, text: bytes, code: int) -> None:
@@ -2859,8 +2858,7 @@ class Server:
             self.sessions.discard(session)
             self.stop.wake()
 
-    def log(self, text: str, peer: "Address | None" = None) -> None:
-        client = address(peer) if peer else ""
+    def log(self, text: str, client: str = "") -> None:
         self.write_log([log_line(self.args.json, text, client)])
 
     def write_log(self, lines: Sequence[str]) -> None:
@@ -2885,7 +2883,7 @@ class Server:
 
     def remove_old_parts(self) -> None:
         with contextlib.suppress(OSError):
-            for full, folder, _ in walk(Folder(self.args.directory), "", lambda full, error: None):
+            for full, folder, _ in walk(Folder(self.args.directory), ""):
                 if remove_if_old(folder, os.path.basename(full)):
                     self.log(f"removed {printable(full)}: nobody resumed it")
 
@@ -2894,6 +2892,7 @@ class Server:
         for sock in [self.sock, *self.refused]:
             sock.close()
         dropped = len(self.sessions)
+        # first those that are idle; what is under way has GRACE seconds to end by itself
         for seconds, busy_too in (GRACE, False), (LINGER, True):
             deadline = time.monotonic() + seconds
             while self.sessions and (left := deadline - time.monotonic()) > 0:
@@ -3201,7 +3200,7 @@ SCRIPTS = (
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
 # what tells Python where its folders are, beside it or in the folder above
-SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
+SETTINGS = ("pyvenv.cfg", "../pyvenv.cfg", "pybuilddir.txt")
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
@@ -3234,11 +3233,9 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     The first are the scripts beside this one, the interpreter, what tells it its folders, and the
     one other program that --tls runs. Folders that do not exist yet count: they could be made."""
-    homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
-    bin_folder = os.path.dirname(sys.executable)
-    files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
-    files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    own, bin_folder = (__file__, os.path.realpath(__file__)), os.path.dirname(sys.executable)
+    files = {os.path.join(os.path.dirname(script), name) for script in own for name in SCRIPTS}
+    files |= {*own, sys.executable, *(os.path.join(bin_folder, name) for name in SETTINGS)}
     files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in program_folders()}
     folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}

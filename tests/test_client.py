@@ -193,7 +193,9 @@ def test_an_empty_name_is_told_before_anything_is_done(do, box):
     ):
         done = do(*words)
         assert (
-            done.code == 2 and "error: a name is empty" in done.err and os.listdir(box) == ["x"]
+            done.code == 2
+            and 'error: "" is no name of a file' in done.err
+            and os.listdir(box) == ["x"]
         ), done
     assert do("list", "").out == b"x\n"
 
@@ -1006,6 +1008,21 @@ def test_a_server_that_misbehaves_leaves_nothing_behind(do, here, canned, answer
         port=canned(GREETING + b"ok stat x type=file size=3 mtime_ns=1\n" + answer).port,
     )
     assert done.code == code and not {"\x1b", "\x9b"} & {*done.err} and os.listdir(here) == [], done
+
+
+def test_a_server_that_answers_without_end_is_left(do, here, listeners):
+    def talk(conn):
+        conn.sendall(GREETING)
+        while b"stat x" not in conn.recv(1000):
+            pass
+        conn.sendall(b"err stat x reason=no-such-file\n")
+        for _ in iter(bool, True):
+            conn.sendall(b"ok put x\n" * 5000)
+
+    listeners.append(Listener(talk))
+    (here / "x").write_bytes(BIG[: 5 << 20])
+    done = do("put", "x", port=listeners[0].port)
+    assert done.code == 56 and "more answers than requests" in done.err, done
 
 
 @pytest.mark.parametrize(
@@ -2252,6 +2269,20 @@ def test_delete_removes_what_the_source_lost_but_nothing_excluded_or_hidden(
     assert (theirs / "t/gone.txt").exists()
 
 
+def test_a_server_learns_nothing_of_what_is_outside_of_the_folder_that_is_sent(
+    do, here, canned, tmp_path
+):
+    (here / "t").mkdir()
+    (here / "t/link").symlink_to(tmp_path)
+    listed = b"".join(
+        b"file t/%b size=1 mtime_ns=1\n" % os.fsencode(name)
+        for name in ("../nothing", f"/{tmp_path}/nothing", "link/nothing", "was/../../nothing")
+    )
+    server = canned(GREETING + b"ok mkdir t\n", GREETING + listed + b"ok list t count=4\n")
+    done = do("put", "t", "--delete", "--force", "--retries", "0", port=server.port)
+    assert done.code == 0 and b"delete" not in b"".join(server.read), (done, server.read)
+
+
 def test_the_rate_is_kept_to_in_both_directions(do, here, box):
     """It is measured between the trace's lines: the first and the last of the body."""
     for folder, verb in (here, "put"), (box, "get"):
@@ -2422,8 +2453,12 @@ def test_in_the_shell_no_name_is_a_way_out_and_all_that_is_shared_has_none(do, h
     lines += "delete -r ..\nget /\nrename x ..\nput x --into ..\nbye\nlist\n"
     done = do(input=lines.encode())
     assert done.out == b"/d\n" and done.code == 2, f"nothing else is done, and bye ends it: {done}"
-    whole = [line for line in done.err.splitlines() if line.endswith(" is all that is shared")]
-    assert whole == [f"error: {name} is all that is shared" for name in ("..", "/", "..")], done
+    whole = [
+        line for line in done.err.splitlines() if line.endswith(" is no name of a file or folder")
+    ]
+    assert whole == [
+        f'error: "{name}" is no name of a file or folder' for name in ("..", "/", "..")
+    ]
     assert paths(box) == ["x"] and (box / "d").is_dir() and done.err.count("error:") == 3
 
 
@@ -2517,6 +2552,7 @@ def test_receive_takes_from_those_alone_who_are_named_and_asks(server, do, here,
         sent = Process(*send, "--to", "dora", cwd=here)
         asked.wait_for(f"(bob) sends {code}, 1 byte")
         asked.wait_for("take it? [y/N]")
+        assert "did not get" not in asked.text, "its user knows"
         asked.text = ""
         asked.type(answer)
         assert sent.wait() == code, sent.err
