@@ -2068,7 +2068,6 @@ class Upload:
         self.body = body
         self.path = path
         self.offset = 0  # bytes that the server has, as far as we know
-        self.announced = False  # the server has said that it speaks the draft
         self.verdict = "sent"
         self.fields: Fields = {}
         self.condition: Fields = {}
@@ -2138,7 +2137,8 @@ class Upload:
             return {**fields, "Repr-Digest": f"sha-256=:{b64(digest)}:"}  # RFC 9530
         with self.client.ask("OPTIONS", self.url) as reply:
             offers = reply.head.fields
-        self.announced = "upload-limit" in offers and self.args.resume
+        if "upload-limit" in offers and self.args.resume:  # it speaks the draft
+            fields["Upload-Length"] = str(self.body.length)
         self.body.checked = "want-repr-digest" in offers
         return {**fields, **DIGEST_WANTED}
 
@@ -2180,7 +2180,7 @@ class Upload:
         self.fields = self.fields or self.prepare()
         fields = {**self.fields, **self.condition}
         self.condition = {}  # only once: when a reply was lost, the file there may be ours
-        self.resource = self.create(fields) if self.announced else None
+        self.resource = self.create(fields) if "Upload-Length" in fields else None
         if self.resource:
             self.append(self.resource)
         else:
@@ -2191,12 +2191,7 @@ class Upload:
 
         A 104 reply would say so during the upload, but nginx and other proxies drop it. The
         place must be on the server that the user named, because it is sent the login."""
-        fields = {
-            **fields,
-            "Upload-Complete": "?0",
-            "Upload-Length": str(self.body.length),
-            **DRAFT,
-        }
+        fields = {**fields, "Upload-Complete": "?0", **DRAFT}
         with self.client.ask("PUT", self.url, fields, BodySource(b"")) as reply:
             self.check(reply)
             location = reply.head.get("location")
@@ -2233,7 +2228,8 @@ class Upload:
             self.check(reply, self.body)
             doubtful = self.is_doubtful(reply)
         if doubtful:
-            self.verify_size()
+            self.verify()
+            self.verdict = "sent unverified"
 
     def check(self, reply: Reply, stored: Optional[BodySource] = None) -> None:
         """Check a reply, and the digest in it if it is about what was stored.
@@ -2248,13 +2244,16 @@ class Upload:
             if not lost:
                 raise Transient(22, f"{self.url}: 400", "that time", "without it", after=0)
         check(reply)
-        found = promised_digest(head)
-        if stored and stored.digest and found not in ("", stored.digest):
+        if stored and stored.digest:
+            self.compare(promised_digest(head), stored.digest)
+
+    def compare(self, found: str, sent: str) -> None:
+        if found and found != sent:
             self.forget()
             raise Transient(
                 56,
                 f"{self.url} arrived damaged: its SHA-256 is {found}",
-                f"{stored.digest} was sent",
+                f"{sent} was sent",
                 "delete it there, then repeat the command",
                 lasting=False,
             )
@@ -2269,13 +2268,14 @@ class Upload:
         page = reply.head.status == 200
         return page and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
 
-    def verify_size(self) -> None:
-        """Compare the size that the server has now with what was sent.
+    def verify(self) -> None:
+        """Compare what the server has now with what was sent, because no reply has told that.
 
         A server that takes no files, such as Caddy, may treat PUT as GET: it replies 200 with
         what it had before."""
-        with self.client.ask("HEAD", self.url, IDENTITY) as reply:
-            length = reply.head.length if reply.head.status == 200 else None
+        with self.client.ask("HEAD", self.url, WANTED) as reply:
+            head = reply.head
+        length = head.length if head.status == 200 else None
         if length not in (None, self.sent):
             raise Failure(
                 56,
@@ -2283,7 +2283,8 @@ class Upload:
                 "the server answered 200 and stored something else, or nothing",
                 "use a server that accepts files by PUT",
             )
-        self.verdict = "sent unverified"
+        found = promised_digest(head) if length and self.body.state else ""
+        self.compare(found, found and file_digest(self.path, "sha256"))
 
     def go_on(self, resource: URL) -> bool:
         """Send what is missing of an upload. Returns False if the server has forgotten it."""
@@ -2293,14 +2294,16 @@ class Upload:
             if head.status == 503:
                 check(reply)
         text, size = head.get("upload-offset"), self.body.length or 0
-        complete = head.get("upload-complete") == "?1"  # only the reply was lost
+        complete = head.get("upload-complete") == "?1"
         known = head.status < 400 and re.fullmatch(LENGTH, text) and int(text) <= size
         if not known or complete and int(text) < size:
             return False
         self.offset = int(text)
         if self.kept is None:
             self.kept = self.offset
-        if not complete:
+        if complete:  # only the reply was lost
+            self.verify()
+        else:
             self.append(resource)
         return True
 
