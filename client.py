@@ -792,6 +792,8 @@ class Puts(Batch):
         if not file.fresh:
             self.ask_about(file, status)
             there = yield file._replace(status=status)
+            if there is LIKELY:
+                return self.skip_same(file, status.st_size)
             if there.keys.get("reason") not in NAME_IS_FREE:
                 if self.is_there(file, status, there):
                     return self.skip_same(file, status.st_size, there.keys.get("sha256", ""))
@@ -807,6 +809,10 @@ class Puts(Batch):
         keys = {"size": status.st_size, "mtime_ns": status.st_mtime_ns} if resumable else {}
         content = file.tried or self.args.compare == "content"
         self.link.request("stat", file.name, **keys, digest="yes" if content else None)
+        if not content:
+            told = f"ok stat {quote(file.name)} type=file size={status.st_size}"
+            told += f" mtime_ns={within_range(status.st_mtime_ns)}"
+            self.link.expect(told + " exec=yes" * bool(status.st_mode & stat.S_IXUSR))
 
     def send_file(self, file: File, part: int, over: bool) -> Conversation:
         """The bytes, and whether they arrived."""
@@ -817,7 +823,7 @@ class Puts(Batch):
             os.close(fd)
         if self.verb == "put":
             told = f"ok put {quote(file.name)} size={status.st_size} sha256={sha256} verified=yes"
-            self.link.expect(f"{told}\n".encode())
+            self.link.expect(told)
         answer = yield file._replace(status=status, fresh=False, tried=True)
         if answer is LIKELY:
             return self.done(file, status.st_size, sha256, offset)
@@ -1246,6 +1252,9 @@ class Gets(Batch):
         """Its bytes, or those after what an earlier attempt left."""
         mine = part.sha.hexdigest() if part.received else None
         self.link.request("get", file.name, offset=part.received or None, sha256=mine)
+        if file.listed:
+            told = "".join([f" {key}={value}" for key, value in file.listed.keys.items()])
+            self.link.expect(f"ok get {quote(file.name)}{told}\ndata {part.size}", file.listed)
         try:
             answer = require_ok((yield file), "get", file.name)
         except BaseException:
@@ -1319,8 +1328,7 @@ class Gets(Batch):
     def receive(self, file: File, part: "Part", answer: "Line") -> None:
         """The body that follows the answer."""
         offset = 0
-        # it may go on, or have changed since its part was checked
-        if file.listed is None or answer.keys != file.listed.keys:
+        if answer.body is None:  # it may go on, or have changed since its part was checked
             offset, part.size = answer.number("offset"), answer.number("size")
             part.mtime_ns, part.executable = answer.number("mtime_ns"), answer.is_set("exec")
         size = part.size or 0
@@ -1604,7 +1612,8 @@ class Inbox:
             self.link.send_line("err", request.verb, name[:1000], reason=reason, why=why)
             because = f": {why}" if why else ""
             text = f"{sender_of(request)}: did not get {printable(name)} ({reason}{because})"
-            say_in_rows(text)
+            if reason != "not-wanted" or self.args.senders:  # else its user has just said so
+                say_in_rows(text)
 
     def admit(self, name: str, request: "Line") -> list[str]:
         """The components of its name here. The first may differ from what the sender calls it."""
@@ -1986,8 +1995,8 @@ BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all belo
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 # how a file begins that comes in one piece: most small ones do
 BEGIN = re.compile(
-    rb"(put|ok get|send [!-$&-<>-~]+) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]{1,19})"
-    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
+    rb"((?:put|send [!-$&-<>-~]+) [!-$&-<>-~]+) (size=([0-9]{1,6}) mtime_ns=[0-9]{1,19}"
+    rb"(?: (?!size=)[a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
 TLS = b"\x16\x03"  # how a TLS client begins
@@ -2033,20 +2042,24 @@ class Line(NamedTuple):
         return self.number_or_none(key) or 0
 
     def number_or_none(self, key: str) -> Optional[int]:
-        """Decimal digits, few enough for 64 bits; only mtime_ns may be negative."""
+        """The number that a key says, if the line has the key. Only mtime_ns may be negative."""
         text = self.keys.get(key)
         if text is None:
             return None
-        if not is_number(text.removeprefix("-") if key == "mtime_ns" else text):
+        digits = text.removeprefix("-") if key == "mtime_ns" else text
+        number = to_number(digits)
+        if number is None:
             raise BadNumber("bad-number")
-        return int(text)
+        return number if digits == text else -number
 
     def is_set(self, key: str) -> bool:
         return self.keys.get(key) == "yes"
 
 
-def is_number(text: str) -> bool:
-    return len(text) < 20 and text.isascii() and text.isdecimal() and int(text) < BEYOND
+def to_number(text: str) -> Optional[int]:
+    """Decimal digits, few enough for 64 bits."""
+    number = int(text) if len(text) < 20 and text.isascii() and text.isdecimal() else BEYOND
+    return number if number < BEYOND else None
 
 
 def quote(text: str) -> str:
@@ -2281,29 +2294,34 @@ class Wire:
             if not found:
                 continue
             if found.verb == "data":
-                if not is_number(" ".join(found.words)):
+                size = to_number(" ".join(found.words))
+                if size is None:
                     raise Broken("bad-number")
-                self.remaining = int(found.words[0])
+                self.remaining = size
             return found
         return self.early.popleft()
 
     def message(self, idle: bool = False) -> Line:
         """The next line. Where it begins a small file that has come whole, all of that is read."""
-        limit = min(self.end, self.start + MAX_LINE)
-        begun = BEGIN.match(self.buffer, self.start, limit)
-        stop = begun.end() + int(begun[3]) if begun else 0
-        ended = END.match(self.buffer, stop, self.end)
-        if not begun or not ended or self.remaining or self.early:
+        begun = BEGIN.match(self.buffer, self.start, min(self.end, self.start + MAX_LINE))
+        if not begun or self.remaining or self.early:
             return self.line(idle)
-        verb, name, size, mtime_ns, more = map(bytes.decode, begun.groups())
-        verb, *words = f"{verb} {name}".split()
-        keys = {"size": size, "mtime_ns": mtime_ns}
-        for word in more.split():
+        whole = self.whole_body(begun.end(), int(begun[3]))
+        if not whole:
+            return self.line(idle)
+        verb, *words = begun[1].decode().split(" ")
+        keys: dict[str, str] = {}
+        for word in begun[2].decode().split(" "):
             key, _, keys[key] = word.partition("=")
-        if keys["size"] != size:  # said twice
-            return self.line(idle)
+        return Line(verb, words, keys, *whole)
+
+    def whole_body(self, begin: int, size: int) -> Optional[tuple[memoryview, str]]:
+        """A body that begins there in the buffer, and what its `end` says, if all has come."""
+        ended = END.match(self.buffer, begin + size, self.end)
+        if not ended:
+            return None
         self.start = ended.end()
-        return Line(verb, words, keys, self.view[begun.end() : stop], ended[1].decode())
+        return self.view[begin : begin + size], ended[1].decode()
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
         try:
@@ -2349,9 +2367,9 @@ class Link(Wire):
             window = max(LEAST_WINDOW, min(args.limit_rate, BUFFER))
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
         self.endpoint = endpoint(args)
-        # what was asked and not answered yet: the words that the answer repeats, the line's length
-        # and the answer that is likely
-        self.asked: deque[tuple[tuple[str, ...], int, bytes]] = deque()
+        # what was asked and not answered yet: the words that the answer repeats, the line's length,
+        # the answer that is likely, and what stands for it
+        self.asked: deque[tuple[tuple[str, ...], int, bytes, Line]] = deque()
         self.unanswered = 0  # bytes of these lines
         # answers that came while something was sent, each with what receivers said before it
         self.arrived: deque[tuple[Line, list[Line]]] = deque()
@@ -2478,34 +2496,46 @@ class Link(Wire):
         text = line(*words, **keys)
         # the answer does not repeat for whom it was
         echoed = words if words[0] != "send" else ("send", words[2])
-        self.asked.append((echoed, len(text), b""))
+        self.asked.append((echoed, len(text), b"", LIKELY))
         self.unanswered += len(text)
         self.put(text)
 
-    def expect(self, likely: bytes) -> None:
-        """The answer to the last request, if all goes well: it need not be taken to pieces."""
-        words, length, _ = self.asked.pop()
-        self.asked.append((words, length, likely))
+    def expect(self, likely: str, stands: Line = LIKELY) -> None:
+        """The answer to the last request, if all goes well: it need not be taken to pieces.
+
+        Where it ends with `data N`, another line tells what it says."""
+        words, length, *_ = self.asked.pop()
+        self.asked.append((words, length, f"{likely}\n".encode(), stands))
 
     def full(self) -> bool:
         return len(self.asked) >= UNANSWERED or self.unanswered > UNANSWERED_BYTES
 
     def answer(self) -> Line:
         """The next line that answers the oldest request: the only one, or one of several."""
-        likely = self.asked[0][2]
-        if likely and not self.arrived and self.buffer.startswith(likely, self.start, self.end):
-            self.start += len(likely)
+        if not self.arrived and (likely := self.likely_answer()):
             self.unanswered -= self.asked.popleft()[1]
-            return LIKELY
+            return likely
         while not self.arrived:
-            self.listen(self.message() if self.asked[0][0][0] == "get" else self.line())
+            self.listen(self.line())
         found, self.got = self.arrived.popleft()
         if found.verb in ("ok", "err"):
-            words, length, _ = self.asked.popleft()
+            words, length, *_ = self.asked.popleft()
             self.unanswered -= length
             if found.words != ["-"] and not all(map(str.startswith, words, found.words)):
                 raise Broken(f"{' '.join(found.words)} where {' '.join(words)} was asked")
         return found
+
+    def likely_answer(self) -> Optional[Line]:
+        """The answer that was expected, if it has come, and if its body has come whole."""
+        likely, stands = self.asked[0][2:]
+        if not likely or not self.buffer.startswith(likely, self.start, self.end):
+            return None
+        begin = self.start + len(likely)
+        if stands is LIKELY:
+            self.start = begin
+            return LIKELY
+        whole = self.whole_body(begin, int(likely.rpartition(b" ")[2]))
+        return Line("ok", [], stands.keys, *whole) if whole else None
 
     def accepted_offset(self) -> Optional[int]:
         """Where the body of the put that was just asked for begins. None: the server refuses it."""
@@ -5017,8 +5047,9 @@ def run_command(args: argparse.Namespace, given: Union[str, Sequence[str]]) -> i
     """Run a command or the shell; the exit code. After a failure the connection is closed."""
     args.tries = 0
     try:
-        words = split(given) if isinstance(given, str) else given
+        words = given
         if isinstance(given, str):
+            words = split(given)
             args.typed = typed(words)
         if words or args.cwd is not None:
             return run_words(args, words) if words else 0

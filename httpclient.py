@@ -2124,8 +2124,9 @@ class Upload:
             return {}
         seconds, fields = self.body.mtime_ns // 10**9, Fields()
         if self.body.state and EARLIEST <= seconds < LATEST:
-            # servers keep whole seconds
-            date = http_date(seconds)
+            # servers keep whole seconds; in English as long as nobody calls setlocale()
+            when = calendar(time.gmtime, seconds)
+            date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", when)
             # nginx takes the file's time from Date
             fields = {"Last-Modified": date, "Date": date, OC_MTIME: str(seconds)}
         elif self.body.state:
@@ -2821,20 +2822,6 @@ def make_folder(args: argparse.Namespace, path: str, strict: bool = False) -> se
         raise unwritable(path, error, 0) from None
 
 
-VERBS: dict[str, Callable[[Client], None]] = {
-    "get": get,
-    "put": put,
-    "post": post,
-    "delete": delete,
-    "head": head,
-    "list": list_folder,
-    "mkdir": mkdir,
-    "move": move,
-    "mirror": mirror,
-    "upload": upload,
-}
-
-
 # --- logins and proxies ---
 def login_fields(url: URL, args: argparse.Namespace) -> Fields:
     """What the user gave for one server only: -H, and the login."""
@@ -3050,11 +3037,6 @@ def parse_date(text: str) -> Optional[float]:
     with contextlib.suppress(ValueError):  # such as 30 February
         return datetime.datetime.fromisoformat(f"{found[1]}+00:00").timestamp()
     return None
-
-
-def http_date(seconds: float) -> str:
-    # in English as long as nobody calls setlocale()
-    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", calendar(time.gmtime, seconds))
 
 
 def source_of(head: Head) -> Source:
@@ -4540,18 +4522,18 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-# the text and the arguments of each verb; + stands for one or more, * for any number
-HELP = {
-    "get": ("fetch files", "URL*"),
-    "put": ("send files, or - for standard input", "PATH*", "URL"),
-    "post": ("send data or a form", "URL"),
-    "delete": ("delete files", "URL+"),
-    "head": ("show a reply's head", "URL"),
-    "list": ("show what a folder holds", "URL"),
-    "mkdir": ("make a folder", "URL"),
-    "move": ("rename: NEW is a URL, path or name", "URL", "NEW"),
-    "mirror": ("fetch a folder, or what changed in it", "URL"),
-    "upload": ("send one, or what changed in it", "DIR", "URL"),
+# the function of each verb, its text, and its arguments; + stands for one or more, * for any number
+VERBS: dict[str, tuple[Callable[[Client], None], str, str]] = {
+    "get": (get, "fetch files", "URL*"),
+    "put": (put, "send files, or - for standard input", "PATH* URL"),
+    "post": (post, "send data or a form", "URL"),
+    "delete": (delete, "delete files", "URL+"),
+    "head": (head, "show a reply's head", "URL"),
+    "list": (list_folder, "show what a folder holds", "URL"),
+    "mkdir": (mkdir, "make a folder", "URL"),
+    "move": (move, "rename: NEW is a URL, path or name", "URL NEW"),
+    "mirror": (mirror, "fetch a folder, or what changed in it", "URL"),
+    "upload": (upload, "send one, or what changed in it", "DIR URL"),
 }
 
 
@@ -4572,7 +4554,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser.set_defaults(**DEFAULTS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="httpclient.py")
-    for name, (text, *arguments) in HELP.items():
+    for name, (_, text, arguments) in VERBS.items():
         verb = verbs.add_parser(name, argument_default=argparse.SUPPRESS, help=text)
         if name not in words:
             continue
@@ -4580,7 +4562,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         # stands before the verb. Headers get a list of their own: argparse cannot go on with the
         # one from before the verb.
         common_flags(verb, "later_header")
-        for argument in arguments:
+        for argument in arguments.split():
             metavar = argument.rstrip("*+")
             nargs = argument[-1] if argument[-1] in "*+" else None
             verb.add_argument(metavar.lower(), nargs=nargs, metavar=metavar, help=PLACES[metavar])
@@ -4612,7 +4594,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if args.ask_password:
             args.password = ask_password("the server")
         with contextlib.closing(Client(args)) as client:
-            VERBS[args.verb](client)
+            VERBS[args.verb][0](client)
             return int(args.progress.code)
     except Failure as failure:
         args.progress.clear()

@@ -255,15 +255,17 @@ MORE = getattr(socket, "MSG_MORE", 0)  # the same for one send(): what follows c
 UTF_8 = "; charset=utf-8"
 # whether the calls take an open folder: a system has them all, or none
 DIR_FD = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
-FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+
+def open_flags(names: str) -> int:
+    """Flags for os.open(): those of them that the system has."""
+    return sum(getattr(os, name, 0) for name in names.split())
+
+
+FOLDER = open_flags("O_RDONLY O_DIRECTORY O_NOFOLLOW")
 # O_NONBLOCK: opening a FIFO must not wait for its writer
-LEAF = (
-    os.O_RDONLY
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_NONBLOCK", 0)
-    | getattr(os, "O_BINARY", 0)
-)
-WRITABLE = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+LEAF = open_flags("O_RDONLY O_NOFOLLOW O_NONBLOCK O_BINARY")
+WRITABLE = open_flags("O_RDWR O_NOFOLLOW O_BINARY")
 FRESH = WRITABLE | os.O_CREAT | os.O_EXCL  # a new file: what has its name already is an error
 # what link() fails with on a disk without hard links
 NO_LINKS = errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP
@@ -2256,7 +2258,7 @@ class Server:
         note = answer.note or cut
         if answer.status == 304 and answer.fields.get("Cache-Control") == "no-store":
             return  # an open page asks every few seconds whether its folder has changed
-        told = answer.status == 201 and "Stored-As" in answer.fields  # by log_hand_in()
+        told = answer.status == 201 and "Stored-As" in answer.fields and not note  # log_hand_in()
         if not self.args.quiet and not told:
             line = request.line if request else "-"
             noted = f' "{printable(note)}"' if note else ""
@@ -2998,22 +3000,23 @@ def post_form(conn: Connection, request: Request) -> Answer:
         conn.shared.locate(names, change=True) as place,
     ):
         check_space(conn, place, request.length)
-    stored: list[Names] = []
-    count = 0
-    for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
-        if name := form_file_name(head):
-            names, count = store_file(conn, request, data, name), count + 1
-            # all names could be a thousand times what was sent: each begins with the folder's path
-            stored += [names] if count <= MAX_LISTED else []
-        deque(data, maxlen=0)
-    if not stored:
+    stored = store_files(conn, request)
+    # all names could be a thousand times what was sent: each begins with the folder's path
+    listed, left = list(itertools.islice(stored, MAX_LISTED)), sum(1 for _ in stored)
+    if not listed:
         raise Refusal(400, "the form holds no file")
     if wants_page(request):
         # the browser shows the folder again
         folder = request.names[1:] if conn.args.drop_box else request.names
         return text_answer(303, "stored", {"Location": url_path(folder, slash=True)})
-    more = f" and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
-    return stored_answer(conn, stored, {}, more)
+    return stored_answer(conn, listed, {}, f" and {left} more" if left else "")
+
+
+def store_files(conn: Connection, request: Request) -> Iterator[Names]:
+    for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
+        if name := form_file_name(head):
+            yield store_file(conn, request, data, name)
+        deque(data, maxlen=0)
 
 
 def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> Names:

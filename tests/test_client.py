@@ -2552,6 +2552,7 @@ def test_receive_takes_from_those_alone_who_are_named_and_asks(server, do, here,
         sent = Process(*send, "--to", "dora", cwd=here)
         asked.wait_for(f"(bob) sends {code}, 1 byte")
         asked.wait_for("take it? [y/N]")
+        assert "did not get" not in asked.text, "its user knows"
         asked.text = ""
         asked.type(answer)
         assert sent.wait() == code, sent.err
