@@ -1824,7 +1824,7 @@ def test_one_client_too_many_gets_503(spawn, folder, wire):
     assert [connection.reply().status for connection in kept] == [200] * 3
     for connection in kept:
         connection.send(GET)  # not idle: there is no end to this head
-        taken(server, connection.sock)
+        taken(connection.sock)
     reply = wire(server).reply()
     assert (reply.status, reply.fields["connection"]) == (503, "close") and reply.fields[
         "retry-after"
@@ -1840,13 +1840,13 @@ def test_one_address_with_slow_heads_does_not_keep_all_others_out(spawn, folder,
         slow.append(wire(server).send(GET + "\r\n"))
         assert slow[-1].reply().status == 200
         slow[-1].send(GET)
-        taken(server, slow[-1].sock)
+        taken(slow[-1].sock)
     assert wire(server).reply().status == 503
     for number in 0, 1:
         other = wire(server, source="127.0.0.2").send(GET + "\r\n")
         assert (other.reply().status, slow[number].reply().status) == (200, 503)
         other.send(GET)  # not idle
-        taken(server, other.sock)
+        taken(other.sock)
     assert wire(server).reply().status == 503
 
 
@@ -1886,7 +1886,7 @@ def test_for_a_new_client_the_connection_that_is_idle_longest_makes_room(
     new = come()
     assert asked(new) == 200 and kept[1].closed()
     kept[2].send(GET)
-    taken(server, kept[2].sock)
+    taken(kept[2].sock)
     assert asked(come()) == 200 and kept[0].closed()
     assert kept[2].send("\r\n").reply().status == 200 == asked(new)
 
