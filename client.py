@@ -3699,11 +3699,12 @@ def next_line(prompt: str) -> str:
 
 
 def split(text: str) -> list[str]:
-    """The words of a line. What some commands need is asked for: no answer, no words."""
+    """The words of a line, and what is asked for because they lack it."""
     try:
-        if "\0" in text:
+        words = completed(shlex.split(text))
+        if "\0" in "".join(words):
             raise ValueError
-        words = shlex.split(text)
+        return words
     except ValueError:
         raise Failure(
             2,
@@ -3711,6 +3712,10 @@ def split(text: str) -> list[str]:
             "a quote opens and does not close, or it holds a NUL",
             "put 'a b.txt'",
         ) from None
+
+
+def completed(words: list[str]) -> list[str]:
+    """What some commands need is asked for: no answer, no words."""
     alone = words[0].lower() if len(words) == 1 else ""
     if alone == "upload":
         return asked_upload()

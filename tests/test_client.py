@@ -1547,8 +1547,9 @@ def test_the_shell_holds_no_part_of_a_command_that_was_cut_off(do, server, here,
 
 
 def test_a_nul_in_a_line_of_the_shell_is_told_and_the_next_line_runs(do, box):
-    done = do(input=b"put a\0b\nli\0st\nlist a\0\nget\nx\0\nmkdir d\n")
-    assert done.code == 2 and done.err.count("NUL") == 3 and os.listdir(box) == ["d"], done
+    lines = b"put a\0b\nli\0st\nlist a\0\nget\nx\0\nput\nx\0\nupload\na\0b\n\nmkdir d\n"
+    done = do(input=lines)
+    assert done.code == 2 and done.err.count("NUL") == 6 and os.listdir(box) == ["d"], done
 
 
 def test_a_command_of_the_shell_goes_where_its_own_flags_say(do, spawn, box, tmp_path):
