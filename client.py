@@ -560,9 +560,16 @@ class Batch:
         self.progress.update(count, "checked")
 
     def choose_doomed(self, name: str, content: Iterable[str], source: set[str]) -> list[str]:
-        """What --delete removes of a folder's content: more than half of it only with --force."""
+        """What --delete removes of a folder's content: more than half of it only with --force.
+
+        A link of the source is in it with a slash, too: nobody has looked what is behind it."""
+        links = tuple(path for path in source if path.endswith("/"))
         found = [below for below in content if not self.kept_out(below)]
-        doomed = [below for below in found if below.rstrip("/") not in source]
+        doomed = [
+            below
+            for below in found
+            if below.rstrip("/") not in source and not below.startswith(links)
+        ]
         if len(doomed) * 2 > len(found) and not self.args.force:
             what = f"--delete would remove {len(doomed):,} of the {len(found):,} files and folders"
             what += f" in {printable(name)}"
@@ -934,6 +941,9 @@ class Puts(Batch):
                 for below in there
                 if os.path.lexists(os.path.join(source.path, below.rstrip("/")))
             }
+            here |= {
+                f"{below}/" for below, status in walk(source.path) if stat.S_ISLNK(status.st_mode)
+            }
             for below in self.choose_doomed(source.name, there, here):
                 found.append(File(f"{source.name}/{below}".rstrip("/"), doomed=True))
         return reversed(found)  # a folder comes after what is in it
@@ -1171,7 +1181,9 @@ class Gets(Batch):
             if entry.verb == "file" and self.progress.drawn:
                 self.progress.expect(entry.number("size"))
             if self.args.delete:
-                known.add(entry.words[0][len(file.name) + 1 :])
+                known.add(below := entry.words[0][len(file.name) + 1 :])
+                if entry.keys.get("reason") == "not-a-file":
+                    known.add(f"{below}/")
         fresh = self.make_folder(file.path)
         self.files.append(self.entries(file, entries, fresh))
 
