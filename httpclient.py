@@ -60,6 +60,10 @@ a certificate that is not trusted.
 #   shared fences       encrypt(), is_program(), Capture, Traced, open_connection(), Failure, Parser
 #   the command line    Transient, Progress, report(), target(), build_parser(), main()
 #
+# One file on its way: get(), Download.run(), Client.retry(), Download.save(), Download.receive(),
+# Client.ask(), Client.converse(), Reply, Download.admits(), Download.store(), Part.write(),
+# Download.finish(), Part.rename().
+#
 # A download is a Part with the spans that are still to come: one, or several for --connections.
 # Threads: in Download.side_by_side() each has its own Client and fetches span after span; they
 # share the Part, under its lock. The main thread waits and saves the note.
@@ -366,28 +370,23 @@ class Client:
         )
 
     def meets_demand(self, reply: "Reply", body: Optional["BodySource"], same_origin: bool) -> bool:
-        """Do what the reply demands: log in, or leave out the Expect that the server refused.
+        """Do what the reply demands: leave out the Expect that the server refused, or log in with a
+        password that nobody has given and the user is asked for.
 
         Returns whether to repeat the request."""
-        if same_origin and self.can_log_in(reply):
-            return True
-        if reply.head.status != 417 or not body or not body.expects:
-            return False
-        with reply:
-            body.expects = False
-        return True
-
-    def can_log_in(self, reply: "Reply") -> bool:
-        """Ask the user for a password that this server demands and nobody has given."""
         url, head = reply.url, reply.head
-        origin = self.origin(url)
+        if head.status == 417 and body and body.expects:
+            with reply:
+                body.expects = False
+            return True
+        login_fields = self.origin(url).login_fields
         wanted = head.status == 401 and "basic" in head.get("www-authenticate").lower()
-        if not wanted or origin.login_fields.get("Authorization") or not is_terminal(2):
+        given = not same_origin or login_fields.get("Authorization")
+        if not wanted or given or not is_terminal(2):
             return False
         with reply:
             self.args.progress.clear()
-            password = ask_password(url.authority)
-        origin.login_fields["Authorization"] = basic(":" + password)
+            login_fields["Authorization"] = basic(":" + ask_password(url.authority))
         return True
 
     def origin(self, url: URL) -> Origin:
@@ -424,8 +423,9 @@ class Client:
             connection.send(request)
             early = None
             if body:
-                waits = b"\r\nExpect: 100-continue\r\n" in request
-                early = waits and connection.wait_for_continue() or connection.send_body(body)
+                if b"\r\nExpect: 100-continue\r\n" in request:
+                    early = connection.wait_for_continue()
+                early = early or connection.send_body(body)
             reply = Reply(connection, early or connection.read_head(), method, url)
         except BaseException:
             connection.close()
@@ -498,10 +498,9 @@ class Client:
         connection.send(request)
         head = connection.read_head()
         if not 200 <= head.status < 300:
-            passing = head.status in PASSING and self.origin(url).reached
             reason = f"{head.status} {printable(head.reason)}"
-            raise (Transient if passing else Failure)(
-                56,
+            raise Failure(
+                7 if head.status in PASSING else 56,
                 f"the proxy {proxy.authority} does not connect to {goal}: {reason}",
                 "it allows other ports only, cannot reach the server, or asks for a password",
                 "--proxy http://USER:PASSWORD@HOST:PORT",
@@ -966,8 +965,8 @@ def decompress(chunks: Iterable[Data], coding: str) -> Iterator[Data]:
         for start in range(0, len(chunk), GZIP_STEP):
             rest, full = bytes(chunk[start : start + GZIP_STEP]), False
             while rest or full:
-                same = decoder if decoder and not decoder.eof else None
-                decoder = same or zlib.decompressobj(wbits=wbits)
+                decoding = decoder and not decoder.eof
+                decoder = decoder if decoding else zlib.decompressobj(wbits=wbits)
                 out = decoder.decompress(rest, BUFFER)
                 yield out
                 rest = decoder.unused_data or decoder.unconsumed_tail
@@ -1231,54 +1230,6 @@ class Download:
         if self.is_page and args.verb == "get" and not args.quiet and not args.json:
             say("that is the page of a folder; mirror fetches what is in it")
 
-    def save_short(self, reply: Reply) -> None:
-        """Save a file that is in memory before it is written: no part of it can be left."""
-        self.check_here(reply.head)
-        if self.verdict:
-            return
-        self.args.progress.begin(self.name, 0, reply.head.length)
-        data = reply.whole()
-        self.args.progress.add(len(data))
-        self.verify(promised_digest(reply.head), lambda name: hasher(name, data).hexdigest())
-        part = f"{self.folder}{RANDOM}{os.urandom(12).hex()}.part"
-        set_facts = functools.partial(copy_facts, self.url, reply.head, self.old)
-        try:
-            write_whole(part, self.path, data, set_facts)
-        except FileNotFoundError:
-            return  # another run took it for an old part: save() fetches it again
-        except OSError as error:
-            raise unwritable(self.path, error, 0) from None
-        self.received, self.verdict = len(data), "saved"
-
-    def save(self) -> None:
-        output = self.open_output()
-        try:
-            if output.source:
-                self.args.progress.begin(self.name, output.have, output.source.size)
-            if self.connections > 1 and isinstance(output, Part) and self.head:
-                self.side_by_side(output, self.head)
-            while not self.verdict and output.left():
-                output.remember()
-                self.client.retry(
-                    lambda: self.receive(self.client, output, output.left()[0]),
-                    lambda: output.have,
-                )
-            if not self.verdict:
-                self.finish(output)
-        except Changed:
-            # other threads may still write into this part, so the next one is another file
-            output.discard()
-            raise
-        finally:
-            output.close()
-
-    def open_output(self) -> Output:
-        found = stat_or_none(self.path) if self.chosen else None
-        special = found and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
-        if self.stdout or special:
-            return Stream(self.path, self.args)
-        return Part(self.folder, self.url, self.args)
-
     def probe(self) -> None:
         """Ask by HEAD whether the file is here already, and whether it can come in spans."""
         name, several = self.name or safe_name(url_name(self.url)), self.connections > 1
@@ -1338,6 +1289,54 @@ class Download:
         if nears_program(self.folder) or self.old:
             refuse_program(self.path)
 
+    def save_short(self, reply: Reply) -> None:
+        """Save a file that is in memory before it is written: no part of it can be left."""
+        self.check_here(reply.head)
+        if self.verdict:
+            return
+        self.args.progress.begin(self.name, 0, reply.head.length)
+        data = reply.whole()
+        self.args.progress.add(len(data))
+        self.verify(promised_digest(reply.head), lambda name: hasher(name, data).hexdigest())
+        part = f"{self.folder}{RANDOM}{os.urandom(12).hex()}.part"
+        set_facts = functools.partial(copy_facts, self.url, reply.head, self.old)
+        try:
+            write_whole(part, self.path, data, set_facts)
+        except FileNotFoundError:
+            return  # another run took it for an old part: save() fetches it again
+        except OSError as error:
+            raise unwritable(self.path, error, 0) from None
+        self.received, self.verdict = len(data), "saved"
+
+    def save(self) -> None:
+        output = self.open_output()
+        try:
+            if output.source:
+                self.args.progress.begin(self.name, output.have, output.source.size)
+            if self.connections > 1 and isinstance(output, Part) and self.head:
+                self.side_by_side(output, self.head)
+            while not self.verdict and output.left():
+                output.remember()
+                self.client.retry(
+                    lambda: self.receive(self.client, output, output.left()[0]),
+                    lambda: output.have,
+                )
+            if not self.verdict:
+                self.finish(output)
+        except Changed:
+            # other threads may still write into this part, so the next one is another file
+            output.discard()
+            raise
+        finally:
+            output.close()
+
+    def open_output(self) -> Output:
+        found = stat_or_none(self.path) if self.chosen else None
+        special = found and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
+        if self.stdout or special:
+            return Stream(self.path, self.args)
+        return Part(self.folder, self.url, self.args)
+
     def receive(self, client: Client, output: Output, span: "Span") -> None:
         """Ask for a span, and store what comes."""
         if output.fd < 0:
@@ -1346,38 +1345,6 @@ class Download:
         with reply or client.ask("GET", self.url, wanted(output.source, span)) as reply:
             if self.admits(reply, output, span):
                 self.store(reply, output, span)
-
-    def store(self, reply: Reply, output: Output, span: "Span") -> None:
-        """Write the body of a reply into its span.
-
-        gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
-        head, found = reply.head, reply.head.range
-        decode = head.codings and not head.ending and not self.is_gzip()
-        if not output.source or not found:
-            # offsets and digests belong to the encoded bytes
-            output.begin(Source("", "", None, "") if decode else source_of(head))
-            span = output.spans[0]
-        end = found[1] if found else span.end
-        if len(output.spans) < 2:
-            self.args.progress.begin(self.name, output.have, output.source and output.source.size)
-        for chunk in reply.decoded() if decode else reply.chunks():
-            if end is not None and span.offset + len(chunk) > end:
-                raise broken(self.url.authority, "a range longer than it says")
-            output.write(span.offset, chunk)
-            span.offset += len(chunk)
-            self.args.progress.add(len(chunk))
-        if end is None:
-            span.end = span.offset
-        elif span.offset < end:
-            raise Transient(
-                18,
-                f"a range of {self.url} came short",
-                f"{end - span.offset:,} bytes of it are missing",
-                "repeat the command",
-            )
-
-    def is_gzip(self) -> bool:
-        return self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
 
     def admits(self, reply: Reply, output: Output, span: "Span") -> bool:
         """Whether the body of a reply belongs into the output.
@@ -1422,43 +1389,44 @@ class Download:
         self.learn(head)
         output.spans = [Span(output.have, output.have)]
 
-    def verify(self, promised: str, digest: Callable[[str], str]) -> None:
-        """Check the digests that the server and the user promised."""
-        for name, want in filter(None, [self.args.checksum, promised and ("sha256", promised)]):
-            found = digest(name)
-            if found != want:
-                raise Failure(
-                    56,
-                    f"{self.url} came with a wrong {name}: {found}",
-                    f"{want} was promised; nothing is kept of it",
-                    "repeat the command; if it fails again, the file on the server is another one",
-                )
+    def store(self, reply: Reply, output: Output, span: "Span") -> None:
+        """Write the body of a reply into its span.
 
-    def finish(self, output: Output) -> None:
-        """Check the digests, then give the part its name."""
-        try:
-            self.verify(output.source.digest if output.source else "", output.digest)
-        except Failure:
-            if isinstance(output, Part):
-                output.discard()
-            raise
-        self.received = output.have - output.kept
-        if isinstance(output, Part) and self.head:
-            copy_facts(self.url, self.head, self.old, output.fd, output.path)
-            output.rename(self.path, self.replace)
-        self.verdict = "saved"
+        gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
+        head, found = reply.head, reply.head.range
+        decode = head.codings and not head.ending and not self.is_gzip()
+        if not output.source or not found:
+            # offsets and digests belong to the encoded bytes
+            output.begin(Source("", "", None, "") if decode else source_of(head))
+            span = output.spans[0]
+        end = found[1] if found else span.end
+        if len(output.spans) < 2:
+            self.args.progress.begin(self.name, output.have, output.source and output.source.size)
+        for chunk in reply.decoded() if decode else reply.chunks():
+            if end is not None and span.offset + len(chunk) > end:
+                raise broken(self.url.authority, "a range longer than it says")
+            output.write(span.offset, chunk)
+            span.offset += len(chunk)
+            self.args.progress.add(len(chunk))
+        if end is None:
+            span.end = span.offset
+        elif span.offset < end:
+            raise reply.cut()
+
+    def is_gzip(self) -> bool:
+        return self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
 
     def side_by_side(self, output: "Part", head: Head) -> None:
         """Several threads fetch one span after another, each over a connection of its own."""
         import queue  # not at the top: one connection needs none
         import threading
 
-        source = output.source
-        if not source or not source.fits(head) or source.size != head.length:
+        source, size = output.source, head.length or 0  # never 0: see probe()
+        if not source or not source.fits(head) or source.size != size:
             output.begin(source_of(head))
-        if not output.divide(self.connections):
+        if not output.divide(size, self.connections):
             return
-        self.args.progress.begin(self.name, output.have, head.length)
+        self.args.progress.begin(self.name, output.have, size)
         output.lock, left = threading.Lock(), iter(output.left())  # all threads share both
         ends: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
@@ -1484,6 +1452,32 @@ class Download:
                 running -= 1
             output.remember()
             pause = min(2 * pause, most)
+
+    def finish(self, output: Output) -> None:
+        """Check the digests, then give the part its name."""
+        try:
+            self.verify(output.source.digest if output.source else "", output.digest)
+        except Failure:
+            if isinstance(output, Part):
+                output.discard()
+            raise
+        self.received = output.have - output.kept
+        if isinstance(output, Part) and self.head:
+            copy_facts(self.url, self.head, self.old, output.fd, output.path)
+            output.rename(self.path, self.replace)
+        self.verdict = "saved"
+
+    def verify(self, promised: str, digest: Callable[[str], str]) -> None:
+        """Check the digests that the server and the user promised."""
+        for name, want in filter(None, [self.args.checksum, promised and ("sha256", promised)]):
+            found = digest(name)
+            if found != want:
+                raise Failure(
+                    56,
+                    f"{self.url} came with a wrong {name}: {found}",
+                    f"{want} was promised; nothing is kept of it",
+                    "repeat the command; if it fails again, the file on the server is another one",
+                )
 
 
 def wanted(source: Optional[Source], span: "Span") -> Fields:
@@ -1629,7 +1623,7 @@ class Part(Spans):
         self.args = args
         self.url = url
         self.path = folder + part_name(url)
-        self.note = self.path[: -len("part")] + "json"
+        self.note = note_name(self.path)
         # a real lock once several threads write
         self.lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         self.noted = False  # whether there may be a note
@@ -1700,13 +1694,11 @@ class Part(Spans):
                 os.unlink(self.note)
         self.noted = False
 
-    def divide(self, count: int) -> bool:
-        """Cut what is left into spans for so many connections, if the source can be asked for them.
+    def divide(self, size: int, count: int) -> bool:
+        """Cut what is left of a source of known size into spans for so many connections.
 
         There are more spans than connections, so that fast connections can take more of them."""
-        left, size = self.left(), self.source and self.source.validator and self.source.size
-        if not size:
-            return False
+        left = self.left()
         step = max(SPLIT_FROM, -(-(size - self.have) // (4 * count)))
         pieces = [
             Span(first, min(first + step, span.end or size))
@@ -2007,6 +1999,10 @@ def part_name(url: URL) -> str:
     return f".six-{hashlib.sha256(to_bytes(unsigned)).hexdigest()[:32]}.part"
 
 
+def note_name(part: str) -> str:
+    return part[: -len("part")] + "json"
+
+
 def remove_old_parts(folder: str, names: set[str]) -> None:
     for stem in {name[: -len("part")] for name in names if is_part(name)}:
         ends = [end for end in ("part", "json") if stem + end in names]
@@ -2048,7 +2044,7 @@ def put(client: Client) -> None:
         raise Failure(2, f"{what} has no name", "nothing was sent", f"{url}NAME")
     if not paths:
         body = BodySource(os.fsencode(args.text))
-        return attempt(args, lambda: send(Upload(client, url, body, "the text")))
+        return attempt(args, Upload(client, url, body, "the text").run)
 
     def send_path(path: str) -> None:
         send_file(client, path, url.child(os.path.basename(path)) if into else url)
@@ -2058,21 +2054,7 @@ def put(client: Client) -> None:
 
 def send_file(client: Client, path: str, url: URL) -> None:
     """PUT a file, or standard input for -."""
-    send(Upload(client, url, BodySource() if path == "-" else BodySource(path), path))
-
-
-def send(upload: "Upload") -> None:
-    """After a lost link, continue where the server stopped. Standard input cannot be read twice."""
-    began, client, url, args = time.monotonic(), upload.client, upload.url, upload.args
-    careful = args.verb == "put" and not args.force and not upload.resource
-    if careful and client.retry(upload.is_there):
-        upload.verdict = "same"
-    elif upload.body.length is None:
-        upload.attempt()
-    else:
-        client.retry(upload.attempt, lambda: upload.offset)
-    seconds = time.monotonic() - began
-    report(args, url, upload.verdict, upload.path, upload.sent - (upload.kept or 0), seconds)
+    Upload(client, url, BodySource() if path == "-" else BodySource(path), path).run()
 
 
 class Upload:
@@ -2090,23 +2072,34 @@ class Upload:
         self.verdict = "sent"
         self.fields: Fields = {}
         self.condition: Fields = {}
-        name = part_name(url)[: -len("part")] + "json"
-        self.note = os.path.join(os.path.dirname(path), name)
+        self.note = note_name(os.path.join(os.path.dirname(path), part_name(url)))
         self.resource = self.recall()  # where it can be continued
         self.kept: int | None = None  # bytes that an earlier run has sent, once the server tells
+
+    def run(self) -> None:
+        """After a lost link, continue where the server stopped: never with standard input."""
+        began, retry = time.monotonic(), self.client.retry
+        careful = self.args.verb == "put" and not self.args.force and not self.resource
+        if careful and retry(self.is_there):
+            self.verdict = "same"
+        elif self.body.length is None:
+            self.attempt()
+        else:
+            retry(self.attempt, lambda: self.offset)
+        seconds, moved = time.monotonic() - began, self.sent - (self.kept or 0)
+        report(self.args, self.url, self.verdict, self.path, moved, seconds)
 
     def recall(self) -> Optional[URL]:
         """Where an earlier run of the same upload stopped, if the file is still the same.
 
-        Others may plant a note, so the login goes only to the origin that the user named."""
+        Others may plant a note, so it tells only the path, on the server that the user named."""
         if not self.args.resume or self.body.length is None:
             return None
-        with contextlib.suppress(*NO_NOTE, Failure):
+        with contextlib.suppress(*NO_NOTE):
             note = read_note(self.note)
-            resource = self.url.join(note["resource"])
             same = [(note["size"], note["mtime_ns"])] == self.body.state
-            if same and resource.origin == self.url.origin:
-                return resource
+            if same and re.fullmatch("/[!-~]*", note["resource"]):
+                return self.url._replace(target=note["resource"])
         return None
 
     def forget(self) -> None:
@@ -2131,8 +2124,9 @@ class Upload:
             return {}
         seconds, fields = self.body.mtime_ns // 10**9, Fields()
         if self.body.state and EARLIEST <= seconds < LATEST:
-            # servers keep whole seconds
-            date = http_date(seconds)
+            # servers keep whole seconds; in English as long as nobody calls setlocale()
+            when = calendar(time.gmtime, seconds)
+            date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", when)
             # nginx takes the file's time from Date
             fields = {"Last-Modified": date, "Date": date, OC_MTIME: str(seconds)}
         elif self.body.state:
@@ -2154,8 +2148,6 @@ class Upload:
         wanted = IDENTITY if self.body.state else WANTED
         with self.client.ask("HEAD", self.url, wanted) as reply:
             head = reply.head
-        if head.status in PASSING:
-            check(reply)
         if head.status == 200 and not self.is_same(head):
             raise occupied(self.url, is_folder=reply.url.path.endswith("/"))
         self.condition = {"If-None-Match": "*"}  # somebody may put a file there meanwhile
@@ -2170,9 +2162,6 @@ class Upload:
         return bool(digest) and digest == hasher("sha256", body.whole()).hexdigest()
 
     def attempt(self) -> None:
-        # only once: when a reply was lost, the file there may be ours
-        if self.fields.pop("If-None-Match", None):
-            self.condition = {}
         if self.body.changed():  # the server has the beginning of another file
             self.body, self.resource, self.fields = BodySource(self.path), None, {}
         if not (self.resource and self.go_on(self.resource)):
@@ -2188,20 +2177,22 @@ class Upload:
 
     def begin(self) -> None:
         self.offset = self.kept = 0
-        self.fields = self.fields or {**self.prepare(), **self.condition}
-        self.resource = self.create() if self.announced else None
+        self.fields = self.fields or self.prepare()
+        fields = {**self.fields, **self.condition}
+        self.condition = {}  # only once: when a reply was lost, the file there may be ours
+        self.resource = self.create(fields) if self.announced else None
         if self.resource:
             self.append(self.resource)
         else:
-            self.send_whole()
+            self.send_whole(fields)
 
-    def create(self) -> Optional[URL]:
+    def create(self, fields: Fields) -> Optional[URL]:
         """Begin with an empty upload. The reply says where to continue.
 
         A 104 reply would say so during the upload, but nginx and other proxies drop it. The
         place must be on the server that the user named, because it is sent the login."""
         fields = {
-            **self.fields,
+            **fields,
             "Upload-Complete": "?0",
             "Upload-Length": str(self.body.length),
             **DRAFT,
@@ -2236,9 +2227,9 @@ class Upload:
         report(self.args, self.url, "sent", self.path, self.sent)
         return True
 
-    def send_whole(self) -> None:
+    def send_whole(self, fields: Fields) -> None:
         self.args.progress.begin(self.path, 0, self.body.length)
-        with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
+        with self.client.ask("PUT", self.url, fields, self.body) as reply:
             self.check(reply, self.body)
             doubtful = self.is_doubtful(reply)
         if doubtful:
@@ -2283,11 +2274,7 @@ class Upload:
 
         A server that takes no files, such as Caddy, may treat PUT as GET: it replies 200 with
         what it had before."""
-        length = None
-        with (
-            contextlib.suppress(Failure),
-            self.client.ask("HEAD", self.url, IDENTITY) as reply,
-        ):
+        with self.client.ask("HEAD", self.url, IDENTITY) as reply:
             length = reply.head.length if reply.head.status == 200 else None
         if length not in (None, self.sent):
             raise Failure(
@@ -2835,20 +2822,6 @@ def make_folder(args: argparse.Namespace, path: str, strict: bool = False) -> se
         raise unwritable(path, error, 0) from None
 
 
-VERBS: dict[str, Callable[[Client], None]] = {
-    "get": get,
-    "put": put,
-    "post": post,
-    "delete": delete,
-    "head": head,
-    "list": list_folder,
-    "mkdir": mkdir,
-    "move": move,
-    "mirror": mirror,
-    "upload": upload,
-}
-
-
 # --- logins and proxies ---
 def login_fields(url: URL, args: argparse.Namespace) -> Fields:
     """What the user gave for one server only: -H, and the login."""
@@ -3064,11 +3037,6 @@ def parse_date(text: str) -> Optional[float]:
     with contextlib.suppress(ValueError):  # such as 30 February
         return datetime.datetime.fromisoformat(f"{found[1]}+00:00").timestamp()
     return None
-
-
-def http_date(seconds: float) -> str:
-    # in English as long as nobody calls setlocale()
-    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", calendar(time.gmtime, seconds))
 
 
 def source_of(head: Head) -> Source:
@@ -3520,7 +3488,7 @@ SCRIPTS = (
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
 # what tells Python where its folders are, beside it or in the folder above
-SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
+SETTINGS = ("pyvenv.cfg", "../pyvenv.cfg", "pybuilddir.txt")
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
@@ -3553,11 +3521,9 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     The first are the scripts beside this one, the interpreter, what tells it its folders, and the
     one other program that --tls runs. Folders that do not exist yet count: they could be made."""
-    homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
-    bin_folder = os.path.dirname(sys.executable)
-    files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
-    files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    own, bin_folder = (__file__, os.path.realpath(__file__)), os.path.dirname(sys.executable)
+    files = {os.path.join(os.path.dirname(script), name) for script in own for name in SCRIPTS}
+    files |= {*own, sys.executable, *(os.path.join(bin_folder, name) for name in SETTINGS)}
     files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in program_folders()}
     folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
@@ -4269,8 +4235,8 @@ class Progress:
         )
         self.name = ""
         self.total: int | None = None  # bytes, as far as that is known
-        # bytes: here or there, without a transfer, and of the current file
-        self.done = self.first = self.current = 0
+        # bytes: that needed no transfer, that were transferred, and both of the current file
+        self.spared = self.moved = self.current = 0
         self.files = 0  # of a folder, as far as they are known
         self.results = Counter[str]()  # of many files: how many were saved, same, sent
         self.skipped = Counter[str]()
@@ -4282,10 +4248,9 @@ class Progress:
         """A file begins or goes on, with so many bytes done."""
         self.name = name
         if self.files:
-            self.first += done - self.current
-            self.done += done - self.current
+            self.spared += done - self.current
         else:
-            self.done, self.first, self.total, self.began = done, done, total, time.monotonic()
+            self.spared, self.moved, self.total, self.began = done, 0, total, time.monotonic()
         self.current = done
 
     def expect(self, sizes: list[Optional[int]]) -> None:
@@ -4296,11 +4261,12 @@ class Progress:
     def count(self, result: str, size: Optional[int] = 0) -> None:
         """A file is finished; so many bytes of it needed no transfer."""
         self.results[result] += 1
-        self.done, self.first, self.current = self.done + (size or 0), self.first + (size or 0), 0
+        self.spared += size or 0
+        self.current = 0
 
     def add(self, count: int) -> None:
         """Count bytes. If several threads call it at once, the line may be a few bytes short."""
-        self.done += count
+        self.moved += count
         self.current += count
         if self.drawing and time.monotonic() - self.drawn > DRAWN_EVERY:
             self.draw()
@@ -4308,18 +4274,19 @@ class Progress:
     def facts(self) -> list[str]:
         """What the line tells, the most important first; nothing before there is something to
         say."""
-        total, elapsed, moved = self.total, self.drawn - self.began, self.done - self.first
-        facts = [readable_size(self.done)]
+        total, elapsed, moved = self.total, self.drawn - self.began, self.moved
+        done = self.spared + moved
+        facts = [readable_size(done)]
         if self.files:
             files = f"{self.files:,} file{'s' * (self.files != 1)}"
             facts = [f"{sum(self.results.values()):,} of {files}", facts[0]]
-            facts[1] += f" of {readable_size(max(total or 0, self.done))}"
+            facts[1] += f" of {readable_size(max(total or 0, done))}"
         elif total:
-            facts.insert(0, f"{100 * self.done // total:3}%")
+            facts.insert(0, f"{100 * done // total:3}%")
         if moved and elapsed > 1:
             facts.append(f"{readable_size(moved / elapsed)}/s")
             if total and not self.files:
-                left = elapsed * (total - self.done) / moved
+                left = elapsed * (total - done) / moved
                 facts.append(f"{left // 60:.0f}:{left % 60:02.0f} left")
         return facts
 
@@ -4335,7 +4302,7 @@ class Progress:
             while len(text := "  ".join(facts)) > room:
                 facts.pop()
             if self.total and not self.files and columns(name) + 2 + len(text) + 23 <= width:
-                text = f"[{'#' * (20 * self.done // self.total):20}] {text}"
+                text = f"[{'#' * (20 * (self.spared + self.moved) // self.total):20}] {text}"
             while name and columns(name) + 2 + len(text) > width:
                 name = name[:-1]
             say(f"\r{name}{'  ' * bool(name)}{text}\x1b[K", "")
@@ -4359,7 +4326,7 @@ class Progress:
         self.clear()
         counts, seconds = self.results, time.monotonic() - self.began
         done = sum(counts[name] for name in ("saved", "sent", "new", "replace"))
-        moved = self.done - self.first
+        moved = self.moved
         if args.json:
             facts = {"verb": args.verb, "files": done, "bytes": moved, "seconds": round(seconds, 3)}
             facts.update({name: counts[name] for name in ("same", "deleted", "failed")})
@@ -4555,18 +4522,18 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-# the text and the arguments of each verb; + stands for one or more, * for any number
-HELP = {
-    "get": ("fetch files", "URL*"),
-    "put": ("send files, or - for standard input", "PATH*", "URL"),
-    "post": ("send data or a form", "URL"),
-    "delete": ("delete files", "URL+"),
-    "head": ("show a reply's head", "URL"),
-    "list": ("show what a folder holds", "URL"),
-    "mkdir": ("make a folder", "URL"),
-    "move": ("rename: NEW is a URL, path or name", "URL", "NEW"),
-    "mirror": ("fetch a folder, or what changed in it", "URL"),
-    "upload": ("send one, or what changed in it", "DIR", "URL"),
+# the function of each verb, its text, and its arguments; + stands for one or more, * for any number
+VERBS: dict[str, tuple[Callable[[Client], None], str, str]] = {
+    "get": (get, "fetch files", "URL*"),
+    "put": (put, "send files, or - for standard input", "PATH* URL"),
+    "post": (post, "send data or a form", "URL"),
+    "delete": (delete, "delete files", "URL+"),
+    "head": (head, "show a reply's head", "URL"),
+    "list": (list_folder, "show what a folder holds", "URL"),
+    "mkdir": (mkdir, "make a folder", "URL"),
+    "move": (move, "rename: NEW is a URL, path or name", "URL NEW"),
+    "mirror": (mirror, "fetch a folder, or what changed in it", "URL"),
+    "upload": (upload, "send one, or what changed in it", "DIR URL"),
 }
 
 
@@ -4587,7 +4554,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser.set_defaults(**DEFAULTS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="httpclient.py")
-    for name, (text, *arguments) in HELP.items():
+    for name, (_, text, arguments) in VERBS.items():
         verb = verbs.add_parser(name, argument_default=argparse.SUPPRESS, help=text)
         if name not in words:
             continue
@@ -4595,7 +4562,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         # stands before the verb. Headers get a list of their own: argparse cannot go on with the
         # one from before the verb.
         common_flags(verb, "later_header")
-        for argument in arguments:
+        for argument in arguments.split():
             metavar = argument.rstrip("*+")
             nargs = argument[-1] if argument[-1] in "*+" else None
             verb.add_argument(metavar.lower(), nargs=nargs, metavar=metavar, help=PLACES[metavar])
@@ -4627,7 +4594,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if args.ask_password:
             args.password = ask_password("the server")
         with contextlib.closing(Client(args)) as client:
-            VERBS[args.verb](client)
+            VERBS[args.verb][0](client)
             return int(args.progress.code)
     except Failure as failure:
         args.progress.clear()
