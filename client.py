@@ -560,9 +560,16 @@ class Batch:
         self.progress.update(count, "checked")
 
     def choose_doomed(self, name: str, content: Iterable[str], source: set[str]) -> list[str]:
-        """What --delete removes of a folder's content: more than half of it only with --force."""
+        """What --delete removes of a folder's content: more than half of it only with --force.
+
+        A link of the source is in it with a slash, too: nobody has looked what is behind it."""
+        links = tuple(path for path in source if path.endswith("/"))
         found = [below for below in content if not self.kept_out(below)]
-        doomed = [below for below in found if below.rstrip("/") not in source]
+        doomed = [
+            below
+            for below in found
+            if below.rstrip("/") not in source and not below.startswith(links)
+        ]
         if len(doomed) * 2 > len(found) and not self.args.force:
             what = f"--delete would remove {len(doomed):,} of the {len(found):,} files and folders"
             what += f" in {printable(name)}"
@@ -1177,7 +1184,9 @@ class Gets(Batch):
             if entry.verb == "file" and self.progress.drawn:
                 self.progress.expect(entry.number("size"))
             if self.args.delete:
-                known.add(entry.words[0][len(file.name) + 1 :])
+                known.add(below := entry.words[0][len(file.name) + 1 :])
+                if entry.keys.get("reason") == "not-a-file":
+                    known.add(f"{below}/")
         fresh = self.make_folder(file.path)
         self.files.append(self.entries(file, entries, fresh))
 
@@ -3721,11 +3730,12 @@ def next_line(prompt: str) -> str:
 
 
 def split(text: str) -> list[str]:
-    """The words of a line. What some commands need is asked for: no answer, no words."""
+    """The words of a line, and what is asked for because they lack it."""
     try:
-        if "\0" in text:
+        words = completed(shlex.split(text))
+        if "\0" in "".join(words):
             raise ValueError
-        words = shlex.split(text)
+        return words
     except ValueError:
         raise Failure(
             2,
@@ -3733,6 +3743,10 @@ def split(text: str) -> list[str]:
             "a quote opens and does not close, or it holds a NUL",
             "put 'a b.txt'",
         ) from None
+
+
+def completed(words: list[str]) -> list[str]:
+    """What some commands need is asked for: no answer, no words."""
     alone = words[0].lower() if len(words) == 1 else ""
     if alone == "upload":
         return asked_upload()

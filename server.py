@@ -464,7 +464,7 @@ def converse(session: "Session") -> None:
         session.between_requests = False
         if request.verb in ALIASES:
             request = request._replace(verb=ALIASES[request.verb])
-        session.doing = request.verb
+        session.doing = session.doing or "idle"  # it has said something, which may be refused
         answer(session, request)
     session.finish_sends()
 
@@ -1978,7 +1978,7 @@ class Session(Wire):
         # whether the client may do more than ask and log in
         self.admitted = server.door.guard is None
         self.nonce = os.urandom(16).hex()
-        # the verb of this request; mode: "receive" or "chat" while it waits in one
+        # the verb that runs or ran last; mode: "receive" or "chat" while it waits in one
         self.nick = self.doing = self.mode = ""
         self.reason = ""  # why another thread ended it
         # what others have left for it, and the lock of that; lines of the chat that were dropped
@@ -2052,8 +2052,8 @@ class Session(Wire):
 
     def prepare(self, request: Line) -> None:
         """A request may name its client; most end a `receive` or `chat` that waits."""
-        verb, nick = request.verb, request.keys.get("nick")
-        stays = verb in GO_ON_WAITING or verb == self.mode == "chat"
+        self.doing, nick = request.verb, request.keys.get("nick")
+        stays = self.doing in GO_ON_WAITING or self.doing == self.mode == "chat"
         if self.mode and (nick is not None or not stays):
             self.lobby.leave(self, "left")
         if nick is not None:

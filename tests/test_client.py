@@ -1547,8 +1547,9 @@ def test_the_shell_holds_no_part_of_a_command_that_was_cut_off(do, server, here,
 
 
 def test_a_nul_in_a_line_of_the_shell_is_told_and_the_next_line_runs(do, box):
-    done = do(input=b"put a\0b\nli\0st\nlist a\0\nget\nx\0\nmkdir d\n")
-    assert done.code == 2 and done.err.count("NUL") == 3 and os.listdir(box) == ["d"], done
+    lines = b"put a\0b\nli\0st\nlist a\0\nget\nx\0\nput\nx\0\nupload\na\0b\n\nmkdir d\n"
+    done = do(input=lines)
+    assert done.code == 2 and done.err.count("NUL") == 6 and os.listdir(box) == ["d"], done
 
 
 def test_a_command_of_the_shell_goes_where_its_own_flags_say(do, spawn, box, tmp_path):
@@ -2241,7 +2242,8 @@ def test_delete_removes_what_the_source_lost_but_nothing_excluded_or_hidden(
     ours, theirs = (here, box) if verb == "put" else (box, here)
     port = spawn("server.py", "--hidden", box).port
     assert do(verb, "t", "--compare", "content", port=port).code == 0
-    for path in ("old/deep/er/x", "old/y", "old/.keep", "gone.txt"):
+    (ours / "t/moved").symlink_to("not mounted")
+    for path in ("old/deep/er/x", "old/y", "old/.keep", "gone.txt", "moved/x"):
         (theirs / "t" / path).parent.mkdir(parents=True, exist_ok=True)
         (theirs / "t" / path).touch()
     os.unlink(ours / "t/build/x.o")
@@ -2250,16 +2252,17 @@ def test_delete_removes_what_the_source_lost_but_nothing_excluded_or_hidden(
     plan = do(*words, "--dry-run", port=port)
     doomed = {"build/x.o", "gone.txt", "old/deep/er/x", "old/deep/er", "old/deep", "old/y", "old"}
     assert {line[9:].decode() for line in plan.out.splitlines()} == doomed, plan
-    warning = "without --force it refuses that: --delete would remove 7 of the 11 files and"
+    warning = "without --force it refuses that: --delete would remove 7 of the 13 files and"
     assert warning in plan.err and plan.err.endswith("; would delete 7\n"), plan
     refused = do(*words, port=port)
     assert refused.code == {"put": 25, "get": 23}[verb], refused
-    assert "--delete would remove 7 of the 11 files and folders in t" in refused.err, refused
+    assert "--delete would remove 7 of the 13 files and folders in t" in refused.err, refused
     assert re.search(rf"\n{verb}: \d files?.*; 1 failed\n$", refused.err), refused
     assert (theirs / "t/gone.txt").exists()
     done = do(*words, "--force", port=port)
     assert done.code == 0 and done.err.endswith("; deleted 6\n"), done
     kept = {".env", ".git/config", "a.txt", "b.tmp", "old/.keep", "src/a.c", "src/b.tmp"}
+    kept.add("moved/x")  # a link has taken the place of that folder
     assert set(paths(theirs / "t")) == kept | {"link"} and not (theirs / "t/old/deep").exists()
     assert (theirs / "t/build").is_dir(), "it is there still at the source"
     (ours / "t/a.txt").write_text("other")

@@ -201,6 +201,18 @@ def test_who_lists_everybody_with_nick_and_mode(peer):
     ]
 
 
+@pytest.mark.parametrize("words", ["receive a b", "%" * 30_000])
+def test_a_request_that_is_refused_is_nobodys_mode(peer, words):
+    bob, eve, watcher = peer("receive nick=bob"), peer(), peer()
+    eve.tell(b"send bob x size=6\n%b%b\n" % (body(HELLO), words.encode()))
+    assert bob.answer().startswith("put x "), "both requests have been read"
+    assert f"client {eve.name} mode=send" in watcher.lines("who")
+    bob.body()
+    bob.tell(f"ok put x size=6 sha256={sha(HELLO)} verified=yes")
+    assert eve.answer().startswith(f"got {bob.name} ok ") and eve.answer().startswith("ok send x ")
+    assert eve.answer().startswith("err ")
+
+
 def test_a_nick_in_use_gets_a_number_and_is_free_again_afterwards(peer):
     first = peer("ping nick=anna")
     assert peer().ask("receive nick=Anna").endswith(" nick=Anna2")
