@@ -370,28 +370,23 @@ class Client:
         )
 
     def meets_demand(self, reply: "Reply", body: Optional["BodySource"], same_origin: bool) -> bool:
-        """Do what the reply demands: log in, or leave out the Expect that the server refused.
+        """Do what the reply demands: leave out the Expect that the server refused, or log in with a
+        password that nobody has given and the user is asked for.
 
         Returns whether to repeat the request."""
-        if same_origin and self.can_log_in(reply):
-            return True
-        if reply.head.status != 417 or not body or not body.expects:
-            return False
-        with reply:
-            body.expects = False
-        return True
-
-    def can_log_in(self, reply: "Reply") -> bool:
-        """Ask the user for a password that this server demands and nobody has given."""
         url, head = reply.url, reply.head
-        origin = self.origin(url)
+        if head.status == 417 and body and body.expects:
+            with reply:
+                body.expects = False
+            return True
+        login_fields = self.origin(url).login_fields
         wanted = head.status == 401 and "basic" in head.get("www-authenticate").lower()
-        if not wanted or origin.login_fields.get("Authorization") or not is_terminal(2):
+        given = not same_origin or login_fields.get("Authorization")
+        if not wanted or given or not is_terminal(2):
             return False
         with reply:
             self.args.progress.clear()
-            password = ask_password(url.authority)
-        origin.login_fields["Authorization"] = basic(":" + password)
+            login_fields["Authorization"] = basic(":" + ask_password(url.authority))
         return True
 
     def origin(self, url: URL) -> Origin:
@@ -2097,15 +2092,14 @@ class Upload:
     def recall(self) -> Optional[URL]:
         """Where an earlier run of the same upload stopped, if the file is still the same.
 
-        Others may plant a note, so the login goes only to the origin that the user named."""
+        Others may plant a note, so it tells only the path, on the server that the user named."""
         if not self.args.resume or self.body.length is None:
             return None
-        with contextlib.suppress(*NO_NOTE, Failure):
+        with contextlib.suppress(*NO_NOTE):
             note = read_note(self.note)
-            resource = self.url.join(note["resource"])
             same = [(note["size"], note["mtime_ns"])] == self.body.state
-            if same and resource.origin == self.url.origin:
-                return resource
+            if same and re.fullmatch("/[!-~]*", note["resource"]):
+                return self.url._replace(target=note["resource"])
         return None
 
     def forget(self) -> None:
@@ -2130,8 +2124,9 @@ class Upload:
             return {}
         seconds, fields = self.body.mtime_ns // 10**9, Fields()
         if self.body.state and EARLIEST <= seconds < LATEST:
-            # servers keep whole seconds
-            date = http_date(seconds)
+            # servers keep whole seconds; in English as long as nobody calls setlocale()
+            when = calendar(time.gmtime, seconds)
+            date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", when)
             # nginx takes the file's time from Date
             fields = {"Last-Modified": date, "Date": date, OC_MTIME: str(seconds)}
         elif self.body.state:
@@ -2238,7 +2233,8 @@ class Upload:
             self.check(reply, self.body)
             doubtful = self.is_doubtful(reply)
         if doubtful:
-            self.verify_size()
+            self.verify()
+            self.verdict = "sent unverified"
 
     def check(self, reply: Reply, stored: Optional[BodySource] = None) -> None:
         """Check a reply, and the digest in it if it is about what was stored.
@@ -2253,13 +2249,16 @@ class Upload:
             if not lost:
                 raise Transient(22, f"{self.url}: 400", "that time", "without it", after=0)
         check(reply)
-        found = promised_digest(head)
-        if stored and stored.digest and found not in ("", stored.digest):
+        if stored and stored.digest:
+            self.compare(promised_digest(head), stored.digest)
+
+    def compare(self, found: str, sent: str) -> None:
+        if found and found != sent:
             self.forget()
             raise Transient(
                 56,
                 f"{self.url} arrived damaged: its SHA-256 is {found}",
-                f"{stored.digest} was sent",
+                f"{sent} was sent",
                 "delete it there, then repeat the command",
                 lasting=False,
             )
@@ -2274,17 +2273,14 @@ class Upload:
         page = reply.head.status == 200
         return page and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
 
-    def verify_size(self) -> None:
-        """Compare the size that the server has now with what was sent.
+    def verify(self) -> None:
+        """Compare what the server has now with what was sent, because no reply has told that.
 
         A server that takes no files, such as Caddy, may treat PUT as GET: it replies 200 with
         what it had before."""
-        length = None
-        with (
-            contextlib.suppress(Failure),
-            self.client.ask("HEAD", self.url, IDENTITY) as reply,
-        ):
-            length = reply.head.length if reply.head.status == 200 else None
+        with self.client.ask("HEAD", self.url, WANTED) as reply:
+            head = reply.head
+        length = head.length if head.status == 200 else None
         if length not in (None, self.sent):
             raise Failure(
                 56,
@@ -2292,7 +2288,8 @@ class Upload:
                 "the server answered 200 and stored something else, or nothing",
                 "use a server that accepts files by PUT",
             )
-        self.verdict = "sent unverified"
+        found = promised_digest(head) if length and self.body.state else ""
+        self.compare(found, found and file_digest(self.path, "sha256"))
 
     def go_on(self, resource: URL) -> bool:
         """Send what is missing of an upload. Returns False if the server has forgotten it."""
@@ -2302,14 +2299,16 @@ class Upload:
             if head.status == 503:
                 check(reply)
         text, size = head.get("upload-offset"), self.body.length or 0
-        complete = head.get("upload-complete") == "?1"  # only the reply was lost
+        complete = head.get("upload-complete") == "?1"
         known = head.status < 400 and re.fullmatch(LENGTH, text) and int(text) <= size
         if not known or complete and int(text) < size:
             return False
         self.offset = int(text)
         if self.kept is None:
             self.kept = self.offset
-        if not complete:
+        if complete:  # only the reply was lost
+            self.verify()
+        else:
             self.append(resource)
         return True
 
@@ -2831,20 +2830,6 @@ def make_folder(args: argparse.Namespace, path: str, strict: bool = False) -> se
         raise unwritable(path, error, 0) from None
 
 
-VERBS: dict[str, Callable[[Client], None]] = {
-    "get": get,
-    "put": put,
-    "post": post,
-    "delete": delete,
-    "head": head,
-    "list": list_folder,
-    "mkdir": mkdir,
-    "move": move,
-    "mirror": mirror,
-    "upload": upload,
-}
-
-
 # --- logins and proxies ---
 def login_fields(url: URL, args: argparse.Namespace) -> Fields:
     """What the user gave for one server only: -H, and the login."""
@@ -3060,11 +3045,6 @@ def parse_date(text: str) -> Optional[float]:
     with contextlib.suppress(ValueError):  # such as 30 February
         return datetime.datetime.fromisoformat(f"{found[1]}+00:00").timestamp()
     return None
-
-
-def http_date(seconds: float) -> str:
-    # in English as long as nobody calls setlocale()
-    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", calendar(time.gmtime, seconds))
 
 
 def source_of(head: Head) -> Source:
@@ -4265,8 +4245,8 @@ class Progress:
         )
         self.name = ""
         self.total: int | None = None  # bytes, as far as that is known
-        # bytes: here or there, without a transfer, and of the current file
-        self.done = self.first = self.current = 0
+        # bytes: that needed no transfer, that were transferred, and both of the current file
+        self.spared = self.moved = self.current = 0
         self.files = 0  # of a folder, as far as they are known
         self.results = Counter[str]()  # of many files: how many were saved, same, sent
         self.skipped = Counter[str]()
@@ -4278,10 +4258,9 @@ class Progress:
         """A file begins or goes on, with so many bytes done."""
         self.name = name
         if self.files:
-            self.first += done - self.current
-            self.done += done - self.current
+            self.spared += done - self.current
         else:
-            self.done, self.first, self.total, self.began = done, done, total, time.monotonic()
+            self.spared, self.moved, self.total, self.began = done, 0, total, time.monotonic()
         self.current = done
 
     def expect(self, sizes: list[Optional[int]]) -> None:
@@ -4292,11 +4271,12 @@ class Progress:
     def count(self, result: str, size: Optional[int] = 0) -> None:
         """A file is finished; so many bytes of it needed no transfer."""
         self.results[result] += 1
-        self.done, self.first, self.current = self.done + (size or 0), self.first + (size or 0), 0
+        self.spared += size or 0
+        self.current = 0
 
     def add(self, count: int) -> None:
         """Count bytes. If several threads call it at once, the line may be a few bytes short."""
-        self.done += count
+        self.moved += count
         self.current += count
         if self.drawing and time.monotonic() - self.drawn > DRAWN_EVERY:
             self.draw()
@@ -4304,18 +4284,19 @@ class Progress:
     def facts(self) -> list[str]:
         """What the line tells, the most important first; nothing before there is something to
         say."""
-        total, elapsed, moved = self.total, self.drawn - self.began, self.done - self.first
-        facts = [readable_size(self.done)]
+        total, elapsed, moved = self.total, self.drawn - self.began, self.moved
+        done = self.spared + moved
+        facts = [readable_size(done)]
         if self.files:
             files = f"{self.files:,} file{'s' * (self.files != 1)}"
             facts = [f"{sum(self.results.values()):,} of {files}", facts[0]]
-            facts[1] += f" of {readable_size(max(total or 0, self.done))}"
+            facts[1] += f" of {readable_size(max(total or 0, done))}"
         elif total:
-            facts.insert(0, f"{100 * self.done // total:3}%")
+            facts.insert(0, f"{100 * done // total:3}%")
         if moved and elapsed > 1:
             facts.append(f"{readable_size(moved / elapsed)}/s")
             if total and not self.files:
-                left = elapsed * (total - self.done) / moved
+                left = elapsed * (total - done) / moved
                 facts.append(f"{left // 60:.0f}:{left % 60:02.0f} left")
         return facts
 
@@ -4331,7 +4312,7 @@ class Progress:
             while len(text := "  ".join(facts)) > room:
                 facts.pop()
             if self.total and not self.files and columns(name) + 2 + len(text) + 23 <= width:
-                text = f"[{'#' * (20 * self.done // self.total):20}] {text}"
+                text = f"[{'#' * (20 * (self.spared + self.moved) // self.total):20}] {text}"
             while name and columns(name) + 2 + len(text) > width:
                 name = name[:-1]
             say(f"\r{name}{'  ' * bool(name)}{text}\x1b[K", "")
@@ -4355,7 +4336,7 @@ class Progress:
         self.clear()
         counts, seconds = self.results, time.monotonic() - self.began
         done = sum(counts[name] for name in ("saved", "sent", "new", "replace"))
-        moved = self.done - self.first
+        moved = self.moved
         if args.json:
             facts = {"verb": args.verb, "files": done, "bytes": moved, "seconds": round(seconds, 3)}
             facts.update({name: counts[name] for name in ("same", "deleted", "failed")})
@@ -4551,18 +4532,18 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-# the text and the arguments of each verb; + stands for one or more, * for any number
-HELP = {
-    "get": ("fetch files", "URL*"),
-    "put": ("send files, or - for standard input", "PATH*", "URL"),
-    "post": ("send data or a form", "URL"),
-    "delete": ("delete files", "URL+"),
-    "head": ("show a reply's head", "URL"),
-    "list": ("show what a folder holds", "URL"),
-    "mkdir": ("make a folder", "URL"),
-    "move": ("rename: NEW is a URL, path or name", "URL", "NEW"),
-    "mirror": ("fetch a folder, or what changed in it", "URL"),
-    "upload": ("send one, or what changed in it", "DIR", "URL"),
+# the function of each verb, its text, and its arguments; + stands for one or more, * for any number
+VERBS: dict[str, tuple[Callable[[Client], None], str, str]] = {
+    "get": (get, "fetch files", "URL*"),
+    "put": (put, "send files, or - for standard input", "PATH* URL"),
+    "post": (post, "send data or a form", "URL"),
+    "delete": (delete, "delete files", "URL+"),
+    "head": (head, "show a reply's head", "URL"),
+    "list": (list_folder, "show what a folder holds", "URL"),
+    "mkdir": (mkdir, "make a folder", "URL"),
+    "move": (move, "rename: NEW is a URL, path or name", "URL NEW"),
+    "mirror": (mirror, "fetch a folder, or what changed in it", "URL"),
+    "upload": (upload, "send one, or what changed in it", "DIR URL"),
 }
 
 
@@ -4583,7 +4564,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser.set_defaults(**DEFAULTS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="httpclient.py")
-    for name, (text, *arguments) in HELP.items():
+    for name, (_, text, arguments) in VERBS.items():
         verb = verbs.add_parser(name, argument_default=argparse.SUPPRESS, help=text)
         if name not in words:
             continue
@@ -4591,7 +4572,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         # stands before the verb. Headers get a list of their own: argparse cannot go on with the
         # one from before the verb.
         common_flags(verb, "later_header")
-        for argument in arguments:
+        for argument in arguments.split():
             metavar = argument.rstrip("*+")
             nargs = argument[-1] if argument[-1] in "*+" else None
             verb.add_argument(metavar.lower(), nargs=nargs, metavar=metavar, help=PLACES[metavar])
@@ -4623,7 +4604,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if args.ask_password:
             args.password = ask_password("the server")
         with contextlib.closing(Client(args)) as client:
-            VERBS[args.verb](client)
+            VERBS[args.verb][0](client)
             return int(args.progress.code)
     except Failure as failure:
         args.progress.clear()

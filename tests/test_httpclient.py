@@ -2109,6 +2109,10 @@ class Uploads(Listener):
         if method == "HEAD" and self.busy:
             self.busy -= 1
             conn.sendall(b"HTTP/1.1 503 Busy\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n")
+        elif method == "HEAD" and path == b"/big":
+            conn.sendall(
+                b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n" % (self.digest(), self.length)
+            )
         elif method == "HEAD":
             assert path == b"/up/8"
             conn.sendall(
@@ -2146,11 +2150,13 @@ class Uploads(Listener):
             if cut:
                 return False
             assert fields["want-repr-digest"] == "sha-256=1"
-            self.damaged -= 1
-            stored = hashlib.sha256(self.data + b"!" * (self.damaged >= 0)).digest()
-            digest = f"Repr-Digest: sha-256=:{h.b64(stored)}:\r\n"
-            conn.sendall(f"HTTP/1.1 201 Created\r\n{digest}Content-Length: 0\r\n\r\n".encode())
+            conn.sendall(b"HTTP/1.1 201 Created\r\n%bContent-Length: 0\r\n\r\n" % self.digest())
         return True
+
+    def digest(self):
+        self.damaged -= 1
+        stored = hashlib.sha256(self.data + b"!" * (self.damaged >= 0)).digest()
+        return f"Repr-Digest: sha-256=:{h.b64(stored)}:\r\n".encode()
 
 
 @pytest.mark.parametrize("times", [1, 9])
@@ -2223,9 +2229,12 @@ def test_an_upload_that_another_connection_still_writes_is_asked_for_again(
     ]
 
 
-def test_an_upload_whose_last_answer_is_lost_is_not_sent_again(run, listeners, tmp_path):
+@pytest.mark.parametrize("damaged", [0, 1])
+def test_an_upload_whose_last_answer_is_lost_is_sent_again_only_if_it_arrived_damaged(
+    run, listeners, tmp_path, damaged
+):
     (tmp_path / "big").write_bytes(BODY * 10)
-    server = Uploads(cut_at=len(BODY * 10), times=1)
+    server = Uploads(cut_at=len(BODY * 10), times=1, damaged=damaged)
     listeners.append(server)
     assert (
         run(
@@ -2238,7 +2247,8 @@ def test_an_upload_whose_last_answer_is_lost_is_not_sent_again(run, listeners, t
         ).code
         == 0
     )
-    assert server.methods == ["OPTIONS", "PUT", "PATCH", "HEAD"] and names(tmp_path) == ["big"]
+    methods = ["OPTIONS", "PUT", "PATCH", "HEAD", "HEAD", *["PUT", "PATCH"] * damaged]
+    assert server.methods == methods and names(tmp_path) == ["big"]
 
 
 def test_an_upload_is_resumed_by_the_same_command_again(run, listeners, tmp_path):
