@@ -571,7 +571,7 @@ class Batch:
                 self.say(f"without --force it refuses that: {what}")
                 return doomed
             hint = "--dry-run shows them, --force removes them"
-            raise Failure(23 if self.verb == "get" else 25, what, why, hint)
+            raise Failure(self.taken[0], what, why, hint)
         return doomed
 
     def hang_up(self) -> list[File]:
@@ -784,12 +784,7 @@ class Puts(Batch):
         elif stat.S_ISREG(status.st_mode):
             yield from self.put_file(file, status)
         else:
-            raise Failure(
-                26,
-                f"skipped {printable(file.path)}",
-                "it is a link or a special file, not a file or folder",
-                "the file that it leads to",
-            )
+            raise OSError(errno.EINVAL, "neither a file nor a folder")
 
     def put_file(self, file: File, status: os.stat_result) -> Conversation:
         """What the server has of that name decides whether the bytes are sent."""
@@ -797,6 +792,8 @@ class Puts(Batch):
         if not file.fresh:
             self.ask_about(file, status)
             there = yield file._replace(status=status)
+            if there is LIKELY:
+                return self.skip_same(file, status.st_size)
             if there.keys.get("reason") not in NAME_IS_FREE:
                 if self.is_there(file, status, there):
                     return self.skip_same(file, status.st_size, there.keys.get("sha256", ""))
@@ -812,6 +809,10 @@ class Puts(Batch):
         keys = {"size": status.st_size, "mtime_ns": status.st_mtime_ns} if resumable else {}
         content = file.tried or self.args.compare == "content"
         self.link.request("stat", file.name, **keys, digest="yes" if content else None)
+        if not content:
+            told = f"ok stat {quote(file.name)} type=file size={status.st_size}"
+            told += f" mtime_ns={within_range(status.st_mtime_ns)}"
+            self.link.expect(told + " exec=yes" * bool(status.st_mode & stat.S_IXUSR))
 
     def send_file(self, file: File, part: int, over: bool) -> Conversation:
         """The bytes, and whether they arrived."""
@@ -822,7 +823,7 @@ class Puts(Batch):
             os.close(fd)
         if self.verb == "put":
             told = f"ok put {quote(file.name)} size={status.st_size} sha256={sha256} verified=yes"
-            self.link.expect(f"{told}\n".encode())
+            self.link.expect(told)
         answer = yield file._replace(status=status, fresh=False, tried=True)
         if answer is LIKELY:
             return self.done(file, status.st_size, sha256, offset)
@@ -886,12 +887,7 @@ class Puts(Batch):
         """Whether the server has it. Only --force replaces a file; nothing replaces a folder."""
         require_ok(there, "put", file.name)
         if there.keys.get("type") != "file":
-            raise Failure(
-                25,
-                f"server already has a folder {printable(file.name)}",
-                "a file cannot take its place",
-                "--as NAME",
-            )
+            raise refusal(Line("err", [], {"reason": "is-a-folder"}), "put", file.name)
         return self.is_same(file, status, there, functools.partial(self.opened, file))
 
     def put_folder(self, file: File) -> Conversation:
@@ -929,14 +925,23 @@ class Puts(Batch):
                 for entry in list_folder(self.args, source.name, True)
                 if entry.verb != "note"
             ]
-            here = {
-                below.rstrip("/")
-                for below in there
-                if os.path.lexists(os.path.join(source.path, below.rstrip("/")))
-            }
+            names = (below.rstrip("/") for below in there)
+            here = {name for name in names if self.is_here(source.path, name)}
             for below in self.choose_doomed(source.name, there, here):
                 found.append(File(f"{source.name}/{below}".rstrip("/"), doomed=True))
         return reversed(found)  # a folder comes after what is in it
+
+    def is_here(self, top: str, below: str) -> bool:
+        """Whether something of that name is in the folder here, or may be behind a link.
+
+        A server that lists names from elsewhere must not learn what is there."""
+        try:
+            above, leaf = os.path.split(os.path.join(top, *check_name(below)))
+            return self.folder(top, above).stat(leaf) is not None
+        except FileNotFoundError:
+            return False
+        except (OSError, Refused):
+            return True
 
     def keeps_copy(self, file: File) -> Generator[File, "Line", bool]:
         """Whether the server stores in this very folder what is sent to it.
@@ -1021,7 +1026,7 @@ class Puts(Batch):
         if self.args.dry_run:
             return self.plan("new", file)
         if sys.stdin is None:  # closed: the connection may have its number
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            raise os_error(errno.EBADF)
         self.announce(file, "put", over="yes" if self.args.force else None)
         size, sha, problem = 0, hashlib.sha256(), None
         try:
@@ -1071,7 +1076,8 @@ def do_put(args: argparse.Namespace) -> int:
             2,
             f"--as {printable(args.name)} is for one file",
             "it is the whole name of that file: no folder's, and not for several files",
-            f"{args.command} without --as" + "; --into FOLDER makes one" * (args.command == "put"),
+            f"{args.command} without --as"
+            + "; --into FOLDER for a folder" * (args.command == "put"),
         )
     batch = Puts(args) if args.command == "put" else Sends(args)
     if batch.progress.drawn:
@@ -1178,15 +1184,12 @@ class Gets(Batch):
     def entries(self, above: File, found: Listing, fresh: bool) -> Iterator[File]:
         for entry in found:
             name = entry.words[0]
-            path = above.path + name[len(above.name) :]
-            file = File(name, path, above.path, None, entry, fresh)
             if name.startswith(above.name + "/"):
-                yield file
+                path = above.path + name[len(above.name) :]
+                yield File(name, path, above.path, None, entry, fresh)
             else:
-                what = f"the server listed {printable(name)}, which is not in "
-                what += printable(above.name)
-                why = "it breaks the protocol"
-                self.fail(file, Failure(56, what, why, "get the files by their names"))
+                file = File(name)
+                self.fail(file, self.as_failure(file, Refused("bad-name")))
 
     def is_wanted(self, file: File, entry: "Line") -> bool:
         """Whether an entry of a listing is a file to get; a folder is made at once."""
@@ -1249,6 +1252,9 @@ class Gets(Batch):
         """Its bytes, or those after what an earlier attempt left."""
         mine = part.sha.hexdigest() if part.received else None
         self.link.request("get", file.name, offset=part.received or None, sha256=mine)
+        if file.listed:
+            told = "".join([f" {key}={value}" for key, value in file.listed.keys.items()])
+            self.link.expect(f"ok get {quote(file.name)}{told}\ndata {part.size}", file.listed)
         try:
             answer = require_ok((yield file), "get", file.name)
         except BaseException:
@@ -1294,12 +1300,8 @@ class Gets(Batch):
     ) -> bool:
         """Whether what is here is what the server has."""
         if not stat.S_ISREG(there.st_mode):
-            raise Failure(
-                23,
-                f"cannot write {printable(file.path)}",
-                "a folder, a link or a special file has that name here",
-                "-o DEST for another place",
-            )
+            why = "a folder, a link or a special file has that name here"
+            raise Refused("exists", why=why)
         return self.is_same(file, there, facts, functools.partial(folder.read, leaf))
 
     def check_earlier(self, file: File, part: "Part", size: int) -> None:
@@ -1326,8 +1328,7 @@ class Gets(Batch):
     def receive(self, file: File, part: "Part", answer: "Line") -> None:
         """The body that follows the answer."""
         offset = 0
-        # it may go on, or have changed since its part was checked
-        if file.listed is None or answer.keys != file.listed.keys:
+        if answer.body is None:  # it may go on, or have changed since its part was checked
             offset, part.size = answer.number("offset"), answer.number("size")
             part.mtime_ns, part.executable = answer.number("mtime_ns"), answer.is_set("exec")
         size = part.size or 0
@@ -1524,9 +1525,7 @@ class Sends(Puts):
         verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (sha256 or None)
         word, nick = found.words[0], found.keys.get("nick")
         target = self.receivers.setdefault(word, peer_name(word, nick))
-        self.receivers[nick or word] = (
-            target  # once it has left, it is called as on our command line
-        )
+        self.receivers[nick or word] = target  # so it is called when it has left
         counts = self.results.setdefault(target, Counter())
         counts.update(sent=1, verified=int(verified), bytes=size * verified)
         if verified:
@@ -1560,7 +1559,6 @@ class Inbox:
         self.args = args
         # (sender, file or folder) -> what it is called here; "" if its user did not want it
         self.names: dict[tuple[str, str], str] = {}
-        self.progress = Progress(args)  # of one file after another
         self.shows = is_terminal(1) and not args.quiet  # for a person
         self.top = destination(args.output or ".")
         self.folder = functools.lru_cache(OPEN_FOLDERS)(
@@ -1614,7 +1612,8 @@ class Inbox:
             self.link.send_line("err", request.verb, name[:1000], reason=reason, why=why)
             because = f": {why}" if why else ""
             text = f"{sender_of(request)}: did not get {printable(name)} ({reason}{because})"
-            say_in_rows(text)
+            if reason != "not-wanted" or self.args.senders:  # else its user has just said so
+                say_in_rows(text)
 
     def admit(self, name: str, request: "Line") -> list[str]:
         """The components of its name here. The first may differ from what the sender calls it."""
@@ -1667,9 +1666,9 @@ class Inbox:
     def store(self, folder: "Folder", parts: list[str], request: "Line") -> None:
         name, size = request.words[0], request.number_or_none("size")
         mtime_ns, executable = request.number_or_none("mtime_ns"), request.is_set("exec")
-        part, progress = Part(folder, parts[-1], None, mtime_ns, executable), self.progress
-        part.size, progress.total, progress.began = size, size or 0, time.monotonic()
-        progress.due = progress.began + REDRAW
+        part, progress = Part(folder, parts[-1], None, mtime_ns, executable), Progress(self.args)
+        part.size = size  # only now: what others send is begun anew each time
+        progress.expect(size or 0)
 
         def tell_both(received: int) -> None:
             due = progress.due
@@ -1835,7 +1834,7 @@ class Chat:
             name = unquote(name.removeprefix("from="))
             private, alone = ({"private": True}, " to you alone") if verb == "told" else ({}, "")
             self.show_line(f"{name}{alone}: {text}", {"from": name, "text": text, **private})
-        elif "was" in keys:
+        elif verb == "joined" and "was" in keys:
             text = f"* {keys['was']} is now {words[0]}"
             self.show_line(text, {verb: words[0], "was": keys["was"]})
         elif verb in ("joined", "left"):
@@ -1996,8 +1995,8 @@ BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all belo
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 # how a file begins that comes in one piece: most small ones do
 BEGIN = re.compile(
-    rb"(put|ok get|send [!-$&-<>-~]+) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]{1,19})"
-    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
+    rb"((?:put|send [!-$&-<>-~]+) [!-$&-<>-~]+) (size=([0-9]{1,6}) mtime_ns=[0-9]{1,19}"
+    rb"(?: (?!size=)[a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
 TLS = b"\x16\x03"  # how a TLS client begins
@@ -2043,20 +2042,24 @@ class Line(NamedTuple):
         return self.number_or_none(key) or 0
 
     def number_or_none(self, key: str) -> Optional[int]:
-        """Decimal digits, few enough for 64 bits; only mtime_ns may be negative."""
+        """The number that a key says, if the line has the key. Only mtime_ns may be negative."""
         text = self.keys.get(key)
         if text is None:
             return None
-        if not is_number(text.removeprefix("-") if key == "mtime_ns" else text):
+        digits = text.removeprefix("-") if key == "mtime_ns" else text
+        number = to_number(digits)
+        if number is None:
             raise BadNumber("bad-number")
-        return int(text)
+        return number if digits == text else -number
 
     def is_set(self, key: str) -> bool:
         return self.keys.get(key) == "yes"
 
 
-def is_number(text: str) -> bool:
-    return len(text) < 20 and text.isascii() and text.isdecimal() and int(text) < BEYOND
+def to_number(text: str) -> Optional[int]:
+    """Decimal digits, few enough for 64 bits."""
+    number = int(text) if len(text) < 20 and text.isascii() and text.isdecimal() else BEYOND
+    return number if number < BEYOND else None
 
 
 def quote(text: str) -> str:
@@ -2291,29 +2294,34 @@ class Wire:
             if not found:
                 continue
             if found.verb == "data":
-                if not is_number(" ".join(found.words)):
+                size = to_number(" ".join(found.words))
+                if size is None:
                     raise Broken("bad-number")
-                self.remaining = int(found.words[0])
+                self.remaining = size
             return found
         return self.early.popleft()
 
     def message(self, idle: bool = False) -> Line:
         """The next line. Where it begins a small file that has come whole, all of that is read."""
-        limit = min(self.end, self.start + MAX_LINE)
-        begun = BEGIN.match(self.buffer, self.start, limit)
-        stop = begun.end() + int(begun[3]) if begun else 0
-        ended = END.match(self.buffer, stop, self.end)
-        if not begun or not ended or self.remaining or self.early:
+        begun = BEGIN.match(self.buffer, self.start, min(self.end, self.start + MAX_LINE))
+        if not begun or self.remaining or self.early:
             return self.line(idle)
-        verb, name, size, mtime_ns, more = map(bytes.decode, begun.groups())
-        verb, *words = f"{verb} {name}".split()
-        keys = {"size": size, "mtime_ns": mtime_ns}
-        for word in more.split():
+        whole = self.whole_body(begun.end(), int(begun[3]))
+        if not whole:
+            return self.line(idle)
+        verb, *words = begun[1].decode().split(" ")
+        keys: dict[str, str] = {}
+        for word in begun[2].decode().split(" "):
             key, _, keys[key] = word.partition("=")
-        if keys["size"] != size:  # said twice
-            return self.line(idle)
+        return Line(verb, words, keys, *whole)
+
+    def whole_body(self, begin: int, size: int) -> Optional[tuple[memoryview, str]]:
+        """A body that begins there in the buffer, and what its `end` says, if all has come."""
+        ended = END.match(self.buffer, begin + size, self.end)
+        if not ended:
+            return None
         self.start = ended.end()
-        return Line(verb, words, keys, self.view[begun.end() : stop], ended[1].decode())
+        return self.view[begin : begin + size], ended[1].decode()
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
         try:
@@ -2359,9 +2367,9 @@ class Link(Wire):
             window = max(LEAST_WINDOW, min(args.limit_rate, BUFFER))
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
         self.endpoint = endpoint(args)
-        # what was asked and not answered yet: the words that the answer repeats, the line's length
-        # and the answer that is likely
-        self.asked: deque[tuple[tuple[str, ...], int, bytes]] = deque()
+        # what was asked and not answered yet: the words that the answer repeats, the line's length,
+        # the answer that is likely, and what stands for it
+        self.asked: deque[tuple[tuple[str, ...], int, bytes, Line]] = deque()
         self.unanswered = 0  # bytes of these lines
         # answers that came while something was sent, each with what receivers said before it
         self.arrived: deque[tuple[Line, list[Line]]] = deque()
@@ -2488,34 +2496,46 @@ class Link(Wire):
         text = line(*words, **keys)
         # the answer does not repeat for whom it was
         echoed = words if words[0] != "send" else ("send", words[2])
-        self.asked.append((echoed, len(text), b""))
+        self.asked.append((echoed, len(text), b"", LIKELY))
         self.unanswered += len(text)
         self.put(text)
 
-    def expect(self, likely: bytes) -> None:
-        """The answer to the last request, if all goes well: it need not be taken to pieces."""
-        words, length, _ = self.asked.pop()
-        self.asked.append((words, length, likely))
+    def expect(self, likely: str, stands: Line = LIKELY) -> None:
+        """The answer to the last request, if all goes well: it need not be taken to pieces.
+
+        Where it ends with `data N`, another line tells what it says."""
+        words, length, *_ = self.asked.pop()
+        self.asked.append((words, length, f"{likely}\n".encode(), stands))
 
     def full(self) -> bool:
         return len(self.asked) >= UNANSWERED or self.unanswered > UNANSWERED_BYTES
 
     def answer(self) -> Line:
         """The next line that answers the oldest request: the only one, or one of several."""
-        likely = self.asked[0][2]
-        if likely and not self.arrived and self.buffer.startswith(likely, self.start, self.end):
-            self.start += len(likely)
+        if not self.arrived and (likely := self.likely_answer()):
             self.unanswered -= self.asked.popleft()[1]
-            return LIKELY
+            return likely
         while not self.arrived:
-            self.listen(self.message() if self.asked[0][0][0] == "get" else self.line())
+            self.listen(self.line())
         found, self.got = self.arrived.popleft()
         if found.verb in ("ok", "err"):
-            words, length, _ = self.asked.popleft()
+            words, length, *_ = self.asked.popleft()
             self.unanswered -= length
             if found.words != ["-"] and not all(map(str.startswith, words, found.words)):
                 raise Broken(f"{' '.join(found.words)} where {' '.join(words)} was asked")
         return found
+
+    def likely_answer(self) -> Optional[Line]:
+        """The answer that was expected, if it has come, and if its body has come whole."""
+        likely, stands = self.asked[0][2:]
+        if not likely or not self.buffer.startswith(likely, self.start, self.end):
+            return None
+        begin = self.start + len(likely)
+        if stands is LIKELY:
+            self.start = begin
+            return LIKELY
+        whole = self.whole_body(begin, int(likely.rpartition(b" ")[2]))
+        return Line("ok", [], stands.keys, *whole) if whole else None
 
     def accepted_offset(self) -> Optional[int]:
         """Where the body of the put that was just asked for begins. None: the server refuses it."""
@@ -2662,7 +2682,7 @@ def say_bye(args: argparse.Namespace) -> None:
     close_link(args)
 
 
-# --- answers: what they mean for people ---
+# --- answers and names: what they mean for people ---
 WHYS = {
     "no-such-file": ("the server has nothing of that name", "list shows what there is"),
     "no-such-folder": (
@@ -3467,11 +3487,15 @@ def tell(text: str) -> None:
     write_out(raw + b"\n")
 
 
-def write_out(raw: bytes) -> None:
+def write_all(fd: int, raw: bytes) -> None:
     view = memoryview(raw)
+    while view:
+        view = view[write_some(fd, view) :]
+
+
+def write_out(raw: bytes) -> None:
     try:
-        while view:
-            view = view[write_some(product(), view) :]
+        write_all(product(), raw)
     except OSError as error:
         raise Failure(
             23,
@@ -3484,12 +3508,7 @@ def write_out(raw: bytes) -> None:
 def product() -> int:
     """Standard output. Where it was closed before the start, the connection may have its number."""
     if sys.stdout is None:
-        raise Failure(
-            23,
-            "cannot write standard output (it is closed)",
-            "whoever started this closed it",
-            "run the same command without >&-",
-        )
+        raise os_error(errno.EBADF)
     return 1
 
 
@@ -3635,11 +3654,8 @@ class Stream(Part):
         self.type(self.decoder.decode(chunk))
 
     def type(self, text: str) -> None:
-        view = memoryview(
-            "".join(char if char in "\n\t" else printable(char) for char in text).encode()
-        )
-        while view:
-            view = view[write_some(self.fd, view) :]
+        clean = (char if char in "\n\t" else printable(char) for char in text)
+        write_all(self.fd, "".join(clean).encode())
 
     def finish(self, over: bool) -> None:
         if self.decoder:
@@ -3760,9 +3776,9 @@ def change_local_folder(args: argparse.Namespace) -> None:
 
 
 def show_shell_help(args: argparse.Namespace) -> None:
-    for text in [command_lines({**COMMANDS, **SHELL_COMMANDS}), SHELL_HELP]:
-        for row in text.splitlines():
-            tell(row)
+    lines = command_lines({**COMMANDS, **SHELL_COMMANDS})
+    for row in f"{lines}\n{SHELL_HELP}".splitlines():
+        tell(row)
 
 
 def leave(args: argparse.Namespace) -> None:
@@ -3808,8 +3824,13 @@ def prepare_completion(args: argparse.Namespace) -> None:
 
         def complete(text: str, state: int) -> Optional[str]:
             if state == 0:
+                found.clear()
                 before = readline.get_line_buffer()[: readline.get_begidx()].split()
-                found[:] = completions(args, known_words(before)[0] if before else "", text)
+                try:
+                    found.extend(completions(args, known_words(before)[0] if before else "", text))
+                except KeyboardInterrupt as error:  # readline would drop it
+                    close_link(args)  # the rest of an answer may be on its way
+                    raise_again(error)
             return found[state] if state < len(found) else None
 
         readline.set_completer_delims(" ")
@@ -3817,6 +3838,13 @@ def prepare_completion(args: argparse.Namespace) -> None:
         # macOS has another library under that name
         other = "libedit" in (readline.__doc__ or "")
         readline.parse_and_bind("bind ^I rl_complete" if other else "tab: complete")
+
+
+def raise_again(error: KeyboardInterrupt) -> None:
+    """What shall end this program ends it when readline waits for a key again."""
+    if isinstance(error, Killed):
+        signal.signal(signal.SIGALRM, end_at_signal)
+        signal.setitimer(signal.ITIMER_REAL, REDRAW)
 
 
 def completions(args: argparse.Namespace, verb: str, text: str) -> list[str]:
@@ -3845,11 +3873,8 @@ def names_there(args: argparse.Namespace, text: str) -> list[str]:
                 found.append(path)
     except Failure:  # there is no such folder
         pass
-    except (Lost, Broken, OSError, KeyboardInterrupt) as error:  # readline would drop it
+    except (Lost, Broken, OSError):  # readline would drop it
         close_link(args)  # the rest of the answer may be on its way
-        if isinstance(error, Killed):  # once more, when readline waits for a key again
-            signal.signal(signal.SIGALRM, end_at_signal)
-            signal.setitimer(signal.ITIMER_REAL, REDRAW)
     return found
 
 
@@ -4151,7 +4176,7 @@ SCRIPTS = (
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
 # what tells Python where its folders are, beside it or in the folder above
-SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
+SETTINGS = ("pyvenv.cfg", "../pyvenv.cfg", "pybuilddir.txt")
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
@@ -4184,11 +4209,9 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     The first are the scripts beside this one, the interpreter, what tells it its folders, and the
     one other program that --tls runs. Folders that do not exist yet count: they could be made."""
-    homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
-    bin_folder = os.path.dirname(sys.executable)
-    files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
-    files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    own, bin_folder = (__file__, os.path.realpath(__file__)), os.path.dirname(sys.executable)
+    files = {os.path.join(os.path.dirname(script), name) for script in own for name in SCRIPTS}
+    files |= {*own, sys.executable, *(os.path.join(bin_folder, name) for name in SETTINGS)}
     files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in program_folders()}
     folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
@@ -4973,11 +4996,9 @@ def build_parser() -> argparse.ArgumentParser:
         argparse.RawDescriptionHelpFormatter, max_help_position=32, width=100
     )
     parser.set_defaults(**WITHOUT)
-    version, text = (
-        f"%(prog)s {VERSION}, protocol {PROTOCOL}",
-        "default: a shell with these commands",
-    )
+    version = f"%(prog)s {VERSION}, protocol {PROTOCOL}"
     parser.add_argument("--version", action="version", version=version)
+    text = "default: a shell with these commands"
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND", help=text)
     common_flags(parser)
     return parser
@@ -5026,8 +5047,9 @@ def run_command(args: argparse.Namespace, given: Union[str, Sequence[str]]) -> i
     """Run a command or the shell; the exit code. After a failure the connection is closed."""
     args.tries = 0
     try:
-        words = split(given) if isinstance(given, str) else given
+        words = given
         if isinstance(given, str):
+            words = split(given)
             args.typed = typed(words)
         if words or args.cwd is not None:
             return run_words(args, words) if words else 0

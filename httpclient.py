@@ -2068,7 +2068,6 @@ class Upload:
         self.body = body
         self.path = path
         self.offset = 0  # bytes that the server has, as far as we know
-        self.announced = False  # the server has said that it speaks the draft
         self.verdict = "sent"
         self.fields: Fields = {}
         self.condition: Fields = {}
@@ -2138,7 +2137,8 @@ class Upload:
             return {**fields, "Repr-Digest": f"sha-256=:{b64(digest)}:"}  # RFC 9530
         with self.client.ask("OPTIONS", self.url) as reply:
             offers = reply.head.fields
-        self.announced = "upload-limit" in offers and self.args.resume
+        if "upload-limit" in offers and self.args.resume:  # it speaks the draft
+            fields["Upload-Length"] = str(self.body.length)
         self.body.checked = "want-repr-digest" in offers
         return {**fields, **DIGEST_WANTED}
 
@@ -2180,7 +2180,7 @@ class Upload:
         self.fields = self.fields or self.prepare()
         fields = {**self.fields, **self.condition}
         self.condition = {}  # only once: when a reply was lost, the file there may be ours
-        self.resource = self.create(fields) if self.announced else None
+        self.resource = self.create(fields) if "Upload-Length" in fields else None
         if self.resource:
             self.append(self.resource)
         else:
@@ -2191,12 +2191,7 @@ class Upload:
 
         A 104 reply would say so during the upload, but nginx and other proxies drop it. The
         place must be on the server that the user named, because it is sent the login."""
-        fields = {
-            **fields,
-            "Upload-Complete": "?0",
-            "Upload-Length": str(self.body.length),
-            **DRAFT,
-        }
+        fields = {**fields, "Upload-Complete": "?0", **DRAFT}
         with self.client.ask("PUT", self.url, fields, BodySource(b"")) as reply:
             self.check(reply)
             location = reply.head.get("location")
@@ -3496,7 +3491,7 @@ SCRIPTS = (
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
 # what tells Python where its folders are, beside it or in the folder above
-SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
+SETTINGS = ("pyvenv.cfg", "../pyvenv.cfg", "pybuilddir.txt")
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
@@ -3529,11 +3524,9 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     The first are the scripts beside this one, the interpreter, what tells it its folders, and the
     one other program that --tls runs. Folders that do not exist yet count: they could be made."""
-    homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
-    bin_folder = os.path.dirname(sys.executable)
-    files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
-    files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    own, bin_folder = (__file__, os.path.realpath(__file__)), os.path.dirname(sys.executable)
+    files = {os.path.join(os.path.dirname(script), name) for script in own for name in SCRIPTS}
+    files |= {*own, sys.executable, *(os.path.join(bin_folder, name) for name in SETTINGS)}
     files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in program_folders()}
     folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}

@@ -28,6 +28,9 @@ or under the one in Content-Disposition. An upload is received beside its destin
 into place when it is whole. Repr-Digest (RFC 9530, sha-256, header or trailer) is checked first;
 Want-Repr-Digest asks for it; an answer leaves it out while those of others take too long.
 
+A folder as JSON is a list of its files and folders: name, for reading; href, the exact name in a
+URL; size and etag, null for a folder; mtime, in seconds since 1970; type, "folder" for a folder.
+
 Uploads resume as in draft-ietf-httpbis-resumable-upload-10 (interop version 8): POST or PUT with
 Upload-Complete, then HEAD and PATCH of the Location in the answer, for seven days. There, a
 complete upload says so for as long as its file stays. X-OC-Mtime sets a file's time: seconds since
@@ -66,8 +69,8 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 #                      rename(), Part
 #   a connection       Answer, Connection, Connection.enter(), BodyReader
 #   the loop           Server, Server.turn(), Server.work(), serve()
-#   methods            check_request(), get(), get_file(), put(), receive_upload(), post_form(),
-#                      patch(), delete(), mkcol(), move()
+#   methods            check_request(); get(), get_file(); put(), receive_upload(), post_form();
+#                      patch(); delete(), mkcol(), move(); hand_in() for a drop box; METHODS
 #   archives, page     get_archive(), listing(), page_body(), error_page(), qr_code()
 #   shared fences      Guard, is_program(), Capture, Traced, Stop, bind(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
@@ -222,11 +225,11 @@ FREE_CHECK = 1 << 20  # bytes of an upload between two checks of the free space
 MAX_NUMBER = 1000  # files of one name that get different numbers
 MAX_DIGESTS = 10000  # files whose digest is cached
 DIGEST_WAIT = 1.0  # seconds that a request waits for its turn to have a digest computed
-# seconds without a change before that, or before an answer is remembered: two changes within one
-# tick have the same time
+# seconds without a change before a digest or an answer is remembered: two changes within one tick
+# of the clock have the same time
 UNCHANGED = 2.0
 MAX_SEARCHED = 10000  # folders whose last search for old parts is remembered
-# in either case: some disks do not distinguish them
+# a part, in small letters or capitals: some disks do not distinguish them
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 EXECUTABLE = "X-Executable"  # our own field: 1 for a file that its owner may execute
 # a client must name this version of the resumable-upload draft to get interim answers
@@ -252,17 +255,19 @@ MORE = getattr(socket, "MSG_MORE", 0)  # the same for one send(): what follows c
 UTF_8 = "; charset=utf-8"
 # whether the calls take an open folder: a system has them all, or none
 DIR_FD = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
-FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+
+def open_flags(names: str) -> int:
+    """Flags for os.open(): those of them that the system has."""
+    return sum(getattr(os, name, 0) for name in names.split())
+
+
+FOLDER = open_flags("O_RDONLY O_DIRECTORY O_NOFOLLOW")
 # O_NONBLOCK: opening a FIFO must not wait for its writer
-LEAF = (
-    os.O_RDONLY
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_NONBLOCK", 0)
-    | getattr(os, "O_BINARY", 0)
-)
-WRITABLE = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+LEAF = open_flags("O_RDONLY O_NOFOLLOW O_NONBLOCK O_BINARY")
+WRITABLE = open_flags("O_RDWR O_NOFOLLOW O_BINARY")
 FRESH = WRITABLE | os.O_CREAT | os.O_EXCL  # a new file: what has its name already is an error
-# the errors for a disk without hard links
+# what link() fails with on a disk without hard links
 NO_LINKS = errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP
 
 # For errors of the system, the status and the fixed text for the client: never a local path.
@@ -661,10 +666,8 @@ def parse_digest(text: str) -> Optional[str]:
 
 def wants_digest(request: Request) -> bool:
     """Whether Want-Repr-Digest asks for sha-256: its weights go from 0 to 10."""
-    wanted = request.fields.get("want-repr-digest")
-    return wanted is not None and bool(
-        re.search(r"(?:^|,)[ \t]*sha-256=(?:[1-9]|10)[ \t]*(?:,|$)", wanted)
-    )
+    wanted = request.field("want-repr-digest")
+    return bool(re.search(r"(?:^|,)[ \t]*sha-256=(?:[1-9]|10)[ \t]*(?:,|$)", wanted))
 
 
 def digest_field(digest: bytes) -> str:
@@ -672,13 +675,14 @@ def digest_field(digest: bytes) -> str:
 
 
 # Who asks, and for whom.
+
+
 @functools.lru_cache(maxsize=256)
 def is_own_host(host: str, names: frozenset[str]) -> bool:
     """Whether a Host means this machine.
 
     A foreign name whose address was changed to ours (DNS rebinding) does not."""
-    found = HOST.fullmatch(host)
-    name = found[1].lower().rstrip(".") if found else ""
+    name = re.sub(":[0-9]*$", "", host).lower().rstrip(".")
     if name in names or "*" in names or name.endswith(".localhost"):
         return True
     with contextlib.suppress(ValueError):
@@ -907,11 +911,11 @@ class Entry(NamedTuple):
     def size(self) -> int:
         return 0 if self.is_folder else self.info.st_size
 
-    def open(self) -> int:
+    def open(self) -> Opened:
         """The file, if it still is the one that was listed: its length has been promised."""
         found = open_leaf(self.place)
         if etag(found.info) == etag(self.info):
-            return found.descriptor
+            return found
         found.close()
         raise Gone(f"{printable(self.name)} changed")
 
@@ -1607,9 +1611,7 @@ class Connection:
             fields["Connection"] = "close"
         elif request and not request.minor:
             fields["Connection"] = "keep-alive"
-        values, replaced = "".join(fields.values()), self.server.replaced
-        if "\n" in values or "\r" in values:
-            raise ValueError(f"a line end in a header field: {fields}")
+        replaced = self.server.replaced
         lines = "".join(
             [f"{name}: {text}\r\n" for name, text in fields.items() if name.lower() not in replaced]
         )
@@ -1854,7 +1856,9 @@ class Connection:
         count: int = self.when_ready(False, self.sock.recv_into, space)
         self.moved += count
         if not count:
-            raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
+            left, size = self.body.left, self.body.request.length
+            ended = f"after {size - left} of {size} bytes" if left else "within its chunks"
+            raise ConnectionAbortedError(errno.ECONNABORTED, f"the body ended {ended}")
         # nothing more has come, or an error that the next call will tell
         with contextlib.suppress(OSError):
             while (
@@ -2257,7 +2261,7 @@ class Server:
         note = answer.note or cut
         if answer.status == 304 and answer.fields.get("Cache-Control") == "no-store":
             return  # an open page asks every few seconds whether its folder has changed
-        told = answer.status == 201 and "Stored-As" in answer.fields  # by log_hand_in()
+        told = answer.status == 201 and "Stored-As" in answer.fields and not note  # log_hand_in()
         if not self.args.quiet and not told:
             line = request.line if request else "-"
             noted = f' "{printable(note)}"' if note else ""
@@ -2404,35 +2408,6 @@ def serve(args: argparse.Namespace) -> int:
         return Server(args, sock, door, shared, stop, log).run()
 
 
-def open_log(path: str) -> int:
-    try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    except OSError as error:
-        raise Failure(
-            23,
-            f"cannot write the log {path} ({error.strerror})",
-            "the access log goes there",
-            "--log FILE with a file that you may write to",
-        ) from None
-
-
-def open_shared(args: argparse.Namespace) -> Shared:
-    try:
-        if not os.path.isfile(args.directory):
-            os.scandir(args.directory).close()
-        return Shared(args.directory, args.hidden, args.durable)
-    except OSError as error:
-        where = "the current folder is gone"
-        with contextlib.suppress(OSError):
-            where = f"it is looked for in {os.getcwd()}"
-        raise Failure(
-            26,
-            f"cannot share {args.directory}: {(error.strerror or '').lower()}",
-            where,
-            f"{SERVER} FOLDER, or the name of one file",
-        ) from None
-
-
 # --- methods: what each request does ---
 
 
@@ -2498,14 +2473,13 @@ def is_foreign(request: Request) -> bool:
     """Whether a browser sent this for a page of another site.
 
     A page cannot add X-Forwarded-Host without asking first; a proxy does."""
-    origin = request.fields.get("origin")
-    if origin is None:
-        return False
-    host = origin.partition("://")[2].lower()
-    return not host or host not in own_hosts(request)
+    host = request.field("origin").partition("://")[2].lower()
+    return "origin" in request.fields and (not host or host not in own_hosts(request))
 
 
-# Read.
+# To read: a file, parts of it, a folder.
+
+
 def get(conn: Connection, request: Request) -> Answer:
     options = parameters(request.query) if request.query else {}
     if "upload" in options:
@@ -2566,7 +2540,7 @@ def other_file(conn: Connection, names: Names) -> Optional[Opened]:
 
 def get_file(conn: Connection, request: Request, names: Names, found: Opened) -> Answer:
     fields, coding = request.fields, ""
-    packs = "accept-encoding" in fields and takes_gzip(fields["accept-encoding"])
+    packs = takes_gzip(request.field("accept-encoding"))
     if packs and "range" not in fields:
         packed = other_file(conn, (*names[:-1], names[-1] + ".gz"))
         if packed and packed.info.st_mtime >= found.info.st_mtime:
@@ -2658,8 +2632,10 @@ def several(headers: Fields, descriptor: int, size: int, ranges: Ranges) -> Answ
     kind, mark = headers["Content-Type"], secrets.token_hex(12)
     pieces: list[Piece] = []
     for start, end in ranges:
-        head = f"\r\n--{mark}\r\nContent-Type: {kind}\r\n"
-        head += f"Content-Range: bytes {start}-{end - 1}/{size}\r\n\r\n"
+        head = (
+            f"\r\n--{mark}\r\nContent-Type: {kind}\r\n"
+            f"Content-Range: bytes {start}-{end - 1}/{size}\r\n\r\n"
+        )
         pieces += [head.encode(), Span(descriptor, start, end)]
     pieces.append(f"\r\n--{mark}--\r\n".encode())
     headers["Content-Type"] = f"multipart/byteranges; boundary={mark}"
@@ -2675,7 +2651,9 @@ def options(conn: Connection, request: Request) -> Answer:
     return Answer(204, fields)
 
 
-# Write: whole, or as a form.
+# To write: a whole file, or those of a form.
+
+
 def put(conn: Connection, request: Request) -> Answer:
     if "content-range" in request.fields:
         raise Refusal(400, "PUT takes whole files; Upload-Offset with PATCH takes parts")  # §14.4
@@ -3026,22 +3004,23 @@ def post_form(conn: Connection, request: Request) -> Answer:
         conn.shared.locate(names, change=True) as place,
     ):
         check_space(conn, place, request.length)
-    stored: list[Names] = []
-    count = 0
-    for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
-        if name := form_file_name(head):
-            names, count = store_file(conn, request, data, name), count + 1
-            # all names could be a thousand times what was sent: each begins with the folder's path
-            stored += [names] if count <= MAX_LISTED else []
-        deque(data, maxlen=0)
-    if not stored:
+    stored = store_files(conn, request)
+    # all names could be a thousand times what was sent: each begins with the folder's path
+    listed, left = list(itertools.islice(stored, MAX_LISTED)), sum(1 for _ in stored)
+    if not listed:
         raise Refusal(400, "the form holds no file")
     if wants_page(request):
         # the browser shows the folder again
         folder = request.names[1:] if conn.args.drop_box else request.names
         return text_answer(303, "stored", {"Location": url_path(folder, slash=True)})
-    more = f" and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
-    return stored_answer(conn, stored, {}, more)
+    return stored_answer(conn, listed, {}, f" and {left} more" if left else "")
+
+
+def store_files(conn: Connection, request: Request) -> Iterator[Names]:
+    for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
+        if name := form_file_name(head):
+            yield store_file(conn, request, data, name)
+        deque(data, maxlen=0)
 
 
 def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> Names:
@@ -3102,7 +3081,9 @@ class FormText:
         return data
 
 
-# Resume an upload.
+# To resume an upload: what is stored of it, and the rest.
+
+
 def upload_limit(conn: Connection) -> str:
     """The age begins anew whenever somebody comes for the upload."""
     most = f", max-size={conn.args.max_size}" if conn.args.max_size else ""
@@ -3127,7 +3108,7 @@ def patch(conn: Connection, request: Request) -> Answer:
     with resumed(conn, request) as (part, plan):
         check_space(conn, part.place, request.length)
         if part.size != int(offset):
-            there = {"Upload-Offset": str(part.size), "Upload-Complete": "?0"}
+            there = upload_fields(conn, part.size, "?0")
             raise Refusal(409, f"the upload stands at {part.size}", there)
         return fill_part(conn, request, part, plan, complete == "?1")
 
@@ -3185,7 +3166,9 @@ def finished_upload(conn: Connection, place: Place, plan: Plan) -> Refusal:
     return Refusal(404, "there is no such upload")
 
 
-# Delete, make, move.
+# To delete, to make a folder, to move.
+
+
 def delete(conn: Connection, request: Request) -> Answer:
     options = parameters(request.query)
     if "upload" in options:
@@ -3291,7 +3274,9 @@ def move_to(
     return text_answer(201, "moved", {"Location": url_path(names, slash=found.is_folder)})
 
 
-# A drop box: --drop-box.
+# A drop box (--drop-box): the way of all requests to it.
+
+
 def hand_in(conn: Connection, request: Request) -> Answer:
     """Add a file or folder below the sender's own; all else is refused, whatever is there.
 
@@ -3508,11 +3493,8 @@ def tar_range(
 def content(entry: Entry) -> Iterator[Span]:
     """A file as one piece, open until the next one is asked for; nothing for an empty one."""
     if entry.size:
-        descriptor = entry.open()
-        try:
-            yield Span(descriptor, 0, entry.size)
-        finally:
-            os.close(descriptor)
+        with contextlib.closing(entry.open()) as found:
+            yield Span(found.descriptor, 0, entry.size)
 
 
 def cut(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
@@ -5102,7 +5084,7 @@ SCRIPTS = (
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
 # what tells Python where its folders are, beside it or in the folder above
-SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
+SETTINGS = ("pyvenv.cfg", "../pyvenv.cfg", "pybuilddir.txt")
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
@@ -5135,11 +5117,9 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     The first are the scripts beside this one, the interpreter, what tells it its folders, and the
     one other program that --tls runs. Folders that do not exist yet count: they could be made."""
-    homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
-    bin_folder = os.path.dirname(sys.executable)
-    files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
-    files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    own, bin_folder = (__file__, os.path.realpath(__file__)), os.path.dirname(sys.executable)
+    files = {os.path.join(os.path.dirname(script), name) for script in own for name in SCRIPTS}
+    files |= {*own, sys.executable, *(os.path.join(bin_folder, name) for name in SETTINGS)}
     files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in program_folders()}
     folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
@@ -5842,6 +5822,35 @@ class Parser(argparse.ArgumentParser):
 
 
 # --- the command line ---
+def open_log(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise Failure(
+            23,
+            f"cannot write the log {path} ({error.strerror})",
+            "the access log goes there",
+            "--log FILE with a file that you may write to",
+        ) from None
+
+
+def open_shared(args: argparse.Namespace) -> Shared:
+    try:
+        if not os.path.isfile(args.directory):
+            os.scandir(args.directory).close()
+        return Shared(args.directory, args.hidden, args.durable)
+    except OSError as error:
+        where = "the current folder is gone"
+        with contextlib.suppress(OSError):
+            where = f"it is looked for in {os.getcwd()}"
+        raise Failure(
+            26,
+            f"cannot share {args.directory}: {(error.strerror or '').lower()}",
+            where,
+            f"{SERVER} FOLDER, or the name of one file",
+        ) from None
+
+
 def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
     """Where the server listens: on stdout for programs, on stderr for people."""
     host, port = sock.getsockname()[:2]
@@ -5874,10 +5883,9 @@ def tell_others(
     others: Sequence[str], args: argparse.Namespace, door: Door, sock: socket.socket, client: str
 ) -> None:
     host, port = sock.getsockname()[:2]
-    found = interface_addresses(host)
-    if others != [socket.gethostname()] or not found:  # the way out for a lack of a default route
-        found = [*others, *found]
-    others = list(dict.fromkeys(found))
+    found = dict.fromkeys([*others, *interface_addresses(host)])
+    # the name of this machine is the way out where there is no default route
+    others = sorted(found, key=lambda each: each == socket.gethostname())
     login = f"{ANYBODY}:{door.made}@" if door.made else ""
     urls = [url_of(door, other.replace("%", "%25"), port, login) for other in others]
     say("from another machine:  " + "\n                       ".join(urls))
@@ -5931,19 +5939,19 @@ def header_line(text: str) -> str:
     return text
 
 
-SWITCHES = (
-    ("--public-read", "ask for the password only where something changes"),
-    ("--read-only", "refuse every change"),
-    ("--drop-box", "who connects can add files and folders, and nothing else"),
-    ("--hidden", "show and serve names that start with a dot"),
-    ("--durable", "an upload is on the disk before it is answered (fsync)"),
-    ("--once", "end when one client has got the whole of a file"),
-    ("--quiet", "no access log"),
-    ("--json", "each line of the log is a JSON object"),
-    ("--no-qr", "no QR code of the address on a terminal"),
-    ("--trace", "print a line for each socket call"),
-    ("--trace-hex", "the same, with the first bytes"),
-)
+SWITCHES = """
+--public-read  ask for the password only where something changes
+--read-only    refuse every change
+--drop-box     who connects can add files and folders, and nothing else
+--hidden       show and serve names that start with a dot
+--durable      an upload is on the disk before it is answered (fsync)
+--once         end when one client has got the whole of a file
+--quiet        no access log
+--json         each line of the log is a JSON object
+--no-qr        no QR code of the address on a terminal
+--trace        print a line for each socket call
+--trace-hex    the same, with the first bytes
+"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -5968,7 +5976,7 @@ def build_parser() -> argparse.ArgumentParser:
     any_port = f"the port; 0 takes any free one (default {PORT})"
     add("-p", "--port", type=between(0, 65535), default=PORT, help=any_port)
     door_flags(parser)
-    for flag, text in SWITCHES:
+    for flag, text in re.findall("(.*?)  +(.*)", SWITCHES):
         add(flag, action="store_true", help=text)
     limit_flags(parser)
     proxy_flags(parser)

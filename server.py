@@ -980,8 +980,8 @@ BEYOND = 9 * 10**18  # the first number that is too large; 64 bits hold all belo
 HTTP = re.compile(r"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 # how a file begins that comes in one piece: most small ones do
 BEGIN = re.compile(
-    rb"(put|ok get|send [!-$&-<>-~]+) ([!-$&-<>-~]+) size=([0-9]{1,6}) mtime_ns=([0-9]{1,19})"
-    rb"((?: [a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
+    rb"((?:put|send [!-$&-<>-~]+) [!-$&-<>-~]+) (size=([0-9]{1,6}) mtime_ns=[0-9]{1,19}"
+    rb"(?: (?!size=)[a-z]+=[!-$&-<>-~]*)*)\ndata \3\n"
 )
 END = re.compile(rb"end sha256=([0-9a-f]{64})\n")
 TLS = b"\x16\x03"  # how a TLS client begins
@@ -1027,20 +1027,24 @@ class Line(NamedTuple):
         return self.number_or_none(key) or 0
 
     def number_or_none(self, key: str) -> Optional[int]:
-        """Decimal digits, few enough for 64 bits; only mtime_ns may be negative."""
+        """The number that a key says, if the line has the key. Only mtime_ns may be negative."""
         text = self.keys.get(key)
         if text is None:
             return None
-        if not is_number(text.removeprefix("-") if key == "mtime_ns" else text):
+        digits = text.removeprefix("-") if key == "mtime_ns" else text
+        number = to_number(digits)
+        if number is None:
             raise BadNumber("bad-number")
-        return int(text)
+        return number if digits == text else -number
 
     def is_set(self, key: str) -> bool:
         return self.keys.get(key) == "yes"
 
 
-def is_number(text: str) -> bool:
-    return len(text) < 20 and text.isascii() and text.isdecimal() and int(text) < BEYOND
+def to_number(text: str) -> Optional[int]:
+    """Decimal digits, few enough for 64 bits."""
+    number = int(text) if len(text) < 20 and text.isascii() and text.isdecimal() else BEYOND
+    return number if number < BEYOND else None
 
 
 def quote(text: str) -> str:
@@ -1275,29 +1279,34 @@ class Wire:
             if not found:
                 continue
             if found.verb == "data":
-                if not is_number(" ".join(found.words)):
+                size = to_number(" ".join(found.words))
+                if size is None:
                     raise Broken("bad-number")
-                self.remaining = int(found.words[0])
+                self.remaining = size
             return found
         return self.early.popleft()
 
     def message(self, idle: bool = False) -> Line:
         """The next line. Where it begins a small file that has come whole, all of that is read."""
-        limit = min(self.end, self.start + MAX_LINE)
-        begun = BEGIN.match(self.buffer, self.start, limit)
-        stop = begun.end() + int(begun[3]) if begun else 0
-        ended = END.match(self.buffer, stop, self.end)
-        if not begun or not ended or self.remaining or self.early:
+        begun = BEGIN.match(self.buffer, self.start, min(self.end, self.start + MAX_LINE))
+        if not begun or self.remaining or self.early:
             return self.line(idle)
-        verb, name, size, mtime_ns, more = map(bytes.decode, begun.groups())
-        verb, *words = f"{verb} {name}".split()
-        keys = {"size": size, "mtime_ns": mtime_ns}
-        for word in more.split():
+        whole = self.whole_body(begun.end(), int(begun[3]))
+        if not whole:
+            return self.line(idle)
+        verb, *words = begun[1].decode().split(" ")
+        keys: dict[str, str] = {}
+        for word in begun[2].decode().split(" "):
             key, _, keys[key] = word.partition("=")
-        if keys["size"] != size:  # said twice
-            return self.line(idle)
+        return Line(verb, words, keys, *whole)
+
+    def whole_body(self, begin: int, size: int) -> Optional[tuple[memoryview, str]]:
+        """A body that begins there in the buffer, and what its `end` says, if all has come."""
+        ended = END.match(self.buffer, begin + size, self.end)
+        if not ended:
+            return None
         self.start = ended.end()
-        return Line(verb, words, keys, self.view[begun.end() : stop], ended[1].decode())
+        return self.view[begin : begin + size], ended[1].decode()
 
     def receive_more_of_a_line(self, deadline: Optional[float]) -> None:
         try:
@@ -2883,6 +2892,7 @@ class Server:
         for sock in [self.sock, *self.refused]:
             sock.close()
         dropped = len(self.sessions)
+        # first those that are idle; what is under way has GRACE seconds to end by itself
         for seconds, busy_too in (GRACE, False), (LINGER, True):
             deadline = time.monotonic() + seconds
             while self.sessions and (left := deadline - time.monotonic()) > 0:
@@ -3190,7 +3200,7 @@ SCRIPTS = (
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
 # what tells Python where its folders are, beside it or in the folder above
-SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
+SETTINGS = ("pyvenv.cfg", "../pyvenv.cfg", "pybuilddir.txt")
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
@@ -3223,11 +3233,9 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     The first are the scripts beside this one, the interpreter, what tells it its folders, and the
     one other program that --tls runs. Folders that do not exist yet count: they could be made."""
-    homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
-    bin_folder = os.path.dirname(sys.executable)
-    files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
-    files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    own, bin_folder = (__file__, os.path.realpath(__file__)), os.path.dirname(sys.executable)
+    files = {os.path.join(os.path.dirname(script), name) for script in own for name in SCRIPTS}
+    files |= {*own, sys.executable, *(os.path.join(bin_folder, name) for name in SETTINGS)}
     files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in program_folders()}
     folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}

@@ -2269,6 +2269,20 @@ def test_delete_removes_what_the_source_lost_but_nothing_excluded_or_hidden(
     assert (theirs / "t/gone.txt").exists()
 
 
+def test_a_server_learns_nothing_of_what_is_outside_of_the_folder_that_is_sent(
+    do, here, canned, tmp_path
+):
+    (here / "t").mkdir()
+    (here / "t/link").symlink_to(tmp_path)
+    listed = b"".join(
+        b"file t/%b size=1 mtime_ns=1\n" % os.fsencode(name)
+        for name in ("../nothing", f"/{tmp_path}/nothing", "link/nothing", "was/../../nothing")
+    )
+    server = canned(GREETING + b"ok mkdir t\n", GREETING + listed + b"ok list t count=4\n")
+    done = do("put", "t", "--delete", "--force", "--retries", "0", port=server.port)
+    assert done.code == 0 and b"delete" not in b"".join(server.read), (done, server.read)
+
+
 def test_the_rate_is_kept_to_in_both_directions(do, here, box):
     """It is measured between the trace's lines: the first and the last of the body."""
     for folder, verb in (here, "put"), (box, "get"):
@@ -2538,6 +2552,7 @@ def test_receive_takes_from_those_alone_who_are_named_and_asks(server, do, here,
         sent = Process(*send, "--to", "dora", cwd=here)
         asked.wait_for(f"(bob) sends {code}, 1 byte")
         asked.wait_for("take it? [y/N]")
+        assert "did not get" not in asked.text, "its user knows"
         asked.text = ""
         asked.type(answer)
         assert sent.wait() == code, sent.err

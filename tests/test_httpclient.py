@@ -121,6 +121,10 @@ class Files(Listener):
         # linger 0: RST, as a lost link looks in the end
         if cut is not None and self.resets and len(self.cuts) % 2:
             conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        elif cut is not None:  # to close before all requests are read would be a reset, too
+            conn.shutdown(socket.SHUT_WR)
+            while conn.recv(65536):
+                pass
         return cut is None
 
 
@@ -551,11 +555,12 @@ def test_gzip_of_any_size_comes_out_whole(run, canned, size):
     assert (done.code, done.out == body) == (0, True)
 
 
-@pytest.mark.parametrize("step", [1, 7, 100_000])
-def test_gzip_of_many_members_comes_out_whole(step):
-    packed = b"".join(gzip.compress(body) for body in (BODY, b"", b"x", BODY[:70_000]))
+@pytest.mark.parametrize("step, most", [(1, 30_000), (7, 300_000), (100_000, 300_000)])
+def test_gzip_of_many_members_comes_out_whole(step, most):
+    bodies = BODY[:most], b"", b"x", BODY[:7_000]
+    packed = b"".join(map(gzip.compress, bodies))
     pieces = [packed[at : at + step] for at in range(0, len(packed), step)]
-    assert b"".join(h.decompress(pieces, "gzip")) == BODY + b"x" + BODY[:70_000]
+    assert b"".join(h.decompress(pieces, "gzip")) == b"".join(bodies)
 
 
 @pytest.mark.parametrize(
@@ -944,6 +949,8 @@ def test_more_connections_than_descriptors_are_told_in_three_lines(run, files, t
         server.url,
         "--connections",
         64,
+        # a thread that still runs at the end needs it, and there is no descriptor left to load it by
+        env={"LD_PRELOAD": "libgcc_s.so.1"} if sys.platform == "linux" else {},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20)),
     )
     assert done.code == 7 and "Too many open files" in done.err, done
@@ -1027,7 +1034,7 @@ def test_several_connections_decode_what_one_does(run, files, tmp_path):
     text = b"".join(
         b"%d\n" % number for number in random.Random(1).choices(range(10**9), k=700_000)
     )
-    server = files(gzip.compress(text), headers="Content-Encoding: gzip\r\n")
+    server = files(gzip.compress(text, 1), headers="Content-Encoding: gzip\r\n")
     for name, more in ("one", []), ("more", ["--connections", 3]):
         assert get(run, tmp_path, server.url, "-o", name, *more).code == 0
         assert (tmp_path / name).read_bytes() == text, name
@@ -2720,9 +2727,10 @@ def test_mirror_goes_on_past_a_bad_file_that_comes_with_a_malformed_head(run, fi
 
 
 # --- being used ---
-def test_alone_on_every_python(alone, files, tmp_path):
-    script, server = alone("httpclient.py", for_any=True), files(BODY)
-    for version, python in interpreters().items():
+def test_alone_on_every_python(alone, files, tmp_path, full):
+    script, server, found = alone("httpclient.py", for_any=True), files(BODY), interpreters()
+    for version in found if full else [min(found, key=lambda name: int(name[2:]))]:
+        python = found[version]
         done = subprocess.run(
             [python, "-W", "error", "-I", script, "get", server.url, "-o", version],
             cwd=tmp_path,
@@ -2973,13 +2981,17 @@ def test_a_connection_is_never_taken_for_a_closed_standard_stream(
     )
 
 
-def test_memory_does_not_grow_with_the_file(files, tmp_path):
-    server = files(bytes(1 << 20) * 100)
-    client = Process(SCRIPT, "get", server.url, "-o", "-", "-v", cwd=tmp_path)
-    client.wait_for("< Content-Length")
-    peak = client.status("VmHWM")
-    client.kill()
-    assert peak < 50_000
+def test_memory_does_not_grow_with_the_file(run, files, tmp_path):
+    server = files(bytes(1 << 20) * 60)
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h\n"
+        "code = h.main()\n"
+        "with open('/proc/self/status') as facts:\n"
+        "    print(code, *(line.split()[1] for line in facts if line.startswith('VmHWM')))"
+    )
+    done = run("-c", code, "get", server.url, cwd=tmp_path)
+    code, peak = map(int, done.out.split())
+    assert (code, os.path.getsize(tmp_path / "file.bin")) == (0, 60 << 20) and peak < 50_000
 
 
 @pytest.mark.parametrize("many", [1, 4])
@@ -3368,7 +3380,9 @@ ROUTES = {
 @pytest.mark.parametrize("force", ["--force", ""])
 @pytest.mark.parametrize("name", ["httpclient.py", "server.py", "HTTPclient.py"])
 @pytest.mark.parametrize("route", ROUTES)
-def test_no_route_brings_a_program_into_being(alone, files, tmp_path, route, name, force):
+def test_no_route_brings_a_program_into_being(alone, files, tmp_path, route, name, force, full):
+    if not full and bool(force) != (name == "httpclient.py"):
+        pytest.skip("one of the slow matrices: --full runs it")
     body = POISON + bytes(5_000_000 if route == "several connections" else 0)
 
     def hook(head):

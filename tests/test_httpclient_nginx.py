@@ -396,7 +396,7 @@ def test_a_server_behind_a_proxy_that_restarts_is_waited_for_once_it_was_reached
 
 @needs_nginx
 def test_ctrl_c_in_the_middle_and_again_on_a_terminal(nginx, proxy, run, tmp_path):
-    way = proxy(nginx.port, delay=0.02)
+    way = proxy(nginx.port, hold_at=1_500_000, times=1)
     first = Process(
         ROOT / "httpclient.py",
         "get",

@@ -57,6 +57,7 @@ class Wire:
         self.rest = b""
 
     def send(self, data):
+        self.sent = data
         self.sock.sendall(data if isinstance(data, bytes) else data.encode("latin-1"))
         return self
 

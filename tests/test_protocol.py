@@ -220,7 +220,7 @@ def provoke_not_permitted(start, box):
 
 
 def provoke_stalled(start, box):
-    server = start("--timeout", "0.4")
+    server = start("--timeout", "2")
     server.tls = False
     bob, anna, carl = Peer(server), Peer(server), Peer(server)
     assert bob.ask("receive nick=bob").startswith("ok receive")
@@ -361,7 +361,7 @@ def test_another_writer_that_is_alive_keeps_its_part(start, box):  # noqa: F811
 
         def go_on():
             place = 1 << 20
-            while not done.wait(0.2):
+            while not done.wait(0.05):
                 first.sendall(BIG[place : place + 1])
                 place += 1
 

@@ -19,7 +19,19 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, Listener, Process, Server, Terminal, free_port, until
+from conftest import (
+    DEADLINE,
+    ROOT,
+    Listener,
+    Process,
+    Server,
+    Terminal,
+    free_port,
+    queues,
+    states,
+    stopped,
+    until,
+)
 
 sys.path.insert(0, str(ROOT))
 import client as script
@@ -45,14 +57,18 @@ class Peer:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             self.sock = context.wrap_socket(self.sock)
-        self.file = self.sock.makefile("rb")
+        self.file, self.ended = self.sock.makefile("rb"), False
         self.name = self.line().split("you=")[1]
 
     def tell(self, text):
         self.sock.sendall(text if isinstance(text, bytes) else text.encode() + b"\n")
 
     def line(self):
-        return self.file.readline().decode(errors="backslashreplace").rstrip("\n")
+        """The next line, or nothing at the end; a second time that would be a loop without an end."""
+        said = self.file.readline()
+        assert said or not self.ended, "the server has hung up"
+        self.ended = not said
+        return said.decode(errors="backslashreplace").rstrip("\n")
 
     def answer(self):
         """The next line that is no note."""
@@ -410,24 +426,14 @@ def test_a_small_file_is_passed_on_alike_whole_and_in_pieces(peer):
         assert anna.answer() == "ok send x receivers=1 verified=1"
 
 
-def asleep(server):
-    """Whether no thread of the server runs or could."""
-    return states(server) == {"S"}
+def rests(server, *peers):
+    """Whether it has read all that these have sent, and no thread of it runs or could."""
+    return all(queues(server, each.sock)[1] == 0 for each in peers) and states(server) == {"S"}
 
 
-def states(server):
-    """Of its threads, as Linux calls them: S waits, T is stopped."""
-    stats = Path(f"/proc/{server.pid}/task").glob("*/stat")
-    return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats}
-
-
-@contextlib.contextmanager
-def stopped(server):
-    """What is sent meanwhile comes to it all at once."""
-    server.process.send_signal(signal.SIGSTOP)
-    until(lambda: states(server) == {"T"}, "the server to stand still")
-    yield
-    server.process.send_signal(signal.SIGCONT)
+def stuck(server, *peers):
+    """Whether there is something for each of these that their sockets have no room for."""
+    return all(queues(server, each.sock)[0] for each in peers) and states(server) == {"S"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="has /proc")
@@ -440,7 +446,7 @@ def test_who_refuses_before_it_has_read_what_was_left_for_it_reads_that_unchange
     slow = peer("receive nick=slow", small=True)
     sending = meanwhile(sender.send, f"slow,{other.name}", "x", BIG)
     assert slow.line().startswith("put x")
-    until(lambda: asleep(server), "all to wait for the receivers, which do not read")
+    until(lambda: stuck(server, slow), "the one that does not read to hold up all")
     slow.tell(how)
     assert other.accept() == ("x", BIG)
     assert sending.result()[-1] == "ok send x receivers=2 verified=1"
@@ -582,13 +588,14 @@ def test_a_receiver_that_has_all_and_tells_of_a_little_more_each_time_does_not_h
     sending = meanwhile(sender.send, talker.name, "x", b"x" * 1000)
     assert talker.answer().startswith("put x ") and talker.body()[0] == b"x" * 1000
     with contextlib.suppress(ConnectionError):
-        for received in range(0, 1000, step):
+        for received in range(0, 50 * step, step):
             talker.tell(f"note x received={received}")
             sending.join(0.3)
             if not sending.is_alive():
                 break
+        else:
+            raise AssertionError("held for as long as it told of more")
     assert sending.result()[-2] == f"got {talker.name} err put x reason=stalled"
-    assert received < 10 * step
 
 
 def test_a_sender_of_notes_alone_holds_nobody_for_whom_others_wait(start, peer):
@@ -751,12 +758,13 @@ def test_the_abort_of_a_sender_that_goes_never_comes_inside_a_body(server, peer)
     """The receiver has not taken what came before, and half of the next body waits with it."""
     sender, bob = peer(), peer("receive nick=bob", small=True)
     bob.tell(b"help\n" * 4100)  # with more answers than the way to it holds
-    until(lambda: asleep(server), "the server to wait for the receiver")
+    until(lambda: stuck(server, bob), "the server to wait for the receiver")
     sender.tell(b"send bob x\ndata 3\nabc")
-    until(lambda: asleep(server), "the first bytes to be left for the receiver")
+    until(lambda: rests(server, sender), "the first bytes to be left for the receiver")
     with stopped(server):
         sender.tell(body(BIG[:100000], end=False))
-    until(lambda: asleep(server), "the next bytes to wait")
+    until(lambda: queues(server, sender.sock)[1] < 100000, "the next bytes to come")
+    until(lambda: states(server) == {"S"}, "them to wait")
     sender.reset()
     server.wait_for(f"{sender.name} send x: cut after [0-9]+ bytes")
     while not (said := bob.line()).startswith("put "):
@@ -777,16 +785,16 @@ def test_a_receiver_hears_of_each_file_that_it_owes_an_answer_also_if_the_sender
     sending = meanwhile(sender.send, "bob", "%FF" * 4096)  # from now on many lines are read at once
     assert bob.accept() == ("%FF" * 4096, HELLO) and sending.result()[-1].endswith(" verified=1")
     bob.tell(b"help\n" * 4100)  # with more answers than the way to it holds
-    until(lambda: asleep(server), "the server to wait for the receiver")
+    until(lambda: stuck(server, bob), "the server to wait for the receiver")
     sender.tell(b"send bob first\n%b" % body(HELLO))
-    until(lambda: asleep(server), "a file to be left for the receiver")
+    until(lambda: rests(server, sender), "a file to be left for the receiver")
     with stopped(server):  # the last offer is the one that makes more than 64 KiB
         sends = (b"send bob %b\n%b" % (name, body(b""))) * 5
         sender.tell(sends + b"send bob %b nick=anna\n%b" % (name, body(b"")))
     other = peer()
     until(lambda: " nick=anna " in other.lines("who")[0], "the last request to be read")
     until(
-        lambda: all(asleep(server) for _ in range(5)),
+        lambda: all(states(server) == {"S"} for _ in range(5)),
         "the sender's thread to wait for the receiver",
     )
     sender.reset()
@@ -1498,20 +1506,25 @@ def test_a_server_killed_at_any_step_loses_no_file_in_silence(here, tmp_path, fu
             break
 
 
-def test_a_send_goes_on_with_its_receivers_when_the_server_was_started_again(spawn, here):
-    def start(*words):
-        return Process(ROOT / "client.py", "--port", server.port, *words, cwd=here)
+def test_a_send_goes_on_with_its_receivers_when_the_server_was_started_again(spawn, here, proxy):
+    def start(*words, port=None):
+        return Process(ROOT / "client.py", "--port", port or server.port, *words, cwd=here)
 
     (here / "t").mkdir()
     (here / "t/0").write_bytes(BIG)
     (here / "t/1").write_text("one")
     server = spawn("server.py", here, port=free_port())
-    boxes = [start("--nick", nick, "receive", "-o", nick) for nick in ("bob", "eve")]
+    way = proxy(server.port, hold_at=1 << 20, times=1)  # so that it cannot end before
+    boxes = [
+        start("--nick", nick, "receive", "-o", nick, port=port)
+        for nick, port in (("bob", server.port), ("eve", way.port))
+    ]
     for box in boxes:
         box.wait_for("waiting for files")
-    sending = start("send", "t", "--limit-rate", "20M", "--to", "bob", "--to", "eve")
+    sending = start("send", "t", "--to", "bob", "--to", "eve")
     until(lambda: list(here.glob("bob/t/.six*")), "the part")
     server.kill()
+    way.go.set()
     spawn("server.py", here, port=server.port)
     assert sending.wait() == 0 and "attempt 1 of 16" in sending.err, sending.err
     assert "not back yet" in sending.err or "attempt 2" not in sending.err, sending.err
@@ -1953,7 +1966,9 @@ def test_a_chatter_that_reads_nothing_is_let_go_also_if_it_sends_empty_lines(sta
 
 
 @OVER_TLS
-def test_a_reader_that_is_stuck_loses_its_own_lines_and_is_told_how_many(server, peer):
+def test_a_reader_that_is_stuck_loses_its_own_lines_and_is_told_how_many(server, peer, full):
+    if server.tls and not full:
+        pytest.skip("a second and a half of encryption: --full runs it")
     stuck, reader, text = peer("chat stuck", small=True), peer("chat reader"), "x" * 3900
     hearing = meanwhile(
         lambda: [line for line in iter(reader.line, "") if line.startswith("said")][:1]
