@@ -477,7 +477,7 @@ def split_target(method: str, target: str, host: Optional[str], minor: int) -> t
     return found[1], path if path[:1] == "/" else "/" + path
 
 
-def parse_path(target: str) -> tuple[tuple[str, ...], bool, str]:
+def parse_path(target: str) -> tuple[Names, bool, str]:
     """The names in a path, decoded once; whether it ends in a slash; and the query.
 
     An encoded slash does not separate names."""
@@ -658,10 +658,10 @@ def disposition(name: str) -> str:
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{exact}"
 
 
-def parse_digest(text: str) -> Optional[str]:
-    """The sha-256 of a Repr-Digest field (RFC 9530), in hex."""
+def parse_digest(text: str) -> str:
+    """The sha-256 of a Repr-Digest field (RFC 9530), in hex; "" for none."""
     found = re.search(r"(?:^|,)[ \t]*sha-256=:([A-Za-z0-9+/]{43}=):", text)
-    return base64.b64decode(found[1]).hex() if found else None
+    return base64.b64decode(found[1]).hex() if found else ""
 
 
 def wants_digest(request: Request) -> bool:
@@ -1191,7 +1191,7 @@ class Part:
         self.token, self.place, self.own = token, place, place.beside(f".six-{token}.part")
         self.kept = True  # it stays when it is closed, so that the upload can be resumed
         self.descriptor, self.size = -1, 0
-        self.left: Optional[tuple[int, int]] = None  # its size and time, as it was left
+        self.left = ""  # its tag when it was left
 
     def lock(self, flags: int = WRITABLE, mode: int = 0o666) -> bool:
         """Open it. Whether no other writer has it, in this process or another."""
@@ -1209,18 +1209,17 @@ class Part:
         if self.descriptor >= 0:
             return
         retry(conn, self.lock, "another connection is writing this upload")
-        if self.left not in (None, self.facts()):
+        if self.left not in ("", self.tag()):
             raise Refusal(409, "another connection goes on with this upload", close=True)
 
     def leave(self) -> None:
         """Let others take it. Nobody knows of a part that cannot be resumed: it stays open."""
         if self.kept:
-            self.left = self.facts()
+            self.left = self.tag()
             self.close_file()
 
-    def facts(self) -> tuple[int, int]:
-        info = os.fstat(self.descriptor)
-        return info.st_size, info.st_mtime_ns
+    def tag(self) -> str:
+        return bare_tag(os.fstat(self.descriptor))
 
     def write(self, data: Data) -> None:
         self.size += len(data)
@@ -2697,15 +2696,15 @@ def has_form(request: Request) -> bool:
     return request.method == "POST" and kind.startswith("multipart/form-data")
 
 
-def announced_length(request: Request) -> Optional[int]:
-    """How long an upload will be when it is whole, if it says so."""
+def announced_length(request: Request) -> str:
+    """How long an upload will be when it is whole, "" if it does not say so."""
     length = request.fields.get("upload-length")
     if length is None:
         begun = request.chunked or request.field("upload-complete") == "?0"
-        return None if begun else request.length
+        return "" if begun else str(request.length)
     if not DIGITS.fullmatch(length):
         raise Refusal(400, "Upload-Length is not a number")
-    return int(length)
+    return str(int(length))
 
 
 def is_folder(conn: Connection, names: Names) -> bool:
@@ -2719,7 +2718,7 @@ def is_folder(conn: Connection, names: Names) -> bool:
 
 def check_size(conn: Connection, request: Request) -> None:
     """A size that is too large is refused before the body, and before folders are made for it."""
-    if 0 < conn.args.max_size < max(request.length, announced_length(request) or 0):
+    if 0 < conn.args.max_size < max(request.length, int(announced_length(request) or 0)):
         limit = {"Upload-Limit": upload_limit(conn)}
         raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
 
@@ -2755,61 +2754,58 @@ class Plan(NamedTuple):
     # "replace" what stands there, or only the file of this tag; only as a "new" name, or with a
     # "number"
     over: str = "replace"
-    length: Optional[int] = None
-    sha256: Optional[str] = None
-    mtime: Optional[int] = None  # the client's, in ns
+    length: str = ""  # digits, as the others; "" if it is not known
+    sha256: str = ""
+    mtime: str = ""  # the client's, in ns
     # By these two the finished file is known: its time as the disk keeps it, which is mtime or else
     # when the upload began, and the number of its inode, which is the part's.
-    time: Optional[int] = None
-    file: Optional[int] = None
+    time: str = ""
+    file: str = ""
 
     def url(self) -> str:
         known = self._asdict()
         names = url_path(known.pop("names"))
-        return f"{names}?" + "&".join(
-            f"{key}={value}" for key, value in known.items() if value is not None
-        )
+        return f"{names}?" + "&".join(f"{key}={value}" for key, value in known.items() if value)
 
 
 def read_plan(request: Request) -> Plan:
     found = PLAN.fullmatch(request.query)
     if not found or not request.names:
         raise Refusal(404, "there is no such upload")
-    upload, over, length, sha256, *numbers = found.groups()
-    size, mtime, kept, file = (int(each) if each else None for each in (length, *numbers))
-    return Plan(request.names, upload, over, size, sha256, mtime, kept, file)
+    return Plan(request.names, *found.groups(default=""))
 
 
 def receive_upload(conn: Connection, request: Request, place: Place, plan: Plan) -> Answer:
     fields, began, length = request.fields, time.time_ns(), announced_length(request)
     digest, complete = parse_digest(request.field("repr-digest")), fields.get("upload-complete")
     resumable, mtime = complete in ("?0", "?1"), wanted_mtime(request, began)
-    check_space(conn, place, max(request.length, length or 0))
+    check_space(conn, place, max(request.length, int(length or 0)))
     conn.server.search_old_parts(place)
     with new_part(place, resumable, fields.get(EXECUTABLE.lower()) == "1") as part:
         plan = plan._replace(length=length, sha256=digest, mtime=mtime)
         if resumable:
             # how the disk keeps that time; then back to now, or the part could look too old
-            kept = part.date(began if mtime is None else mtime)
+            kept = part.date(int(mtime or began))
             part.date(began)
-            plan = plan._replace(upload=part.token, time=kept.st_mtime_ns, file=kept.st_ino)
+            when, file = str(kept.st_mtime_ns), str(kept.st_ino)
+            plan = plan._replace(upload=part.token, time=when, file=file)
             there = {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
             send_interim(conn, request, there)
         return fill_part(conn, request, part, plan, complete != "?0")
 
 
-def wanted_mtime(request: Request, began: int) -> Optional[int]:
+def wanted_mtime(request: Request, began: int) -> str:
     """The file's time at the client in ns, from a field of ownCloud, rclone, Nextcloud and Apache.
 
     A time without a fraction gets the server's: two files of one time and size need two ETags."""
     text = request.fields.get("x-oc-mtime")
     if text is None:
-        return None
+        return ""
     if not re.fullmatch(r"-?[0-9]{1,11}(\.[0-9]{1,9})?", text):
         raise Refusal(400, "X-OC-Mtime is not a time in seconds since 1970, of at most 11 digits")
     import decimal  # not at the top: few uploads have a time
 
-    return int(decimal.Decimal(text).scaleb(9)) + (0 if "." in text else began % 10**9)
+    return str(int(decimal.Decimal(text).scaleb(9)) + (0 if "." in text else began % 10**9))
 
 
 def send_interim(conn: Connection, request: Request, fields: Fields) -> None:
@@ -2851,9 +2847,9 @@ def write_body(conn: Connection, part: Part, plan: Plan, pieces: Iterable[Data])
 
 def check_length(conn: Connection, part: Part, plan: Plan, size: int) -> None:
     """Give up an upload that gets longer than it may."""
-    if 0 < conn.args.max_size < size or plan.length is not None and plan.length < size:
+    if 0 < conn.args.max_size < size or plan.length and int(plan.length) < size:
         part.kept = False
-        status = 413 if plan.length is None else 400
+        status = 400 if plan.length else 413
         raise Refusal(status, "more than was announced or is taken", close=True)
 
 
@@ -2873,7 +2869,7 @@ def reporting(conn: Connection, request: Request, part: Part) -> Iterator[Data]:
 def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) -> Answer:
     fields = {"Upload-Complete": "?1"} if plan.upload else {}
     try:
-        if plan.length not in (None, part.size):
+        if plan.length not in ("", str(part.size)):
             text = f"the upload has {part.size} bytes, {plan.length} were announced"
             raise Refusal(400, text)
         digest = check_digest(conn, request, part, plan)
@@ -2883,7 +2879,7 @@ def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) 
         raise
     names, info, replaced = finish_upload(conn, part, plan, digest)
     fields["ETag"] = etag(info)
-    if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
+    if plan.mtime and int(plan.mtime) // 10**9 == info.st_mtime_ns // 10**9:
         fields["X-OC-Mtime"] = "accepted"
     if digest:
         fields["Repr-Digest"] = digest_field(digest)
@@ -2906,8 +2902,7 @@ def finish_upload(
             raise Refusal(412, "what it was to replace has changed meanwhile")
         # The system's own times come in ticks of some ms: of three files of one size that follow
         # each other within one, the third may have the inode, and so the ETag, of the first.
-        mtime = plan.mtime if plan.time is None else plan.time
-        info = part.prepare(old, time.time_ns() if mtime is None else mtime)
+        info = part.prepare(old, int(plan.time or plan.mtime or time.time_ns()))
         name = part.rename_to(plan.names[-1], plan.over)
     if conn.args.durable:
         sync_folder(part.place)
@@ -3120,8 +3115,8 @@ def upload_state(conn: Connection, request: Request) -> Answer:
     try:
         with resumed(conn, request) as (part, plan):
             fields = upload_fields(conn, part.size, "?0")
-            if plan.length is not None:
-                fields["Upload-Length"] = str(plan.length)
+            if plan.length:
+                fields["Upload-Length"] = plan.length
     except Refusal as refused:
         fields = refused.fields
         if "Upload-Complete" not in fields:
@@ -3155,8 +3150,8 @@ def finished_upload(conn: Connection, place: Place, plan: Plan) -> Refusal:
     last = plan.names[-1]
     for name in numbered_names(last) if plan.over == "number" else [last]:
         info = place.beside(name).stat()
-        same = info and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
-        if info and same and plan.length in (None, info.st_size):
+        same = info and (str(info.st_ino), str(info.st_mtime_ns)) == (plan.file, plan.time)
+        if info and same and plan.length in ("", str(info.st_size)):
             fields = {
                 **place_fields(conn, [*plan.names[:-1], name]),
                 **upload_fields(conn, info.st_size, "?1"),
@@ -3251,9 +3246,7 @@ def move(conn: Connection, request: Request) -> Answer:
         return move_to(old, found, new, request, names)
 
 
-def move_to(
-    old: Place, found: Opened, new: Place, request: Request, names: tuple[str, ...]
-) -> Answer:
+def move_to(old: Place, found: Opened, new: Place, request: Request, names: Names) -> Answer:
     check_conditions(request.fields, found.info)
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
     if there and names != request.names and os.path.samestat(there, found.info):
@@ -3367,7 +3360,7 @@ def log_hand_in(
     )
 
 
-METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
+METHODS = {
     "GET": get,
     "HEAD": get,
     "OPTIONS": options,
@@ -4599,10 +4592,10 @@ def page_head(title: str) -> str:
 
 def path_links(crumbs: Names) -> str:
     """The shared folder and those on the way to this one, each a link."""
-    links: list[str] = []
-    for up, name in zip(reversed(range(len(crumbs))), crumbs):
-        href = ("../" * up or "./") if links else "/"
-        links.append(f'<a href="{href}">{html.escape(utf8_name(name))}</a>')
+    links = [
+        f'<a href="{"../" * up or "./"}">{html.escape(utf8_name(name))}</a>'
+        for up, name in zip(reversed(range(len(crumbs))), crumbs)
+    ]
     return f'<nav aria-label="Path">{" <span>/</span> ".join(links)}</nav>\n'
 
 
