@@ -1411,7 +1411,12 @@ class Download:
         if end is None:
             span.end = span.offset
         elif span.offset < end:
-            raise reply.cut()
+            raise Transient(
+                18,
+                f"a range of {self.url} came short",
+                f"{end - span.offset:,} bytes of it are missing",
+                "repeat the command",
+            )
 
     def is_gzip(self) -> bool:
         return self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
@@ -2148,6 +2153,8 @@ class Upload:
         wanted = IDENTITY if self.body.state else WANTED
         with self.client.ask("HEAD", self.url, wanted) as reply:
             head = reply.head
+        if head.status in PASSING:
+            check(reply)  # many servers ignore the condition, so ask until it answers
         if head.status == 200 and not self.is_same(head):
             raise occupied(self.url, is_folder=reply.url.path.endswith("/"))
         self.condition = {"If-None-Match": "*"}  # somebody may put a file there meanwhile
@@ -2248,7 +2255,8 @@ class Upload:
             self.compare(promised_digest(head), stored.digest)
 
     def compare(self, found: str, sent: str) -> None:
-        if found and found != sent:
+        # a file that changed meanwhile is no fault of the way: attempt() tells it
+        if found and found != sent and not self.body.changed():
             self.forget()
             raise Transient(
                 56,
@@ -2273,8 +2281,11 @@ class Upload:
 
         A server that takes no files, such as Caddy, may treat PUT as GET: it replies 200 with
         what it had before."""
-        with self.client.ask("HEAD", self.url, WANTED) as reply:
-            head = reply.head
+        try:
+            with self.client.ask("HEAD", self.url, WANTED) as reply:
+                head = reply.head
+        except Failure:  # it has taken the file, and perhaps ends after that
+            return
         length = head.length if head.status == 200 else None
         if length not in (None, self.sent):
             raise Failure(

@@ -964,6 +964,9 @@ class Shared:
 
     def step(self, place: Place, make: bool) -> int:
         """Open the next folder of a path."""
+        # first: where nobody may make a folder, NFS says that instead of that it exists
+        with contextlib.suppress(FileNotFoundError):
+            return place.open(FOLDER)
         if make:
             with contextlib.suppress(FileExistsError):
                 self.make_folder(place)
@@ -1051,8 +1054,8 @@ def entries(where: Where, hidden: bool, folders_first: bool = False) -> Iterator
 def is_real_folder(item: os.DirEntry[str]) -> bool:
     """A folder to walk into. A link is none, wherever it leads."""
     with contextlib.suppress(FileNotFoundError):
-        info = item.stat(follow_symlinks=False)
-        return stat.S_ISDIR(info.st_mode) and not is_junction(info)
+        is_one = item.is_dir(follow_symlinks=False)
+        return is_one and not is_junction(item.stat(follow_symlinks=False))
     return False
 
 
@@ -2596,9 +2599,9 @@ def is_utf8(descriptor: int) -> bool:
 
 def wanted_ranges(request: Request, size: int, tag: str, mtime: float) -> Optional[Ranges]:
     """The ranges that are to be sent, None for the whole."""
-    condition = request.field("if-range")
+    condition = request.fields.get("if-range", tag)
     # §13.1.5: a strong tag, or the date of a file that has not changed within the last second
-    same = condition in ("", tag) or parse_date(condition) == mtime < time.time() - 1
+    same = condition == tag or parse_date(condition) == mtime < time.time() - 1
     if request.method != "GET" or not same:
         return None
     ranges = parse_ranges(request.field("range"), size)
@@ -2657,7 +2660,8 @@ def put(conn: Connection, request: Request) -> Answer:
         raise Refusal(409, "a folder has that name; POST puts files into it")
     check_size(conn, request)
     # a request that is conditional on an existing file must not create folders
-    make = request.fields.keys().isdisjoint(("if-match", "if-unmodified-since"))
+    until = parse_date(request.field("if-unmodified-since"))
+    make = "if-match" not in request.fields and until is None
     try:
         where = conn.shared.locate(request.names, change=True, make=make)
     except FileNotFoundError:

@@ -394,6 +394,45 @@ def test_durable_uploads_work(spawn, folder, ask):
     assert (folder / "d" / "x").read_bytes() == DATA
 
 
+def test_a_folder_that_is_there_need_not_be_one_that_the_server_may_make(
+    spawn, folder, ask, tmp_path
+):
+    """NFS says first that nobody may make a folder there, and not that it exists."""
+    (tmp_path / "refusing.py").write_text(
+        "import os, runpy, sys\n"
+        "def refused(name, **more):\n    raise PermissionError(13, 'Permission denied')\n"
+        "os.supports_dir_fd.add(refused)\nos.mkdir, sys.argv[0] = refused, 'httpserver.py'\n"
+        f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
+    (folder / "d").mkdir()
+    server = spawn(str(tmp_path / "refusing.py"), folder)
+    assert ask("PUT", "/d/x", body=DATA, to=server).status == 201
+    assert ask("PUT", "/new/x", body=DATA, to=server).status == 403
+
+
+def test_a_folder_whose_files_nobody_may_look_at_is_moved_all_the_same(
+    spawn, folder, ask, tmp_path
+):
+    # capset(): also root gets only what the mode of a folder gives its owner
+    (tmp_path / "unprivileged.py").write_text(
+        "import ctypes, runpy, sys\n"
+        "head, nothing = (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()\n"
+        "assert ctypes.CDLL(None).capset(head, nothing) == 0\nsys.argv[0] = 'httpserver.py'\n"
+        f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
+    (folder / "d" / "listed").mkdir(parents=True)
+    (folder / "d" / "listed" / "x").touch()
+    (folder / "d" / "listed").chmod(0o444)
+    server = spawn(str(tmp_path / "unprivileged.py"), folder)
+    try:
+        assert ask("MKCOL", "/e/", to=server).status == 201
+        assert ask("MOVE", "/d", "Destination: /e/d\r\n", to=server).status == 201
+    finally:
+        for path in folder.glob("**/listed"):
+            path.chmod(0o755)
+    assert (folder / "e" / "d" / "listed" / "x").exists()
+
+
 def test_durable_puts_the_names_of_new_folders_on_the_disk_too(spawn, folder, ask, tmp_path):
     (tmp_path / "told.py").write_text(
         "import os, runpy, sys\nmkdir, fsync = os.mkdir, os.fsync\n"
@@ -881,6 +920,13 @@ def test_a_conditional_upload_in_pieces_replaces_only_what_was_there_when_it_beg
     assert ask("DELETE", path).status == 204
     assert append(ask, third, 5, b"third").status == (201 if path == "/new" else 412)
     assert not [name for name in tree(folder) if b".six-" in name]
+
+
+def test_a_condition_that_is_no_date_is_ignored_also_where_folders_are_made(ask, folder):
+    for condition, status in ("nonsense", 201), ("Thu, 01 Jan 1970 00:00:00 GMT", 412):
+        fields = f"If-Unmodified-Since: {condition}\r\n"
+        assert ask("PUT", f"/new/{status}/x", fields, DATA).status == status
+    assert tree(folder) == {b"a.txt": b"hello\n", b"new/201/x": DATA}
 
 
 def test_wrong_resumptions_are_refused_and_change_nothing(ask, folder):
