@@ -190,7 +190,7 @@ MAX_WALKED = 250
 MAX_PIPELINED = 32
 MAX_ACCEPTED = 16  # connections that are accepted before others have their turn
 MAX_THREADS = 512  # transfers and folder walks at once
-FOREVER = float("inf")  # a deadline that never comes
+FOREVER = float("inf")  # a time that never comes
 SPARE_THREADS = 4  # workers kept for the next long request
 MAX_LINGERING = 256  # refused connections that wait until the client has read why
 # heads that are remembered, the bytes of such a head, and those of the answer that is remembered
@@ -540,28 +540,28 @@ def http_date(seconds: int) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def parse_date(text: str) -> Optional[float]:
+def parse_date(text: str) -> float:
     if not text:
-        return None
+        return NO_DATE
     import email.utils  # not at the top: the slowest import of all, and few requests have a date
 
     with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):
         # asctime's form names no zone (§5.6.7)
         return email.utils.parsedate_to_datetime(text.removesuffix(" GMT") + " GMT").timestamp()
-    return None
+    return NO_DATE
 
 
-def matches(listed: str, tag: Optional[str], weak: bool) -> bool:
+def matches(listed: str, tag: str, weak: bool) -> bool:
     """Whether an entity tag is in a list (§13.1.1, §13.1.2). A star matches any that exists."""
-    if listed.strip() == "*" or tag is None:
-        return tag is not None
+    if listed.strip() == "*" or not tag:
+        return bool(tag)
     return any(found[1] == tag and (weak or not found[0]) for found in TAG.findall(listed))
 
 
-def is_known(fields: Fields, tag: Optional[str], mtime: float, reading: bool = True) -> bool:
+def is_known(fields: Fields, tag: str, mtime: float, reading: bool = True) -> bool:
     """The preconditions in their order (§13.2.2): whether a reader already has it (304).
 
-    Any other that fails is refused (412). A tag of None means that nothing is there."""
+    Any other that fails is refused (412). What is not there has no tag, and is always too new."""
     if CONDITIONS.isdisjoint(fields):
         return False
     since = parse_date(fields.get("if-modified-since", ""))
@@ -569,11 +569,11 @@ def is_known(fields: Fields, tag: Optional[str], mtime: float, reading: bool = T
     if "if-match" in fields:
         fails = not matches(fields["if-match"], tag, weak=False)
     else:
-        fails = until is not None and (tag is None or mtime > until)
+        fails = mtime > until
     if "if-none-match" in fields:
         known = matches(fields["if-none-match"], tag, weak=True)
     else:
-        known = reading and since is not None and mtime <= since
+        known = reading and mtime <= since
     if fails or known and not reading:
         raise Refusal(412, "what is there is not what the request expects")
     return known
@@ -2220,17 +2220,17 @@ class Server:
             self.call(task)
             del task  # while this waits, it must not keep open what the client had
 
-    def digest(self, conn: Connection, found: Opened) -> Optional[bytes]:
+    def digest(self, conn: Connection, found: Opened) -> bytes:
         """SHA-256 of a file, cached while the file stays the same and unchanged.
 
         One at a time: many would leave the loop no time, and who waits for the same file finds it
-        in the cache. None if that takes too long: the client only prefers it (RFC 9530 §4)."""
+        in the cache. Empty if that takes too long: the client only prefers it (RFC 9530 §4)."""
         key, settled = facts_of(found.info), is_settled(found.info)
         # (another request may remove it at any moment)
         if known := self.digests.get(key):
             return known
         if not self.hashing.acquire(timeout=DIGEST_WAIT):
-            return None
+            return b""
         try:
             digest = self.digests.get(key) or sha256_of(found.descriptor, conn)
             if settled:
@@ -2733,7 +2733,7 @@ def check_space(conn: Connection, place: Place, size: int) -> None:
 
 def check_conditions(fields: Fields, info: Optional[Facts]) -> Optional[Facts]:
     """What a request changes must be as its conditions say, whether it is there or not."""
-    tag, mtime = (etag(info), int(info.st_mtime)) if info else (None, 0)
+    tag, mtime = (etag(info), int(info.st_mtime)) if info else ("", FOREVER)
     is_known(fields, tag, mtime, reading=False)
     return info
 
@@ -2887,7 +2887,7 @@ def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) 
 
 
 def finish_upload(
-    conn: Connection, part: Part, plan: Plan, digest: Optional[bytes] = None
+    conn: Connection, part: Part, plan: Plan, digest: bytes = b""
 ) -> tuple[Names, Facts, bool]:
     """Put a part in its place. Return its names, its facts, and whether it replaced a file.
 
@@ -2925,11 +2925,11 @@ def stored_answer(
     return text_answer(201, f"stored as {' '.join(paths)}{more}", fields)
 
 
-def check_digest(conn: Connection, request: Request, part: Part, plan: Plan) -> Optional[bytes]:
-    """The SHA-256 of what is on the disk, if it is wanted. It must match an announced one."""
+def check_digest(conn: Connection, request: Request, part: Part, plan: Plan) -> bytes:
+    """The SHA-256 of what is on the disk, if anybody wants it. It must match an announced one."""
     wanted = plan.sha256 or parse_digest(conn.body.trailer.get("repr-digest", ""))
     if not wanted and not wants_digest(request):
-        return None
+        return b""
     actual = sha256_of(part.descriptor)
     if wanted and actual.hex() != wanted:
         raise Refusal(400, "what arrived is not what Repr-Digest says")
@@ -3340,9 +3340,7 @@ def login_name(conn: Connection) -> str:
     return "" if conn.user in ("-", ANYBODY) else urllib.parse.unquote(conn.user)
 
 
-def log_hand_in(
-    conn: Connection, plan: Plan, name: str, size: int, digest: Optional[bytes]
-) -> None:
+def log_hand_in(conn: Connection, plan: Plan, name: str, size: int, digest: bytes) -> None:
     if not conn.args.drop_box or conn.args.quiet and not conn.args.log:
         return
     sender, *names = plan.names
@@ -3355,7 +3353,7 @@ def log_hand_in(
         by=sender,
         name=printable_name("/".join(names)),
         size=size,
-        sha256=digest.hex() if digest else None,
+        sha256=digest.hex() or None,
         verified=bool(digest),
     )
 
