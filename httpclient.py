@@ -989,8 +989,8 @@ class BodySource:
         self.mtime_ns = self.state[0][1] if self.state else 0
         self.executable = any(info and info.st_mode & stat.S_IXUSR for info in found)
         self.sent = 0  # bytes read from standard input
-        self.checked = False  # whether the server will tell the digest of what it has
-        self.digest = ""  # then: that of the file, once it is sent
+        self.hashes = False  # whether the digest is wanted of what is sent
+        self.digest = ""  # then: in hex, once it is sent
         # a server that has the beginning wants the rest, so no Expect: 100-continue for that
         self.expects = not start and (self.length is None or self.length >= EXPECT_FROM)
 
@@ -1002,16 +1002,14 @@ class BodySource:
         total = hasher("sha256")
         for part, size in zip(self.parts, self.sizes):
             for chunk in [part] if isinstance(part, bytes) else file_chunks(part, self.start, size):
-                if self.checked:
+                if self.hashes:
                     total.update(chunk)
                 yield chunk
         while self.length is None and (chunk := read_input()):
             self.sent += len(chunk)
             yield chunk
-        if self.checked:
-            # of a file that an earlier request has begun, this one has seen only the rest
-            whole = not self.start
-            self.digest = total.hexdigest() if whole else file_digest(str(self.parts[0]), "sha256")
+        if self.hashes:
+            self.digest = total.hexdigest()
 
     def whole(self) -> bytes:
         return b"".join(map(bytes, self.chunks()))
@@ -2121,8 +2119,8 @@ class Upload:
     def prepare(self) -> Fields:
         """The fields that describe the file.
 
-        The digest of a short body goes before it. A long one would have to be read for that first,
-        so its digest is compared with the one in the reply."""
+        A digest that stands before the body needs the file to be read twice. So a resumable upload
+        sends it last, and others only to servers that say that they check it."""
         if self.body.length is None:
             return {}
         seconds, fields = self.body.mtime_ns // 10**9, Fields()
@@ -2137,14 +2135,15 @@ class Upload:
         if self.body.executable:
             fields[EXECUTABLE] = "1"
         if self.body.length < EXPECT_FROM:
-            digest = hasher("sha256", self.body.whole()).digest()
-            return {**fields, "Repr-Digest": f"sha-256=:{b64(digest)}:"}  # RFC 9530
+            digest = hasher("sha256", self.body.whole()).hexdigest()
+            return {**fields, **digest_field(digest)}
         with self.client.ask("OPTIONS", self.url) as reply:
             offers = reply.head.fields
         if "upload-limit" in offers and self.args.resume:  # it speaks the draft
-            fields["Upload-Length"] = str(self.body.length)
-        self.body.checked = "want-repr-digest" in offers
-        return {**fields, **DIGEST_WANTED}
+            return {**fields, "Upload-Length": str(self.body.length)}
+        if "want-repr-digest" in offers:
+            return {**fields, **digest_field(file_digest(self.path, "sha256"))}
+        return fields
 
     def is_there(self) -> bool:
         """Whether the server has this very file. Another one is replaced only with --force."""
@@ -2173,11 +2172,15 @@ class Upload:
         if not (self.resource and self.go_on(self.resource)):
             self.begin()
         self.forget()
+        self.check_unchanged("what the server has may be neither the old nor the new")
+
+    def check_unchanged(self, what_is_there: str) -> None:
         if self.body.changed():
+            self.forget()
             raise Failure(
                 18,
                 f"{printable(self.path)} changed while it was sent",
-                "what the server has may be neither the old nor the new",
+                what_is_there,
                 "repeat the command when nothing writes to it",
             )
 
@@ -2222,7 +2225,7 @@ class Upload:
         """Whether a reply in the pipeline says that the file was stored."""
         if not reply.head.success or self.is_doubtful(reply) or self.body.changed():
             return False
-        self.check(reply, self.body)
+        self.check(reply, stored=True)
         self.args.progress.begin(self.path, 0, None)
         self.args.progress.add(self.sent)
         report(self.args, self.url, "sent", self.path, self.sent)
@@ -2231,16 +2234,13 @@ class Upload:
     def send_whole(self, fields: Fields) -> None:
         self.args.progress.begin(self.path, 0, self.body.length)
         with self.client.ask("PUT", self.url, fields, self.body) as reply:
-            self.check(reply, self.body)
+            self.check(reply, stored=True)
             doubtful = self.is_doubtful(reply)
         if doubtful:
-            self.verify()
-            self.verdict = "sent unverified"
+            self.verify_size()
 
-    def check(self, reply: Reply, stored: Optional[BodySource] = None) -> None:
-        """Check a reply, and the digest in it if it is about what was stored.
-
-        A time before 1970 or after 2286 may be refused: then go without it."""
+    def check(self, reply: Reply, stored: bool = False) -> None:
+        """A time before 1970 or after 2286 may be refused: then go without it."""
         head = reply.head
         rare = not re.fullmatch("[0-9]{0,10}", self.fields.get(OC_MTIME, ""))
         lost = stored and head.success and head.get(OC_MTIME.lower()) != "accepted"
@@ -2250,20 +2250,6 @@ class Upload:
             if not lost:
                 raise Transient(22, f"{self.url}: 400", "that time", "without it", after=0)
         check(reply)
-        if stored and stored.digest:
-            self.compare(promised_digest(head), stored.digest)
-
-    def compare(self, found: str, sent: str) -> None:
-        # a file that changed meanwhile is no fault of the way: attempt() tells it
-        if found and found != sent and not self.body.changed():
-            self.forget()
-            raise Transient(
-                56,
-                f"{self.url} arrived damaged: its SHA-256 is {found}",
-                f"{sent} was sent",
-                "delete it there, then repeat the command",
-                lasting=False,
-            )
 
     def warn_of_time(self) -> None:
         time_of = f"the time of {printable(self.path)}, {self.body.mtime_ns // 10**9} s since 1970"
@@ -2275,17 +2261,17 @@ class Upload:
         page = reply.head.status == 200
         return page and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
 
-    def verify(self) -> None:
-        """Compare what the server has now with what was sent, because no reply has told that.
+    def verify_size(self) -> None:
+        """Compare the size that the server has now with what was sent.
 
         A server that takes no files, such as Caddy, may treat PUT as GET: it replies 200 with
         what it had before."""
+        self.verdict = "sent unverified"
         try:
-            with self.client.ask("HEAD", self.url, WANTED) as reply:
-                head = reply.head
+            with self.client.ask("HEAD", self.url, IDENTITY) as reply:
+                length = reply.head.length if reply.head.status == 200 else None
         except Failure:  # it has taken the file, and perhaps ends after that
             return
-        length = head.length if head.status == 200 else None
         if length not in (None, self.sent):
             raise Failure(
                 56,
@@ -2293,8 +2279,6 @@ class Upload:
                 "the server answered 200 and stored something else, or nothing",
                 "use a server that accepts files by PUT",
             )
-        found = promised_digest(head) if length and self.body.state else ""
-        self.compare(found, found and file_digest(self.path, "sha256"))
 
     def go_on(self, resource: URL) -> bool:
         """Send what is missing of an upload. Returns False if the server has forgotten it."""
@@ -2304,39 +2288,56 @@ class Upload:
             if head.status == 503:
                 check(reply)
         text, size = head.get("upload-offset"), self.body.length or 0
-        complete = head.get("upload-complete") == "?1"
+        complete = head.get("upload-complete") == "?1"  # only the reply was lost
         known = head.status < 400 and re.fullmatch(LENGTH, text) and int(text) <= size
         if not known or complete and int(text) < size:
             return False
         self.offset = int(text)
         if self.kept is None:
             self.kept = self.offset
-        if complete:  # only the reply was lost
-            self.verify()
-        else:
+        if not complete:
             self.append(resource)
         return True
 
     def append(self, resource: URL) -> None:
+        """Send the rest, and then the digest, without which nothing gets its name there."""
         self.args.progress.begin(self.path, self.offset, self.body.length)
-        fields = {
-            "Content-Type": "application/partial-upload",
-            "Upload-Offset": str(self.offset),
-            "Upload-Complete": "?1",
-            **DIGEST_WANTED,
-            **DRAFT,
-        }
         rest = BodySource(self.path, start=self.offset)
-        rest.checked = True
-        with self.client.ask("PATCH", resource, fields, rest) as reply:
-            if reply.head.status == 409:
+        rest.hashes = not self.offset
+        if rest.length:
+            self.patch(resource, rest, {"Upload-Complete": "?0"})
+            self.offset = self.body.length or 0
+        # of a file that an earlier request has begun, this one has seen only the rest
+        digest = rest.digest or file_digest(self.path, "sha256")
+        self.check_unchanged("the server keeps what it has under that name")
+        last = {"Upload-Complete": "?1", **digest_field(digest)}
+        self.patch(resource, BodySource(b""), last)
+
+    def patch(self, resource: URL, body: BodySource, fields: Fields) -> None:
+        kind = {"Content-Type": "application/partial-upload", "Upload-Offset": str(self.offset)}
+        with self.client.ask("PATCH", resource, {**kind, **fields, **DRAFT}, body) as reply:
+            status, complete = reply.head.status, reply.head.get("upload-complete") == "?1"
+            if status == 409:
                 raise Transient(
                     55,
                     "the server has another amount of it than it said",
                     "it is still busy with what came",
                     "repeat the command",
                 )
-            self.check(reply, rest)
+            if status == 400 and complete:  # it refuses the whole, not the request
+                self.forget()
+                raise Transient(
+                    56,
+                    f"{self.url} arrived damaged",
+                    "its SHA-256 was not that of what was sent, so the server dropped it",
+                    "repeat the command",
+                    lasting=False,
+                )
+            self.check(reply, stored="Repr-Digest" in fields)
+
+
+def digest_field(digest: str) -> Fields:
+    return {"Repr-Digest": f"sha-256=:{b64(bytes.fromhex(digest))}:"}  # RFC 9530
 
 
 def occupied(url: URL, is_folder: bool) -> "Failure":

@@ -2927,7 +2927,8 @@ def stored_answer(
 
 def check_digest(conn: Connection, request: Request, part: Part, plan: Plan) -> bytes:
     """The SHA-256 of what is on the disk, if anybody wants it. It must match an announced one."""
-    wanted = plan.sha256 or parse_digest(conn.body.trailer.get("repr-digest", ""))
+    announced = request.field("repr-digest") or conn.body.trailer.get("repr-digest", "")
+    wanted = plan.sha256 or parse_digest(announced)
     if not wanted and not wants_digest(request):
         return b""
     actual = sha256_of(part.descriptor)

@@ -946,6 +946,12 @@ def test_wrong_resumptions_are_refused_and_change_nothing(ask, folder):
     location = begin(ask, "/x", 10, f"Repr-Digest: {digest(b'other')}\r\n")
     assert append(ask, location, 0, b"0123456789").status == 400
     location = begin(ask, "/x", 10)
+    assert append(ask, location, 0, b"0123456789", "?0").status == 204
+    last = f"Upload-Offset: 10\r\nRepr-Digest: {digest(b'other')}\r\nUpload-Complete: ?1\r\n"
+    assert (
+        ask("PATCH", location, f"Content-Type: application/partial-upload\r\n{last}").status == 400
+    )
+    location = begin(ask, "/x", 10)
     assert append(ask, location, 0, b"123").status == 400
     location = begin(ask, "/x", 10)
     assert ask("DELETE", location).status == 204
