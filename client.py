@@ -2514,7 +2514,7 @@ class Link(Wire):
 
         Where it ends with `data N`, another line tells what it says."""
         words, length, *_ = self.asked.pop()
-        self.asked.append((words, length, f"{likely}\n".encode(), stands))
+        self.asked.append((words, length, f"{likely}\n".encode(*NAMES), stands))
 
     def full(self) -> bool:
         return len(self.asked) >= UNANSWERED or self.unanswered > UNANSWERED_BYTES

@@ -1010,6 +1010,14 @@ def test_a_server_that_misbehaves_leaves_nothing_behind(do, here, canned, answer
     assert done.code == code and not {"\x1b", "\x9b"} & {*done.err} and os.listdir(here) == [], done
 
 
+def test_a_key_of_a_listing_that_nobody_knows_means_nothing(do, here, canned):
+    facts = b"x size=3 mtime_ns=1 new=%FF%0A\n"
+    answers = b"ok stat t type=dir\nfile t/" + facts + b"ok list t count=1\nok get t/" + facts
+    end = f"data 3\nabcend sha256={hashlib.sha256(b'abc').hexdigest()}\n".encode()
+    done = do("get", "t", port=canned(GREETING + answers + end).port)
+    assert done.code == 0 and (here / "t/x").read_bytes() == b"abc", done
+
+
 def test_a_server_that_answers_without_end_is_left(do, here, listeners):
     def talk(conn):
         conn.sendall(GREETING)
