@@ -1389,8 +1389,10 @@ class Gets(Batch):
     ) -> "Failure":
         what = f"cannot write {printable(file.path)} ({error.strerror}) "
         what += f"after {part.received:,} of {size:,} bytes"
-        why, hint = "nothing that was there before has changed", "-o DEST for another place"
-        if part.name and error.errno in FULL:
+        why, hint = "what was there before is untouched", "-o DEST for another place"
+        if not part.name:
+            why = "what reads it has ended, or its disk is full"
+        elif error.errno in FULL:
             folder = printable(part.folder.path)
             needed = plural(size - part.received * kept, "byte")
             why = f"{needed} more must fit on the disk of {folder}"
