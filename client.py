@@ -1548,7 +1548,7 @@ class Sends(Puts):
                 return reason
             self.absent.add(target)
         told = "the receiver says so", "run the same command again"
-        why, hint = THERE.get(reason) or WHYS.get(reason, told)
+        why, hint = WHYS.get(f"there {reason}") or WHYS.get(reason, told)
         what = f"{target} did not get {printable(file.name)} ({printable(reason)})"
         self.fail(file, Failure(25, what, printable(found.keys.get("why", why)), hint))
         return reason
@@ -2694,104 +2694,110 @@ def say_bye(args: argparse.Namespace) -> None:
 
 
 # --- answers and names: what they mean for people ---
+# for each reason code what it means for people, and what they can do; "there": from a receiver
+REASON_TEXTS = """
+no-such-file
+    the server has nothing of that name
+    list shows what there is
+no-such-folder
+    a folder in that path is missing there
+    mkdir makes it; put --into FOLDER does too
+drop-box
+    it is a drop box: files can be added, and nothing else can be done
+    put PATH, to hand something in
+exists
+    there is already something of that name
+    another name; --force puts or renames over a file, never over a folder
+is-a-folder
+    that name is a folder
+    another name, or a name in the folder
+not-a-folder
+    a part of that path is a file or a link
+    list shows what there is
+not-a-file
+    that name is a link or a special file, and the server follows none
+    the name of the file itself
+not-empty
+    the folder is not empty, or holds names that are not shown
+    delete -r deletes what is in it too
+not-permitted
+    the server's user may not do that there
+    the permissions of the server's folder
+bad-name
+    the name leaves the shared folder, or no server can have it
+    a path below the shared folder, without .. and without a / at its beginning or end
+too-deep
+    that is more than 64 folders deep
+    a place further up
+hidden-name
+    the server keeps names that start with a dot to itself
+    python3 server.py --hidden
+read-only
+    the server was started with --read-only
+    python3 server.py without it
+too-large
+    it is more than the server's --max-size
+    python3 server.py with a larger --max-size
+disk-full
+    the server's disk is full, or would be fuller than --min-free allows
+    delete something there
+disk-read-only
+    its disk takes no writing: it is mounted so, or turned so after an error
+    what the system there says of the disk
+busy
+    another client is sending this file
+    run the same command again when that one is done
+taken-over
+    another client is putting the same file, and the server goes on with that one
+    run the same command again when that one is done
+wrong-digest
+    what arrived is not what was sent: the network or a disk changed it
+    run the same command again
+aborted
+    it changed while it was sent, or its sender gave up
+    run the same command again when nothing writes to it
+no-such-client
+    nobody who is connected has that address or nick
+    who lists the clients
+yourself
+    that is this very connection
+    who lists the clients
+not-receiving
+    it is connected, but does not wait for files
+    python3 client.py receive, there
+gone
+    its connection ended before it had all
+    run the same command again when it is back
+stalled
+    it took nothing for longer than the server's --timeout, and was disconnected
+    run the same command again
+left
+    it stopped receiving
+    python3 client.py receive, there
+not-received
+    no receiver has got it
+    who lists the clients
+not-wanted
+    its user takes nothing from you, or did not want this
+    ask there; receive --from NICK names who may send
+bad-nick
+    a nick is 1 to 32 letters, digits, points, hyphens or underscores
+    --nick NAME
+there disk-full
+    its disk is full
+    room there, then again
+there too-large
+    its disk or its user can have no file of that size
+    python3 client.py receive -o DIR, there
+there hidden-name
+    it takes no names that start with a dot
+    python3 client.py receive --hidden, there; --as NAME, here
+there not-permitted
+    it may not write in its folder
+    python3 client.py receive -o DIR, there
+"""
 WHYS = {
-    "no-such-file": ("the server has nothing of that name", "list shows what there is"),
-    "no-such-folder": (
-        "a folder in that path is missing there",
-        "mkdir makes it; put --into FOLDER does too",
-    ),
-    "drop-box": (
-        "it is a drop box: files can be added, and nothing else can be done",
-        "put PATH, to hand something in",
-    ),
-    "exists": (
-        "there is already something of that name",
-        "another name; --force puts or renames over a file, never over a folder",
-    ),
-    "is-a-folder": ("that name is a folder", "another name, or a name in the folder"),
-    "not-a-folder": ("a part of that path is a file or a link", "list shows what there is"),
-    "not-a-file": (
-        "that name is a link or a special file, and the server follows none",
-        "the name of the file itself",
-    ),
-    "not-empty": (
-        "the folder is not empty, or holds names that are not shown",
-        "delete -r deletes what is in it too",
-    ),
-    "not-permitted": (
-        "the server's user may not do that there",
-        "the permissions of the server's folder",
-    ),
-    "bad-name": (
-        "the name leaves the shared folder, or no server can have it",
-        "a path below the shared folder, without .. and without a / at its beginning or end",
-    ),
-    "too-deep": ("that is more than 64 folders deep", "a place further up"),
-    "hidden-name": ("the server keeps names that start with a dot to itself", f"{SERVER} --hidden"),
-    "read-only": ("the server was started with --read-only", f"{SERVER} without it"),
-    "too-large": ("it is more than the server's --max-size", f"{SERVER} with a larger --max-size"),
-    "disk-full": (
-        "the server's disk is full, or would be fuller than --min-free allows",
-        "delete something there",
-    ),
-    "disk-read-only": (
-        "its disk takes no writing: it is mounted so, or turned so after an error",
-        "what the system there says of the disk",
-    ),
-    "busy": (
-        "another client is sending this file",
-        "run the same command again when that one is done",
-    ),
-    "taken-over": (
-        "another client is putting the same file, and the server goes on with that one",
-        "run the same command again when that one is done",
-    ),
-    "wrong-digest": (
-        "what arrived is not what was sent: the network or a disk changed it",
-        "run the same command again",
-    ),
-    "aborted": (
-        "it changed while it was sent, or its sender gave up",
-        "run the same command again when nothing writes to it",
-    ),
-    "no-such-client": ("nobody who is connected has that address or nick", "who lists the clients"),
-    "yourself": ("that is this very connection", "who lists the clients"),
-    "not-receiving": (
-        "it is connected, but does not wait for files",
-        "python3 client.py receive, there",
-    ),
-    "gone": (
-        "its connection ended before it had all",
-        "run the same command again when it is back",
-    ),
-    "stalled": (
-        "it took nothing for longer than the server's --timeout, and was disconnected",
-        "run the same command again",
-    ),
-    "left": ("it stopped receiving", "python3 client.py receive, there"),
-    "not-received": ("no receiver has got it", "who lists the clients"),
-    "not-wanted": (
-        "its user takes nothing from you, or did not want this",
-        "ask there; receive --from NICK names who may send",
-    ),
-    "bad-nick": (
-        "a nick is 1 to 32 letters, digits, points, hyphens or underscores",
-        "--nick NAME",
-    ),
-}
-
-# the same codes from a receiver
-THERE = {
-    "disk-full": ("its disk is full", "room there, then again"),
-    "too-large": (
-        "its disk or its user can have no file of that size",
-        "python3 client.py receive -o DIR, there",
-    ),
-    "hidden-name": (
-        "it takes no names that start with a dot",
-        "python3 client.py receive --hidden, there; --as NAME, here",
-    ),
-    "not-permitted": ("it may not write in its folder", "python3 client.py receive -o DIR, there"),
+    code: (why, hint) for code, why, hint in re.findall("(.+)\n    (.+)\n    (.+)\n", REASON_TEXTS)
 }
 
 

@@ -510,9 +510,8 @@ class Client:
         for connection in self.idle.values():
             connection.close()
 
-    def retry(self, act: "Callable[[], T]", count: Callable[[], int] = int) -> "T":
-        """Repeat act() until it raises no Transient. count() tells how many bytes have passed; if
-        nobody counts them, int() is 0.
+    def retry(self, act: "Callable[[], T]", count: Callable[[], int] = lambda: 0) -> "T":
+        """Repeat act() until it raises no Transient. count() tells how many bytes have passed.
 
         A link that had worked is tried for two minutes after its last byte, or as often as
         --retries says. Other troubles are tried a few times."""
@@ -1411,7 +1410,12 @@ class Download:
         if end is None:
             span.end = span.offset
         elif span.offset < end:
-            raise reply.cut()
+            raise Transient(
+                18,
+                f"a range of {self.url} came short",
+                f"{end - span.offset:,} bytes of it are missing",
+                "repeat the command",
+            )
 
     def is_gzip(self) -> bool:
         return self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
@@ -2068,7 +2072,6 @@ class Upload:
         self.body = body
         self.path = path
         self.offset = 0  # bytes that the server has, as far as we know
-        self.announced = False  # the server has said that it speaks the draft
         self.verdict = "sent"
         self.fields: Fields = {}
         self.condition: Fields = {}
@@ -2138,7 +2141,8 @@ class Upload:
             return {**fields, "Repr-Digest": f"sha-256=:{b64(digest)}:"}  # RFC 9530
         with self.client.ask("OPTIONS", self.url) as reply:
             offers = reply.head.fields
-        self.announced = "upload-limit" in offers and self.args.resume
+        if "upload-limit" in offers and self.args.resume:  # it speaks the draft
+            fields["Upload-Length"] = str(self.body.length)
         self.body.checked = "want-repr-digest" in offers
         return {**fields, **DIGEST_WANTED}
 
@@ -2148,6 +2152,8 @@ class Upload:
         wanted = IDENTITY if self.body.state else WANTED
         with self.client.ask("HEAD", self.url, wanted) as reply:
             head = reply.head
+        if head.status in PASSING:
+            check(reply)  # many servers ignore the condition, so ask until it answers
         if head.status == 200 and not self.is_same(head):
             raise occupied(self.url, is_folder=reply.url.path.endswith("/"))
         self.condition = {"If-None-Match": "*"}  # somebody may put a file there meanwhile
@@ -2180,7 +2186,7 @@ class Upload:
         self.fields = self.fields or self.prepare()
         fields = {**self.fields, **self.condition}
         self.condition = {}  # only once: when a reply was lost, the file there may be ours
-        self.resource = self.create(fields) if self.announced else None
+        self.resource = self.create(fields) if "Upload-Length" in fields else None
         if self.resource:
             self.append(self.resource)
         else:
@@ -2191,12 +2197,7 @@ class Upload:
 
         A 104 reply would say so during the upload, but nginx and other proxies drop it. The
         place must be on the server that the user named, because it is sent the login."""
-        fields = {
-            **fields,
-            "Upload-Complete": "?0",
-            "Upload-Length": str(self.body.length),
-            **DRAFT,
-        }
+        fields = {**fields, "Upload-Complete": "?0", **DRAFT}
         with self.client.ask("PUT", self.url, fields, BodySource(b"")) as reply:
             self.check(reply)
             location = reply.head.get("location")
@@ -2233,7 +2234,8 @@ class Upload:
             self.check(reply, self.body)
             doubtful = self.is_doubtful(reply)
         if doubtful:
-            self.verify_size()
+            self.verify()
+            self.verdict = "sent unverified"
 
     def check(self, reply: Reply, stored: Optional[BodySource] = None) -> None:
         """Check a reply, and the digest in it if it is about what was stored.
@@ -2248,13 +2250,17 @@ class Upload:
             if not lost:
                 raise Transient(22, f"{self.url}: 400", "that time", "without it", after=0)
         check(reply)
-        found = promised_digest(head)
-        if stored and stored.digest and found not in ("", stored.digest):
+        if stored and stored.digest:
+            self.compare(promised_digest(head), stored.digest)
+
+    def compare(self, found: str, sent: str) -> None:
+        # a file that changed meanwhile is no fault of the way: attempt() tells it
+        if found and found != sent and not self.body.changed():
             self.forget()
             raise Transient(
                 56,
                 f"{self.url} arrived damaged: its SHA-256 is {found}",
-                f"{stored.digest} was sent",
+                f"{sent} was sent",
                 "delete it there, then repeat the command",
                 lasting=False,
             )
@@ -2269,13 +2275,17 @@ class Upload:
         page = reply.head.status == 200
         return page and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
 
-    def verify_size(self) -> None:
-        """Compare the size that the server has now with what was sent.
+    def verify(self) -> None:
+        """Compare what the server has now with what was sent, because no reply has told that.
 
         A server that takes no files, such as Caddy, may treat PUT as GET: it replies 200 with
         what it had before."""
-        with self.client.ask("HEAD", self.url, IDENTITY) as reply:
-            length = reply.head.length if reply.head.status == 200 else None
+        try:
+            with self.client.ask("HEAD", self.url, WANTED) as reply:
+                head = reply.head
+        except Failure:  # it has taken the file, and perhaps ends after that
+            return
+        length = head.length if head.status == 200 else None
         if length not in (None, self.sent):
             raise Failure(
                 56,
@@ -2283,7 +2293,8 @@ class Upload:
                 "the server answered 200 and stored something else, or nothing",
                 "use a server that accepts files by PUT",
             )
-        self.verdict = "sent unverified"
+        found = promised_digest(head) if length and self.body.state else ""
+        self.compare(found, found and file_digest(self.path, "sha256"))
 
     def go_on(self, resource: URL) -> bool:
         """Send what is missing of an upload. Returns False if the server has forgotten it."""
@@ -2293,14 +2304,16 @@ class Upload:
             if head.status == 503:
                 check(reply)
         text, size = head.get("upload-offset"), self.body.length or 0
-        complete = head.get("upload-complete") == "?1"  # only the reply was lost
+        complete = head.get("upload-complete") == "?1"
         known = head.status < 400 and re.fullmatch(LENGTH, text) and int(text) <= size
         if not known or complete and int(text) < size:
             return False
         self.offset = int(text)
         if self.kept is None:
             self.kept = self.offset
-        if not complete:
+        if complete:  # only the reply was lost
+            self.verify()
+        else:
             self.append(resource)
         return True
 
@@ -4522,7 +4535,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-# the function of each verb, its text, and its arguments; + stands for one or more, * for any number
+# the function of each verb, its text, and its arguments: + stands for one or more, * for any number
 VERBS: dict[str, tuple[Callable[[Client], None], str, str]] = {
     "get": (get, "fetch files", "URL*"),
     "put": (put, "send files, or - for standard input", "PATH* URL"),

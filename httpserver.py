@@ -190,7 +190,7 @@ MAX_WALKED = 250
 MAX_PIPELINED = 32
 MAX_ACCEPTED = 16  # connections that are accepted before others have their turn
 MAX_THREADS = 512  # transfers and folder walks at once
-FOREVER = float("inf")  # a deadline that never comes
+FOREVER = float("inf")  # a time that never comes
 SPARE_THREADS = 4  # workers kept for the next long request
 MAX_LINGERING = 256  # refused connections that wait until the client has read why
 # heads that are remembered, the bytes of such a head, and those of the answer that is remembered
@@ -477,7 +477,7 @@ def split_target(method: str, target: str, host: Optional[str], minor: int) -> t
     return found[1], path if path[:1] == "/" else "/" + path
 
 
-def parse_path(target: str) -> tuple[tuple[str, ...], bool, str]:
+def parse_path(target: str) -> tuple[Names, bool, str]:
     """The names in a path, decoded once; whether it ends in a slash; and the query.
 
     An encoded slash does not separate names."""
@@ -540,28 +540,28 @@ def http_date(seconds: int) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def parse_date(text: str) -> Optional[float]:
+def parse_date(text: str) -> float:
     if not text:
-        return None
+        return NO_DATE
     import email.utils  # not at the top: the slowest import of all, and few requests have a date
 
     with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):
         # asctime's form names no zone (§5.6.7)
         return email.utils.parsedate_to_datetime(text.removesuffix(" GMT") + " GMT").timestamp()
-    return None
+    return NO_DATE
 
 
-def matches(listed: str, tag: Optional[str], weak: bool) -> bool:
+def matches(listed: str, tag: str, weak: bool) -> bool:
     """Whether an entity tag is in a list (§13.1.1, §13.1.2). A star matches any that exists."""
-    if listed.strip() == "*" or tag is None:
-        return tag is not None
+    if listed.strip() == "*" or not tag:
+        return bool(tag)
     return any(found[1] == tag and (weak or not found[0]) for found in TAG.findall(listed))
 
 
-def is_known(fields: Fields, tag: Optional[str], mtime: float, reading: bool = True) -> bool:
+def is_known(fields: Fields, tag: str, mtime: float, reading: bool = True) -> bool:
     """The preconditions in their order (§13.2.2): whether a reader already has it (304).
 
-    Any other that fails is refused (412). A tag of None means that nothing is there."""
+    Any other that fails is refused (412). What is not there has no tag, and is always too new."""
     if CONDITIONS.isdisjoint(fields):
         return False
     since = parse_date(fields.get("if-modified-since", ""))
@@ -569,11 +569,11 @@ def is_known(fields: Fields, tag: Optional[str], mtime: float, reading: bool = T
     if "if-match" in fields:
         fails = not matches(fields["if-match"], tag, weak=False)
     else:
-        fails = until is not None and (tag is None or mtime > until)
+        fails = mtime > until
     if "if-none-match" in fields:
         known = matches(fields["if-none-match"], tag, weak=True)
     else:
-        known = reading and since is not None and mtime <= since
+        known = reading and mtime <= since
     if fails or known and not reading:
         raise Refusal(412, "what is there is not what the request expects")
     return known
@@ -658,10 +658,10 @@ def disposition(name: str) -> str:
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{exact}"
 
 
-def parse_digest(text: str) -> Optional[str]:
-    """The sha-256 of a Repr-Digest field (RFC 9530), in hex."""
+def parse_digest(text: str) -> str:
+    """The sha-256 of a Repr-Digest field (RFC 9530), in hex; "" for none."""
     found = re.search(r"(?:^|,)[ \t]*sha-256=:([A-Za-z0-9+/]{43}=):", text)
-    return base64.b64decode(found[1]).hex() if found else None
+    return base64.b64decode(found[1]).hex() if found else ""
 
 
 def wants_digest(request: Request) -> bool:
@@ -964,6 +964,9 @@ class Shared:
 
     def step(self, place: Place, make: bool) -> int:
         """Open the next folder of a path."""
+        # first: where nobody may make a folder, NFS says that instead of that it exists
+        with contextlib.suppress(FileNotFoundError):
+            return place.open(FOLDER)
         if make:
             with contextlib.suppress(FileExistsError):
                 self.make_folder(place)
@@ -1051,8 +1054,8 @@ def entries(where: Where, hidden: bool, folders_first: bool = False) -> Iterator
 def is_real_folder(item: os.DirEntry[str]) -> bool:
     """A folder to walk into. A link is none, wherever it leads."""
     with contextlib.suppress(FileNotFoundError):
-        info = item.stat(follow_symlinks=False)
-        return stat.S_ISDIR(info.st_mode) and not is_junction(info)
+        is_one = item.is_dir(follow_symlinks=False)
+        return is_one and not is_junction(item.stat(follow_symlinks=False))
     return False
 
 
@@ -1188,7 +1191,7 @@ class Part:
         self.token, self.place, self.own = token, place, place.beside(f".six-{token}.part")
         self.kept = True  # it stays when it is closed, so that the upload can be resumed
         self.descriptor, self.size = -1, 0
-        self.left: Optional[tuple[int, int]] = None  # its size and time, as it was left
+        self.left = ""  # its tag when it was left
 
     def lock(self, flags: int = WRITABLE, mode: int = 0o666) -> bool:
         """Open it. Whether no other writer has it, in this process or another."""
@@ -1206,18 +1209,17 @@ class Part:
         if self.descriptor >= 0:
             return
         retry(conn, self.lock, "another connection is writing this upload")
-        if self.left not in (None, self.facts()):
+        if self.left not in ("", self.tag()):
             raise Refusal(409, "another connection goes on with this upload", close=True)
 
     def leave(self) -> None:
         """Let others take it. Nobody knows of a part that cannot be resumed: it stays open."""
         if self.kept:
-            self.left = self.facts()
+            self.left = self.tag()
             self.close_file()
 
-    def facts(self) -> tuple[int, int]:
-        info = os.fstat(self.descriptor)
-        return info.st_size, info.st_mtime_ns
+    def tag(self) -> str:
+        return bare_tag(os.fstat(self.descriptor))
 
     def write(self, data: Data) -> None:
         self.size += len(data)
@@ -2218,17 +2220,17 @@ class Server:
             self.call(task)
             del task  # while this waits, it must not keep open what the client had
 
-    def digest(self, conn: Connection, found: Opened) -> Optional[bytes]:
+    def digest(self, conn: Connection, found: Opened) -> bytes:
         """SHA-256 of a file, cached while the file stays the same and unchanged.
 
         One at a time: many would leave the loop no time, and who waits for the same file finds it
-        in the cache. None if that takes too long: the client only prefers it (RFC 9530 §4)."""
+        in the cache. Empty if that takes too long: the client only prefers it (RFC 9530 §4)."""
         key, settled = facts_of(found.info), is_settled(found.info)
         # (another request may remove it at any moment)
         if known := self.digests.get(key):
             return known
         if not self.hashing.acquire(timeout=DIGEST_WAIT):
-            return None
+            return b""
         try:
             digest = self.digests.get(key) or sha256_of(found.descriptor, conn)
             if settled:
@@ -2597,9 +2599,9 @@ def is_utf8(descriptor: int) -> bool:
 
 def wanted_ranges(request: Request, size: int, tag: str, mtime: float) -> Optional[Ranges]:
     """The ranges that are to be sent, None for the whole."""
-    condition = request.field("if-range")
+    condition = request.fields.get("if-range", tag)
     # §13.1.5: a strong tag, or the date of a file that has not changed within the last second
-    same = condition in ("", tag) or parse_date(condition) == mtime < time.time() - 1
+    same = condition == tag or parse_date(condition) == mtime < time.time() - 1
     if request.method != "GET" or not same:
         return None
     ranges = parse_ranges(request.field("range"), size)
@@ -2658,7 +2660,8 @@ def put(conn: Connection, request: Request) -> Answer:
         raise Refusal(409, "a folder has that name; POST puts files into it")
     check_size(conn, request)
     # a request that is conditional on an existing file must not create folders
-    make = request.fields.keys().isdisjoint(("if-match", "if-unmodified-since"))
+    until = parse_date(request.field("if-unmodified-since"))
+    make = "if-match" not in request.fields and until is None
     try:
         where = conn.shared.locate(request.names, change=True, make=make)
     except FileNotFoundError:
@@ -2693,15 +2696,15 @@ def has_form(request: Request) -> bool:
     return request.method == "POST" and kind.startswith("multipart/form-data")
 
 
-def announced_length(request: Request) -> Optional[int]:
-    """How long an upload will be when it is whole, if it says so."""
+def announced_length(request: Request) -> str:
+    """How long an upload will be when it is whole, "" if it does not say so."""
     length = request.fields.get("upload-length")
     if length is None:
         begun = request.chunked or request.field("upload-complete") == "?0"
-        return None if begun else request.length
+        return "" if begun else str(request.length)
     if not DIGITS.fullmatch(length):
         raise Refusal(400, "Upload-Length is not a number")
-    return int(length)
+    return str(int(length))
 
 
 def is_folder(conn: Connection, names: Names) -> bool:
@@ -2715,7 +2718,7 @@ def is_folder(conn: Connection, names: Names) -> bool:
 
 def check_size(conn: Connection, request: Request) -> None:
     """A size that is too large is refused before the body, and before folders are made for it."""
-    if 0 < conn.args.max_size < max(request.length, announced_length(request) or 0):
+    if 0 < conn.args.max_size < max(request.length, int(announced_length(request) or 0)):
         limit = {"Upload-Limit": upload_limit(conn)}
         raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
 
@@ -2730,7 +2733,7 @@ def check_space(conn: Connection, place: Place, size: int) -> None:
 
 def check_conditions(fields: Fields, info: Optional[Facts]) -> Optional[Facts]:
     """What a request changes must be as its conditions say, whether it is there or not."""
-    tag, mtime = (etag(info), int(info.st_mtime)) if info else (None, 0)
+    tag, mtime = (etag(info), int(info.st_mtime)) if info else ("", FOREVER)
     is_known(fields, tag, mtime, reading=False)
     return info
 
@@ -2751,61 +2754,58 @@ class Plan(NamedTuple):
     # "replace" what stands there, or only the file of this tag; only as a "new" name, or with a
     # "number"
     over: str = "replace"
-    length: Optional[int] = None
-    sha256: Optional[str] = None
-    mtime: Optional[int] = None  # the client's, in ns
+    length: str = ""  # digits, as the others; "" if it is not known
+    sha256: str = ""
+    mtime: str = ""  # the client's, in ns
     # By these two the finished file is known: its time as the disk keeps it, which is mtime or else
     # when the upload began, and the number of its inode, which is the part's.
-    time: Optional[int] = None
-    file: Optional[int] = None
+    time: str = ""
+    file: str = ""
 
     def url(self) -> str:
         known = self._asdict()
         names = url_path(known.pop("names"))
-        return f"{names}?" + "&".join(
-            f"{key}={value}" for key, value in known.items() if value is not None
-        )
+        return f"{names}?" + "&".join(f"{key}={value}" for key, value in known.items() if value)
 
 
 def read_plan(request: Request) -> Plan:
     found = PLAN.fullmatch(request.query)
     if not found or not request.names:
         raise Refusal(404, "there is no such upload")
-    upload, over, length, sha256, *numbers = found.groups()
-    size, mtime, kept, file = (int(each) if each else None for each in (length, *numbers))
-    return Plan(request.names, upload, over, size, sha256, mtime, kept, file)
+    return Plan(request.names, *found.groups(default=""))
 
 
 def receive_upload(conn: Connection, request: Request, place: Place, plan: Plan) -> Answer:
     fields, began, length = request.fields, time.time_ns(), announced_length(request)
     digest, complete = parse_digest(request.field("repr-digest")), fields.get("upload-complete")
     resumable, mtime = complete in ("?0", "?1"), wanted_mtime(request, began)
-    check_space(conn, place, max(request.length, length or 0))
+    check_space(conn, place, max(request.length, int(length or 0)))
     conn.server.search_old_parts(place)
     with new_part(place, resumable, fields.get(EXECUTABLE.lower()) == "1") as part:
         plan = plan._replace(length=length, sha256=digest, mtime=mtime)
         if resumable:
             # how the disk keeps that time; then back to now, or the part could look too old
-            kept = part.date(began if mtime is None else mtime)
+            kept = part.date(int(mtime or began))
             part.date(began)
-            plan = plan._replace(upload=part.token, time=kept.st_mtime_ns, file=kept.st_ino)
+            when, file = str(kept.st_mtime_ns), str(kept.st_ino)
+            plan = plan._replace(upload=part.token, time=when, file=file)
             there = {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
             send_interim(conn, request, there)
         return fill_part(conn, request, part, plan, complete != "?0")
 
 
-def wanted_mtime(request: Request, began: int) -> Optional[int]:
+def wanted_mtime(request: Request, began: int) -> str:
     """The file's time at the client in ns, from a field of ownCloud, rclone, Nextcloud and Apache.
 
     A time without a fraction gets the server's: two files of one time and size need two ETags."""
     text = request.fields.get("x-oc-mtime")
     if text is None:
-        return None
+        return ""
     if not re.fullmatch(r"-?[0-9]{1,11}(\.[0-9]{1,9})?", text):
         raise Refusal(400, "X-OC-Mtime is not a time in seconds since 1970, of at most 11 digits")
     import decimal  # not at the top: few uploads have a time
 
-    return int(decimal.Decimal(text).scaleb(9)) + (0 if "." in text else began % 10**9)
+    return str(int(decimal.Decimal(text).scaleb(9)) + (0 if "." in text else began % 10**9))
 
 
 def send_interim(conn: Connection, request: Request, fields: Fields) -> None:
@@ -2847,9 +2847,9 @@ def write_body(conn: Connection, part: Part, plan: Plan, pieces: Iterable[Data])
 
 def check_length(conn: Connection, part: Part, plan: Plan, size: int) -> None:
     """Give up an upload that gets longer than it may."""
-    if 0 < conn.args.max_size < size or plan.length is not None and plan.length < size:
+    if 0 < conn.args.max_size < size or plan.length and int(plan.length) < size:
         part.kept = False
-        status = 413 if plan.length is None else 400
+        status = 400 if plan.length else 413
         raise Refusal(status, "more than was announced or is taken", close=True)
 
 
@@ -2869,7 +2869,7 @@ def reporting(conn: Connection, request: Request, part: Part) -> Iterator[Data]:
 def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) -> Answer:
     fields = {"Upload-Complete": "?1"} if plan.upload else {}
     try:
-        if plan.length not in (None, part.size):
+        if plan.length not in ("", str(part.size)):
             text = f"the upload has {part.size} bytes, {plan.length} were announced"
             raise Refusal(400, text)
         digest = check_digest(conn, request, part, plan)
@@ -2879,7 +2879,7 @@ def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) 
         raise
     names, info, replaced = finish_upload(conn, part, plan, digest)
     fields["ETag"] = etag(info)
-    if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
+    if plan.mtime and int(plan.mtime) // 10**9 == info.st_mtime_ns // 10**9:
         fields["X-OC-Mtime"] = "accepted"
     if digest:
         fields["Repr-Digest"] = digest_field(digest)
@@ -2887,7 +2887,7 @@ def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) 
 
 
 def finish_upload(
-    conn: Connection, part: Part, plan: Plan, digest: Optional[bytes] = None
+    conn: Connection, part: Part, plan: Plan, digest: bytes = b""
 ) -> tuple[Names, Facts, bool]:
     """Put a part in its place. Return its names, its facts, and whether it replaced a file.
 
@@ -2902,8 +2902,7 @@ def finish_upload(
             raise Refusal(412, "what it was to replace has changed meanwhile")
         # The system's own times come in ticks of some ms: of three files of one size that follow
         # each other within one, the third may have the inode, and so the ETag, of the first.
-        mtime = plan.mtime if plan.time is None else plan.time
-        info = part.prepare(old, time.time_ns() if mtime is None else mtime)
+        info = part.prepare(old, int(plan.time or plan.mtime or time.time_ns()))
         name = part.rename_to(plan.names[-1], plan.over)
     if conn.args.durable:
         sync_folder(part.place)
@@ -2926,11 +2925,11 @@ def stored_answer(
     return text_answer(201, f"stored as {' '.join(paths)}{more}", fields)
 
 
-def check_digest(conn: Connection, request: Request, part: Part, plan: Plan) -> Optional[bytes]:
-    """The SHA-256 of what is on the disk, if it is wanted. It must match an announced one."""
+def check_digest(conn: Connection, request: Request, part: Part, plan: Plan) -> bytes:
+    """The SHA-256 of what is on the disk, if anybody wants it. It must match an announced one."""
     wanted = plan.sha256 or parse_digest(conn.body.trailer.get("repr-digest", ""))
     if not wanted and not wants_digest(request):
-        return None
+        return b""
     actual = sha256_of(part.descriptor)
     if wanted and actual.hex() != wanted:
         raise Refusal(400, "what arrived is not what Repr-Digest says")
@@ -3116,8 +3115,8 @@ def upload_state(conn: Connection, request: Request) -> Answer:
     try:
         with resumed(conn, request) as (part, plan):
             fields = upload_fields(conn, part.size, "?0")
-            if plan.length is not None:
-                fields["Upload-Length"] = str(plan.length)
+            if plan.length:
+                fields["Upload-Length"] = plan.length
     except Refusal as refused:
         fields = refused.fields
         if "Upload-Complete" not in fields:
@@ -3151,8 +3150,8 @@ def finished_upload(conn: Connection, place: Place, plan: Plan) -> Refusal:
     last = plan.names[-1]
     for name in numbered_names(last) if plan.over == "number" else [last]:
         info = place.beside(name).stat()
-        same = info and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
-        if info and same and plan.length in (None, info.st_size):
+        same = info and (str(info.st_ino), str(info.st_mtime_ns)) == (plan.file, plan.time)
+        if info and same and plan.length in ("", str(info.st_size)):
             fields = {
                 **place_fields(conn, [*plan.names[:-1], name]),
                 **upload_fields(conn, info.st_size, "?1"),
@@ -3247,9 +3246,7 @@ def move(conn: Connection, request: Request) -> Answer:
         return move_to(old, found, new, request, names)
 
 
-def move_to(
-    old: Place, found: Opened, new: Place, request: Request, names: tuple[str, ...]
-) -> Answer:
+def move_to(old: Place, found: Opened, new: Place, request: Request, names: Names) -> Answer:
     check_conditions(request.fields, found.info)
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
     if there and names != request.names and os.path.samestat(there, found.info):
@@ -3343,9 +3340,7 @@ def login_name(conn: Connection) -> str:
     return "" if conn.user in ("-", ANYBODY) else urllib.parse.unquote(conn.user)
 
 
-def log_hand_in(
-    conn: Connection, plan: Plan, name: str, size: int, digest: Optional[bytes]
-) -> None:
+def log_hand_in(conn: Connection, plan: Plan, name: str, size: int, digest: bytes) -> None:
     if not conn.args.drop_box or conn.args.quiet and not conn.args.log:
         return
     sender, *names = plan.names
@@ -3358,12 +3353,12 @@ def log_hand_in(
         by=sender,
         name=printable_name("/".join(names)),
         size=size,
-        sha256=digest.hex() if digest else None,
+        sha256=digest.hex() or None,
         verified=bool(digest),
     )
 
 
-METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
+METHODS = {
     "GET": get,
     "HEAD": get,
     "OPTIONS": options,
@@ -4595,10 +4590,10 @@ def page_head(title: str) -> str:
 
 def path_links(crumbs: Names) -> str:
     """The shared folder and those on the way to this one, each a link."""
-    links: list[str] = []
-    for up, name in zip(reversed(range(len(crumbs))), crumbs):
-        href = ("../" * up or "./") if links else "/"
-        links.append(f'<a href="{href}">{html.escape(utf8_name(name))}</a>')
+    links = [
+        f'<a href="{"../" * up or "./"}">{html.escape(utf8_name(name))}</a>'
+        for up, name in zip(reversed(range(len(crumbs))), crumbs)
+    ]
     return f'<nav aria-label="Path">{" <span>/</span> ".join(links)}</nav>\n'
 
 

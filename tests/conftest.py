@@ -151,20 +151,21 @@ def stopped(server):
     server.process.send_signal(signal.SIGCONT)
 
 
-def queues(server, sock, table="tcp"):
-    """Bytes in the server's socket to this one, from /proc/net: those that have not left yet, and those that it has not read."""
-    theirs, ours = (f":{port:04X}" for port in (server.port, sock.getsockname()[1]))
-    with open(f"/proc/net/{table}") as rows:
-        for row in rows:
-            words = row.split()
-            if words[1].endswith(theirs) and words[2].endswith(ours):
-                return tuple(int(count, 16) for count in words[4].split(":"))
+def queues(sock):
+    """Bytes in the socket at the other end of this one, from /proc/net: those that have not left yet, and those that nobody has read."""
+    with suppress(OSError):  # it is reset
+        pairs = [sock.getpeername(), sock.getsockname()]
+        ends = [f"{socket.inet_aton(host)[::-1].hex()}:{port:04x}".upper() for host, port in pairs]
+        with open("/proc/net/tcp") as rows:
+            for words in map(str.split, rows):
+                if words[1:3] == ends:
+                    return tuple(int(count, 16) for count in words[4].split(":"))
     return 0, 0  # it is closed
 
 
-def taken(server, sock):
-    """Wait until the server has read all that was sent to it."""
-    until(lambda: queues(server, sock)[1] == 0, "what was sent to be read")
+def taken(sock):
+    """Wait until the other end has read all that was sent."""
+    until(lambda: queues(sock)[1] == 0, "what was sent to be read")
 
 
 def assert_clean(text):

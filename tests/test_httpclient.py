@@ -1111,6 +1111,15 @@ def test_a_connection_that_waited_while_another_noticed_a_change_asks_no_more(fi
     assert asked == [("GET", True), ("GET", True), ("GET", False)]
 
 
+def test_a_range_that_is_shorter_than_it_says_is_told(run, canned, tmp_path):
+    head = "HTTP/1.1 200 OK\r\nETag: 'a'\r\nContent-Length: 600000\r\n\r\n".replace("'", '"')
+    more = 'ETag: "a"\r\nContent-Range: bytes 400000-599999/600000\r\n'
+    server = canned(head.encode() + b"x" * 400_000, answer(b"y" * 50, "206 Part", more))
+    url = f"http://127.0.0.1:{server.port}/a"
+    done = run("httpclient.py", "get", url, "--retries", 1, cwd=tmp_path)
+    assert done.code == 56 and f"a range of {url} came short" in done.err, done
+
+
 @pytest.mark.parametrize("more", [[], ["--connections", 3]])
 def test_a_change_is_noticed_also_where_the_server_knows_range_but_not_if_range(
     run, files, tmp_path, more
@@ -1655,6 +1664,7 @@ def test_put_sends_length_and_digest(run, canned, tmp_path):
     [
         (answer(b""), None, 0, "sent a ("),  # as from S3
         (answer(b"stored"), answer(b"", "403 No"), 0, "sent unverified a ("),
+        (answer(b"stored"), b"HTTP/1.1", 0, "sent unverified a ("),
         (
             answer(b"hello"),
             b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
@@ -1674,7 +1684,7 @@ def test_put_sends_length_and_digest(run, canned, tmp_path):
             "has 0 bytes, 5 were sent",
         ),
     ],
-    ids=["store", "page", "same size", "ignored", "ignored, was empty"],
+    ids=["store", "page", "hangs up", "same size", "ignored", "ignored, was empty"],
 )
 def test_a_200_to_a_put_is_not_believed_when_it_looks_like_a_get(
     run, canned, tmp_path, put, head, code, said
@@ -2116,6 +2126,10 @@ class Uploads(Listener):
         if method == "HEAD" and self.busy:
             self.busy -= 1
             conn.sendall(b"HTTP/1.1 503 Busy\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n")
+        elif method == "HEAD" and path == b"/big":
+            conn.sendall(
+                b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n" % (self.digest(), self.length)
+            )
         elif method == "HEAD":
             assert path == b"/up/8"
             conn.sendall(
@@ -2153,11 +2167,13 @@ class Uploads(Listener):
             if cut:
                 return False
             assert fields["want-repr-digest"] == "sha-256=1"
-            self.damaged -= 1
-            stored = hashlib.sha256(self.data + b"!" * (self.damaged >= 0)).digest()
-            digest = f"Repr-Digest: sha-256=:{h.b64(stored)}:\r\n"
-            conn.sendall(f"HTTP/1.1 201 Created\r\n{digest}Content-Length: 0\r\n\r\n".encode())
+            conn.sendall(b"HTTP/1.1 201 Created\r\n%bContent-Length: 0\r\n\r\n" % self.digest())
         return True
+
+    def digest(self):
+        self.damaged -= 1
+        stored = hashlib.sha256(self.data + b"!" * (self.damaged >= 0)).digest()
+        return f"Repr-Digest: sha-256=:{h.b64(stored)}:\r\n".encode()
 
 
 @pytest.mark.parametrize("times", [1, 9])
@@ -2181,6 +2197,26 @@ def test_an_upload_that_is_resumed_is_compared_whole(run, listeners, tmp_path):
     done = run("httpclient.py", *command, cwd=tmp_path)
     assert done.code == 0 and "arrived damaged" in done.err and server.data == BODY * 10, done
     assert server.methods == ["OPTIONS", "PUT", "PATCH", "HEAD", "PATCH", "PUT", "PATCH"]
+
+
+def test_a_file_that_changes_at_the_end_of_an_upload_is_not_called_damaged(listeners, tmp_path):
+    (tmp_path / "big").write_bytes(BODY * 10)
+    server = Uploads(cut_at=700_000, times=1)
+    listeners.append(server)
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h\n"
+        "file_digest = h.file_digest\n"
+        "def later(path, name):\n"
+        "    with open(path, 'ab') as file: file.write(b'more')\n"
+        "    return file_digest(path, name)\n"
+        "h.file_digest = later\nsys.exit(h.main())"
+    )
+    command = "put", "--force", "big", f"http://127.0.0.1:{server.port}/big"
+    command = [sys.executable, "-c", code, *command]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 18 and "big changed while it was sent" in done.stderr, done
+    assert "damaged" not in done.stderr and names(tmp_path) == ["big"]
+    assert server.methods == ["OPTIONS", "PUT", "PATCH", "HEAD", "PATCH"]
 
 
 def test_an_upload_is_resumed_where_the_server_speaks_the_draft(run, listeners, tmp_path):
@@ -2230,9 +2266,12 @@ def test_an_upload_that_another_connection_still_writes_is_asked_for_again(
     ]
 
 
-def test_an_upload_whose_last_answer_is_lost_is_not_sent_again(run, listeners, tmp_path):
+@pytest.mark.parametrize("damaged", [0, 1])
+def test_an_upload_whose_last_answer_is_lost_is_sent_again_only_if_it_arrived_damaged(
+    run, listeners, tmp_path, damaged
+):
     (tmp_path / "big").write_bytes(BODY * 10)
-    server = Uploads(cut_at=len(BODY * 10), times=1)
+    server = Uploads(cut_at=len(BODY * 10), times=1, damaged=damaged)
     listeners.append(server)
     assert (
         run(
@@ -2245,7 +2284,8 @@ def test_an_upload_whose_last_answer_is_lost_is_not_sent_again(run, listeners, t
         ).code
         == 0
     )
-    assert server.methods == ["OPTIONS", "PUT", "PATCH", "HEAD"] and names(tmp_path) == ["big"]
+    methods = ["OPTIONS", "PUT", "PATCH", "HEAD", "HEAD", *["PUT", "PATCH"] * damaged]
+    assert server.methods == methods and names(tmp_path) == ["big"]
 
 
 def test_an_upload_is_resumed_by_the_same_command_again(run, listeners, tmp_path):
@@ -3643,6 +3683,16 @@ def test_a_zone_is_for_the_connection_alone(text):
 
 
 # --- put, trees ---
+def test_put_waits_for_a_server_that_cannot_tell_yet_what_is_there(run, canned, tmp_path):
+    """It may ignore that only a new file may be made."""
+    (tmp_path / "a").write_bytes(b"hello")
+    busy = answer(b"", "503 Busy", "Retry-After: 0\r\n")
+    server = canned(busy, answer(b"other"), answer(b"", "201 Made"), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", "put", "a", f"http://127.0.0.1:{server.port}/a", cwd=tmp_path)
+    assert done.code == 25 and "exists already" in done.err, done
+    assert [head.split()[0] for head in server.read] == [b"HEAD", b"HEAD"]
+
+
 def test_put_skips_the_same_file_and_does_not_replace_another_one(run, spawn, tmp_path):
     (tmp_path / "served").mkdir()
     url = f"http://127.0.0.1:{spawn('httpserver.py', 'served', cwd=tmp_path).port}/"

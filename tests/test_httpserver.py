@@ -853,6 +853,7 @@ def test_if_range_compares_strongly(ask, folder):  # 28
         (date, 206),
         (email.utils.formatdate(1e9 + 1, usegmt=True), 200),
         ("nonsense", 200),
+        ("", 200),
     ]
     assert [
         (value, ask("GET", "/a.txt", f"Range: bytes=0-1\r\nIf-Range: {value}\r\n").status)

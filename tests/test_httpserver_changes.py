@@ -394,6 +394,45 @@ def test_durable_uploads_work(spawn, folder, ask):
     assert (folder / "d" / "x").read_bytes() == DATA
 
 
+def test_a_folder_that_is_there_need_not_be_one_that_the_server_may_make(
+    spawn, folder, ask, tmp_path
+):
+    """NFS says first that nobody may make a folder there, and not that it exists."""
+    (tmp_path / "refusing.py").write_text(
+        "import os, runpy, sys\n"
+        "def refused(name, **more):\n    raise PermissionError(13, 'Permission denied')\n"
+        "os.supports_dir_fd.add(refused)\nos.mkdir, sys.argv[0] = refused, 'httpserver.py'\n"
+        f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
+    (folder / "d").mkdir()
+    server = spawn(str(tmp_path / "refusing.py"), folder)
+    assert ask("PUT", "/d/x", body=DATA, to=server).status == 201
+    assert ask("PUT", "/new/x", body=DATA, to=server).status == 403
+
+
+def test_a_folder_whose_files_nobody_may_look_at_is_moved_all_the_same(
+    spawn, folder, ask, tmp_path
+):
+    # capset(): also root gets only what the mode of a folder gives its owner
+    (tmp_path / "unprivileged.py").write_text(
+        "import ctypes, runpy, sys\n"
+        "head, nothing = (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()\n"
+        "assert ctypes.CDLL(None).capset(head, nothing) == 0\nsys.argv[0] = 'httpserver.py'\n"
+        f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
+    (folder / "d" / "listed").mkdir(parents=True)
+    (folder / "d" / "listed" / "x").touch()
+    (folder / "d" / "listed").chmod(0o444)
+    server = spawn(str(tmp_path / "unprivileged.py"), folder)
+    try:
+        assert ask("MKCOL", "/e/", to=server).status == 201
+        assert ask("MOVE", "/d", "Destination: /e/d\r\n", to=server).status == 201
+    finally:
+        for path in folder.glob("**/listed"):
+            path.chmod(0o755)
+    assert (folder / "e" / "d" / "listed" / "x").exists()
+
+
 def test_durable_puts_the_names_of_new_folders_on_the_disk_too(spawn, folder, ask, tmp_path):
     (tmp_path / "told.py").write_text(
         "import os, runpy, sys\nmkdir, fsync = os.mkdir, os.fsync\n"
@@ -881,6 +920,13 @@ def test_a_conditional_upload_in_pieces_replaces_only_what_was_there_when_it_beg
     assert ask("DELETE", path).status == 204
     assert append(ask, third, 5, b"third").status == (201 if path == "/new" else 412)
     assert not [name for name in tree(folder) if b".six-" in name]
+
+
+def test_a_condition_that_is_no_date_is_ignored_also_where_folders_are_made(ask, folder):
+    for condition, status in ("nonsense", 201), ("Thu, 01 Jan 1970 00:00:00 GMT", 412):
+        fields = f"If-Unmodified-Since: {condition}\r\n"
+        assert ask("PUT", f"/new/{status}/x", fields, DATA).status == status
+    assert tree(folder) == {b"a.txt": b"hello\n", b"new/201/x": DATA}
 
 
 def test_wrong_resumptions_are_refused_and_change_nothing(ask, folder):
@@ -1824,7 +1870,7 @@ def test_one_client_too_many_gets_503(spawn, folder, wire):
     assert [connection.reply().status for connection in kept] == [200] * 3
     for connection in kept:
         connection.send(GET)  # not idle: there is no end to this head
-        taken(server, connection.sock)
+        taken(connection.sock)
     reply = wire(server).reply()
     assert (reply.status, reply.fields["connection"]) == (503, "close") and reply.fields[
         "retry-after"
@@ -1840,13 +1886,13 @@ def test_one_address_with_slow_heads_does_not_keep_all_others_out(spawn, folder,
         slow.append(wire(server).send(GET + "\r\n"))
         assert slow[-1].reply().status == 200
         slow[-1].send(GET)
-        taken(server, slow[-1].sock)
+        taken(slow[-1].sock)
     assert wire(server).reply().status == 503
     for number in 0, 1:
         other = wire(server, source="127.0.0.2").send(GET + "\r\n")
         assert (other.reply().status, slow[number].reply().status) == (200, 503)
         other.send(GET)  # not idle
-        taken(server, other.sock)
+        taken(other.sock)
     assert wire(server).reply().status == 503
 
 
@@ -1886,7 +1932,7 @@ def test_for_a_new_client_the_connection_that_is_idle_longest_makes_room(
     new = come()
     assert asked(new) == 200 and kept[1].closed()
     kept[2].send(GET)
-    taken(server, kept[2].sock)
+    taken(kept[2].sock)
     assert asked(come()) == 200 and kept[0].closed()
     assert kept[2].send("\r\n").reply().status == 200 == asked(new)
 
