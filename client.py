@@ -2493,9 +2493,9 @@ class Link(Wire):
                 raise
 
     def notes(self) -> int:
-        """Take the lines that have come; how many."""
+        """Take the lines that have come; how many. A server may send them without end."""
         count = 0
-        while (
+        while count < 2 * LISTED_IN_MEMORY and (
             self.buffer.find(b"\n", self.start, self.end) >= 0
             or select.select([self.sock], [], [], 0)[0]
         ):

@@ -1033,6 +1033,25 @@ def test_a_server_that_answers_without_end_is_left(do, here, listeners):
     assert done.code == 56 and "more answers than requests" in done.err, done
 
 
+def test_ctrl_c_ends_an_upload_to_a_server_that_sends_notes_without_end(here, listeners):
+    flooding = threading.Event()
+
+    def talk(conn):
+        conn.sendall(GREETING)
+        while b"stat x" not in conn.recv(1000):
+            pass
+        conn.sendall(b"err stat x reason=no-such-file\n")
+        for _ in iter(bool, True):
+            conn.sendall(b"note x received=5\n" * 5000)
+            flooding.set()
+
+    listeners.append(Listener(talk))
+    (here / "x").write_bytes(BIG[: 5 << 20])
+    put = Process(ROOT / "client.py", "--port", listeners[0].port, "put", "x", cwd=here)
+    assert flooding.wait(DEADLINE)
+    stopped(put)
+
+
 @pytest.mark.parametrize(
     ("words", "answer", "code"),
     [
