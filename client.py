@@ -1389,8 +1389,10 @@ class Gets(Batch):
     ) -> "Failure":
         what = f"cannot write {printable(file.path)} ({error.strerror}) "
         what += f"after {part.received:,} of {size:,} bytes"
-        why, hint = "nothing that was there before has changed", "-o DEST for another place"
-        if part.name and error.errno in FULL:
+        why, hint = "what was there before is untouched", "-o DEST for another place"
+        if not part.name:
+            why = "what reads it has ended, or its disk is full"
+        elif error.errno in FULL:
             folder = printable(part.folder.path)
             needed = plural(size - part.received * kept, "byte")
             why = f"{needed} more must fit on the disk of {folder}"
@@ -2491,9 +2493,9 @@ class Link(Wire):
                 raise
 
     def notes(self) -> int:
-        """Take the lines that have come; how many."""
+        """Take the lines that have come; how many. A server may send them without end."""
         count = 0
-        while (
+        while count < 2 * LISTED_IN_MEMORY and (
             self.buffer.find(b"\n", self.start, self.end) >= 0
             or select.select([self.sock], [], [], 0)[0]
         ):
@@ -2514,7 +2516,7 @@ class Link(Wire):
 
         Where it ends with `data N`, another line tells what it says."""
         words, length, *_ = self.asked.pop()
-        self.asked.append((words, length, f"{likely}\n".encode(), stands))
+        self.asked.append((words, length, f"{likely}\n".encode(*NAMES), stands))
 
     def full(self) -> bool:
         return len(self.asked) >= UNANSWERED or self.unanswered > UNANSWERED_BYTES
