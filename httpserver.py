@@ -2661,7 +2661,7 @@ def put(conn: Connection, request: Request) -> Answer:
     check_size(conn, request)
     # a request that is conditional on an existing file must not create folders
     until = parse_date(request.field("if-unmodified-since"))
-    make = "if-match" not in request.fields and until is None
+    make = "if-match" not in request.fields and not until < FOREVER
     try:
         where = conn.shared.locate(request.names, change=True, make=make)
     except FileNotFoundError:
