@@ -510,9 +510,8 @@ class Client:
         for connection in self.idle.values():
             connection.close()
 
-    def retry(self, act: "Callable[[], T]", count: Callable[[], int] = int) -> "T":
-        """Repeat act() until it raises no Transient. count() tells how many bytes have passed; if
-        nobody counts them, int() is 0.
+    def retry(self, act: "Callable[[], T]", count: Callable[[], int] = lambda: 0) -> "T":
+        """Repeat act() until it raises no Transient. count() tells how many bytes have passed.
 
         A link that had worked is tried for two minutes after its last byte, or as often as
         --retries says. Other troubles are tried a few times."""
@@ -4536,7 +4535,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-# the function of each verb, its text, and its arguments; + stands for one or more, * for any number
+# the function of each verb, its text, and its arguments: + stands for one or more, * for any number
 VERBS: dict[str, tuple[Callable[[Client], None], str, str]] = {
     "get": (get, "fetch files", "URL*"),
     "put": (put, "send files, or - for standard input", "PATH* URL"),
