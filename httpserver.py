@@ -2581,7 +2581,7 @@ def file_answer(
     if wants_digest(request) and (digest := conn.server.digest(conn, found)):
         headers["Repr-Digest"] = digest_field(digest)
     ranges = wanted_ranges(request, info.st_size, tag, mtime)
-    if ranges and len(ranges) > 1:
+    if len(ranges) > 1:
         return several(headers, found.descriptor, info.st_size, ranges)
     return one_range(
         headers, ranges, info.st_size, lambda start, end: [Span(found.descriptor, start, end)]
@@ -2597,28 +2597,28 @@ def is_utf8(descriptor: int) -> bool:
     return False
 
 
-def wanted_ranges(request: Request, size: int, tag: str, mtime: float) -> Optional[Ranges]:
-    """The ranges that are to be sent, None for the whole."""
+def wanted_ranges(request: Request, size: int, tag: str, mtime: float) -> Ranges:
+    """The ranges that are to be sent, none for the whole."""
     condition = request.fields.get("if-range", tag)
     # §13.1.5: a strong tag, or the date of a file that has not changed within the last second
     same = condition == tag or parse_date(condition) == mtime < time.time() - 1
     if request.method != "GET" or not same:
-        return None
+        return []
     ranges = parse_ranges(request.field("range"), size)
     if ranges == []:
         raise Refusal(416, "there are no such bytes", {"Content-Range": f"bytes */{size}"})
-    return ranges
+    return ranges or []
 
 
 def one_range(
     headers: Fields,
-    ranges: Optional[Ranges],
+    ranges: Ranges,
     size: int,
     read: Callable[[int, int], Iterable[Piece]],
 ) -> Answer:
     """One range of what has this size, or the whole."""
     status, start, end = 200, 0, size
-    if ranges and len(ranges) == 1:
+    if len(ranges) == 1:
         status, (start, end) = 206, ranges[0]
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     answer = Answer(status, headers, pieces=read(start, end), length=end - start)
@@ -2661,7 +2661,7 @@ def put(conn: Connection, request: Request) -> Answer:
     check_size(conn, request)
     # a request that is conditional on an existing file must not create folders
     until = parse_date(request.field("if-unmodified-since"))
-    make = "if-match" not in request.fields and until is None
+    make = "if-match" not in request.fields and not until < FOREVER  # it is no date
     try:
         where = conn.shared.locate(request.names, change=True, make=make)
     except FileNotFoundError:
