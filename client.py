@@ -119,7 +119,7 @@ import struct
 import time
 import unicodedata
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
 
 if TYPE_CHECKING:
@@ -175,7 +175,8 @@ def do_list(args: argparse.Namespace) -> int:
     """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
     code, table = 0, is_terminal(1)
     folder = remote_name(args, args.folder) if args.folder else args.cwd or ""
-    for entry in (matching if is_pattern(args, folder) else list_folder)(args, folder, args.r):
+    entries = matching if is_pattern(args, folder) else list_folder
+    for entry in entries(args, folder, args.r):
         name = entry.words[0]
         if entry.keys.get("reason") == "not-a-file":
             say_in_rows(f"skipped {printable(name)}: {SKIPPED['link or special']}")
@@ -307,10 +308,9 @@ Conversation = Generator[File, "Line", None]
 NAME_IS_FREE = {"no-such-file", "no-such-folder", "drop-box"}
 # what the server says to the same request again if it had been done before the connection was lost
 DONE = {"delete": "no-such-file", "mkdir": "exists"}
-# what the last line tells besides what was sent or fetched
+# what the last line tells besides what was sent, fetched or skipped
 LAST_LINE = {
     "same": "{:,} already there",
-    "skipped": "skipped {}",
     "deleted": "deleted {:,}",
     "delete": "would delete {:,}",
     "failed": "{:,} failed",
@@ -329,6 +329,7 @@ class Batch:
     While one waits for its answer, the next begins. One bad file does not stop the others."""
 
     verb = ""
+    taken = 0, "", ""  # where another file has the name: exit code, what is told, what to do
     again = "the same command again resumes"
     repeated = "resumes"  # what is told of a command to repeat when the connection was lost
 
@@ -369,9 +370,9 @@ class Batch:
             elif self.args.delete:
                 self.remove_surplus()
         except BaseException as end:
-            self.progress.clear()
             if isinstance(end, KeyboardInterrupt):
                 end.args = (f"stopped after {self.reached()}; {self.again}",)
+            self.progress.clear()
             self.hang_up()
             raise
         self.summary()
@@ -380,12 +381,14 @@ class Batch:
     def reached(self) -> str:
         """How far it came. The answer for a file may have come while the next one was sent."""
         link: Link | None = self.args.link
-        answers = zip(link.arrived if link else [], self.waiting)
+        if link and self.verb != "get":  # there a body may be under way
+            link.timeout = REDRAW
+            with contextlib.suppress(Lost, Broken):
+                link.notes()
         arrived = [
             file.status.st_size
-            for (found, _), (file, _) in answers
-            if found.verb == "ok" and found.words[:1] in (["put"], ["send"])
-            if file.status and stat.S_ISREG(file.status.st_mode)  # a folder is sent as well
+            for (answer, _), (file, _) in zip(link.arrived if link else (), self.waiting)
+            if answer.verb == "ok" and file.tried and file.status
         ]
         size = self.bytes + self.there + self.progress.current + sum(arrived)
         return f"{plural(self.counts['ok'] + len(arrived), 'file')} and {readable_size(size)}"
@@ -523,38 +526,50 @@ class Batch:
             require_ok(answer, verb, file.name)
         self.settle(file, "deleted" if file.doomed else "ok")
 
-    def is_alike(
+    def is_same(
         self,
+        file: File,
         ours: os.stat_result,
         theirs: "Line",
         opened: Callable[[], tuple[int, os.stat_result]],
     ) -> bool:
-        """Whether both are the same: by SHA-256 where the server told it, or by size and time."""
-        size = theirs.number("size")
-        if "sha256" not in theirs.keys:
-            return same(ours.st_size, ours.st_mtime_ns, size, theirs.number("mtime_ns"))
-        if ours.st_size != size:
-            return False
-        fd, _ = opened()
-        try:
-            return digest(fd, size, hashlib.sha256(), self.show_checked) == theirs.keys["sha256"]
-        finally:
-            os.close(fd)
+        """Whether both are the same: by SHA-256 where the server told it, or by size and time.
 
-    def closer_look(self, theirs: "Line", ours: os.stat_result) -> str:
-        """A hint for files that may be the same: another client may have lost part of the time."""
-        alike = theirs.number("size") == ours.st_size and self.args.compare == "time"
-        return "--compare content tells whether they are the same; " * alike
+        Only --force replaces another file."""
+        size = theirs.number("size")
+        alike = ours.st_size == size
+        if "sha256" not in theirs.keys:
+            alike = same(ours.st_size, ours.st_mtime_ns, size, theirs.number("mtime_ns"))
+        elif alike:
+            fd, _ = opened()
+            try:
+                told = theirs.keys["sha256"]
+                alike = digest(fd, size, hashlib.sha256(), self.show_checked) == told
+            finally:
+                os.close(fd)
+        if not alike and not self.args.force:
+            code, what, hint = self.taken
+            if size == ours.st_size and self.args.compare == "time":
+                # another client may have lost part of the time
+                hint = f"--compare content tells whether they are the same; {hint}"
+            name = printable(file.path if self.verb == "get" else file.name)
+            raise Failure(code, f"{what} {name}", difference(theirs, ours), hint)
+        return alike
 
     def show_checked(self, count: int) -> None:
         self.progress.update(count, "checked")
 
-    def choose_doomed(
-        self, name: str, content: Iterator[str], is_kept: Callable[[str], bool]
-    ) -> list[str]:
-        """What --delete removes of a folder's content: more than half of it only with --force."""
+    def choose_doomed(self, name: str, content: Iterable[str], source: set[str]) -> list[str]:
+        """What --delete removes of a folder's content: more than half of it only with --force.
+
+        A link of the source is in it with a slash, too: nobody has looked what is behind it."""
+        links = tuple(path for path in source if path.endswith("/"))
         found = [below for below in content if not self.kept_out(below)]
-        doomed = [below for below in found if not is_kept(below.rstrip("/"))]
+        doomed = [
+            below
+            for below in found
+            if below.rstrip("/") not in source and not below.startswith(links)
+        ]
         if len(doomed) * 2 > len(found) and not self.args.force:
             what = f"--delete would remove {len(doomed):,} of the {len(found):,} files and folders"
             what += f" in {printable(name)}"
@@ -563,7 +578,7 @@ class Batch:
                 self.say(f"without --force it refuses that: {what}")
                 return doomed
             hint = "--dry-run shows them, --force removes them"
-            raise Failure(23 if self.verb == "get" else 25, what, why, hint)
+            raise Failure(self.taken[0], what, why, hint)
         return doomed
 
     def hang_up(self) -> list[File]:
@@ -604,29 +619,30 @@ class Batch:
     def summary(self) -> None:
         self.progress.clear()
         elapsed, counts = time.monotonic() - self.progress.began, self.counts
-        skipped = {kind: counts[kind] for kind in SKIPPED if counts[kind]}
-        facts: dict[str, Any] = {
-            "verb": self.verb,
-            "files": counts["ok"] + counts["new"] + counts["replace"],
-            "bytes": self.bytes,
-            "seconds": round(elapsed, 3),
-            "same": counts["same"],
-            "skipped": sum(skipped.values()),
-            "deleted": counts["deleted"] + counts["delete"],
-            "failed": counts["failed"],
-        }
+        files = counts["ok"] + counts["new"] + counts["replace"]
         if self.args.json:
-            return tell_json(facts)
+            return tell_json(
+                {
+                    "verb": self.verb,
+                    "files": files,
+                    "bytes": self.bytes,
+                    "seconds": round(elapsed, 3),
+                    "same": counts["same"],
+                    "skipped": sum(counts[kind] for kind in SKIPPED),
+                    "deleted": counts["deleted"] + counts["delete"],
+                    "failed": counts["failed"],
+                }
+            )
         rate = readable_size(self.bytes / max(elapsed, 0.001))
-        facts |= {"deleted": counts["deleted"], "delete": counts["delete"]}
-        facts["skipped"] = ", ".join(f"{count:,} {kind}" for kind, count in skipped.items())
-        clauses = [form.format(facts[key]) for key, form in LAST_LINE.items() if facts[key]]
-        text = f"{plural(facts['files'], 'file')}, {readable_size(self.bytes + self.there)}"
+        skipped = ", ".join(f"{counts[kind]:,} {kind}" for kind in SKIPPED if counts[kind])
+        clauses = [f"skipped {skipped}"] * bool(skipped)
+        clauses += [form.format(counts[key]) for key, form in LAST_LINE.items() if counts[key]]
+        text = f"{plural(files, 'file')}, {readable_size(self.bytes + self.there)}"
         text += f" ({readable_size(self.there)} of it already there)" * bool(self.there)
         if self.args.dry_run:
             would = "fetch" if self.verb == "get" else "send"
             text = f"{self.verb} --dry-run: would {would} {text}"
-        elif facts["files"]:
+        elif files:
             text = f"{self.verb}: {text} in {elapsed:.2f} s ({rate}/s)"
         else:
             text = f"{self.verb}: 0 files"
@@ -731,6 +747,11 @@ class Puts(Batch):
     """Each file: is it there already? If not, its bytes, and the answer that they arrived."""
 
     verb = "put"
+    taken = (
+        25,
+        "server already has another",
+        "--as NAME stores yours beside it; --force replaces it",
+    )
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
@@ -740,7 +761,7 @@ class Puts(Batch):
         """What the command line names. Folders on the way to --into are made."""
         into = remote_name(self.args, self.args.into) if self.args.into else self.args.cwd or ""
         if self.args.into and into:  # in the shell, / and .. can mean all that is shared
-            yield File(into, status=os.stat("."))
+            yield File(into, status=os.stat("."))  # a folder without a path: nothing is in it
         for path in self.args.paths:
             # "" is the root folder's
             own = "" if path == "-" else os.path.basename(os.path.abspath(path))
@@ -770,12 +791,7 @@ class Puts(Batch):
         elif stat.S_ISREG(status.st_mode):
             yield from self.put_file(file, status)
         else:
-            raise Failure(
-                26,
-                f"skipped {printable(file.path)}",
-                "it is a link or a special file, not a file or folder",
-                "the file that it leads to",
-            )
+            raise OSError(errno.EINVAL, "neither a file nor a folder")
 
     def put_file(self, file: File, status: os.stat_result) -> Conversation:
         """What the server has of that name decides whether the bytes are sent."""
@@ -786,9 +802,8 @@ class Puts(Batch):
             if there is LIKELY:
                 return self.skip_same(file, status.st_size)
             if there.keys.get("reason") not in NAME_IS_FREE:
-                if self.is_same(file, status, there):
+                if self.is_there(file, status, there):
                     return self.skip_same(file, status.st_size, there.keys.get("sha256", ""))
-                self.check_force(file, status, there)
                 over = True
             part = there.number("part")
         if self.args.dry_run:
@@ -810,7 +825,7 @@ class Puts(Batch):
         """The bytes, and whether they arrived."""
         fd, status = self.opened(file)
         try:
-            offset, sha256, given_up = self.send_bytes(file, fd, status, part, over)
+            offset, sha256 = self.send_bytes(file, fd, status, part, over)
         finally:
             os.close(fd)
         if self.verb == "put":
@@ -822,19 +837,12 @@ class Puts(Batch):
         if answer.keys.get("reason") == "exists" and not file.tried:
             # another client was quicker: look whether it was with the same
             return self.files.append(iter([file._replace(tried=True, fresh=False)]))
-        if given_up == "changed":
-            raise Failure(
-                18,
-                f"{printable(file.path)} changed while it was sent",
-                "the server has not kept it",
-                "run the same command again when nothing writes to it",
-            )
         self.accept(file, answer, status.st_size, sha256, offset)
 
     def send_bytes(
         self, file: File, fd: int, status: os.stat_result, part: int, over: bool
-    ) -> tuple[int, str, str]:
-        """How much was there before this run, the digest of all, and why they were given up.
+    ) -> tuple[int, str]:
+        """How much was there before this run, and the digest of all.
 
         If there are many, or a part was left before, the server is heard first: it refuses what it
         has no room for, or says where to begin."""
@@ -851,14 +859,14 @@ class Puts(Batch):
         self.announce(file, "put", **keys)
         offset = self.link.accepted_offset() if asks else 0
         if offset is None:
-            return 0, "", "refused"
+            return 0, ""
         if offset != begun:
             sha = hashlib.sha256()
             os.lseek(fd, 0, os.SEEK_SET)
         self.progress.resumed += offset
         before = self.began.setdefault(file.name, offset)
-        given_up = send_body(self.link, fd, size - offset, status, sha, self.may_go_on)
-        return before, sha.hexdigest(), given_up
+        send_body(self.link, fd, size - offset, status, sha, self.may_go_on)
+        return before, sha.hexdigest()
 
     def may_go_on(self, count: int) -> bool:
         """Between chunks: or has the server refused it already?
@@ -882,30 +890,12 @@ class Puts(Batch):
         if other and not self.args.quiet:
             self.say(f"{printable(file.name)} is stored as {printable(given)}")
 
-    def is_same(self, file: File, status: os.stat_result, there: "Line") -> bool:
-        if there.verb == "err":
-            raise refusal(there, "put", file.name)
-        return there.keys.get("type") == "file" and self.is_alike(
-            status, there, functools.partial(self.opened, file)
-        )
-
-    def check_force(self, file: File, status: os.stat_result, there: "Line") -> None:
-        """Only --force replaces a file, and nothing replaces a folder."""
+    def is_there(self, file: File, status: os.stat_result, there: "Line") -> bool:
+        """Whether the server has it. Only --force replaces a file; nothing replaces a folder."""
+        require_ok(there, "put", file.name)
         if there.keys.get("type") != "file":
-            raise Failure(
-                25,
-                f"server already has a folder {printable(file.name)}",
-                "a file cannot take its place",
-                "--as NAME",
-            )
-        if not self.args.force:
-            raise Failure(
-                25,
-                f"server already has another {printable(file.name)}",
-                difference(there, status),
-                self.closer_look(there, status)
-                + "--as NAME stores yours beside it; --force replaces it",
-            )
+            raise refusal(Line("err", [], {"reason": "is-a-folder"}), "put", file.name)
+        return self.is_same(file, status, there, functools.partial(self.opened, file))
 
     def put_folder(self, file: File) -> Conversation:
         """Make the folder there, then queue what is in it. A new one is empty."""
@@ -935,21 +925,23 @@ class Puts(Batch):
         found: list[File] = []
         for source in self.sources():
             new = self.args.dry_run and ask(self.args, "stat", source.name).verb != "ok"
-            if os.path.isdir(source.path) and not new:
-                entries = list_folder(self.args, source.name, True)
-                names = (
-                    entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
-                    for entry in entries
-                    if entry.verb != "note"
-                )
-                for below in self.choose_doomed(
-                    source.name, names, functools.partial(self.is_here, source.path)
-                ):
-                    found.append(File(f"{source.name}/{below}".rstrip("/"), doomed=True))
+            if new or not os.path.isdir(source.path):
+                continue
+            there = [
+                entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
+                for entry in list_folder(self.args, source.name, True)
+                if entry.verb != "note"
+            ]
+            names = (below.rstrip("/") for below in there)
+            here = {name for name in names if self.is_here(source.path, name)}
+            for below in self.choose_doomed(source.name, there, here):
+                found.append(File(f"{source.name}/{below}".rstrip("/"), doomed=True))
         return reversed(found)  # a folder comes after what is in it
 
     def is_here(self, top: str, below: str) -> bool:
-        """Whether something of that name is in the folder here, or may be behind a link."""
+        """Whether something of that name is in the folder here, or may be behind a link.
+
+        A server that lists names from elsewhere must not learn what is there."""
         try:
             above, leaf = os.path.split(os.path.join(top, *check_name(below)))
             return self.folder(top, above).stat(leaf) is not None
@@ -1026,8 +1018,7 @@ class Puts(Batch):
 
         Only a link that was named itself is followed."""
         if file.top:
-            leaf = file.name.rpartition("/")[2]
-            above = file.path[: -len(leaf) - 1]
+            above, leaf = os.path.split(file.path)
             fd = self.folder(file.top, above).open(leaf, os.O_RDONLY)
         else:
             fd = os.open(file.path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
@@ -1041,25 +1032,18 @@ class Puts(Batch):
         """Standard input has no known length: it needs no stat, and has no second attempt."""
         if self.args.dry_run:
             return self.plan("new", file)
-        if self.verb == "put" and not self.args.quiet:
-            say(
-                "standard input cannot be sent twice: "
-                "if the connection is lost, this upload cannot resume"
-            )
         if sys.stdin is None:  # closed: the connection may have its number
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            raise os_error(errno.EBADF)
         self.announce(file, "put", over="yes" if self.args.force else None)
         size, sha, problem = 0, hashlib.sha256(), None
         try:
-            while not (refused := self.await_input(file.name)) and (chunk := os.read(0, CHUNK)):
+            while not self.await_input(file.name) and (chunk := os.read(0, CHUNK)):
                 sha.update(chunk)
                 size += len(chunk)
                 self.link.put(b"data %d\n" % len(chunk))
                 self.link.put(chunk)
                 self.link.flush()
-            end = (
-                line("abort", reason="refused") if refused else line("end", sha256=sha.hexdigest())
-            )
+            end = line("end", sha256=sha.hexdigest())  # where it was refused, this means nothing
         except OSError as error:
             problem, end = error, line("abort", reason="changed")
         self.link.put(end)
@@ -1093,22 +1077,14 @@ class Puts(Batch):
 
 def do_put(args: argparse.Namespace) -> int:
     """Also send: the same files, to other clients."""
-    if args.name and args.name.endswith("/"):
-        raise Failure(
-            2,
-            f"--as {printable(args.name)} names a folder",
-            "it is the whole name that the file gets",
-            f"--as {printable(args.name)}NAME"
-            + f"; or --into {printable(args.name)}, which makes the folder"
-            * (args.command == "put"),
-        )
     args.paths = [found for path in args.paths for found in local_names(path)]
-    if args.name and len(args.paths) > 1:
+    if args.name and (len(args.paths) > 1 or args.name.endswith("/")):
         raise Failure(
             2,
-            "--as names one file, and there are several",
-            "they would replace each other",
-            f"{args.command} without --as",
+            f"--as {printable(args.name)} is for one file",
+            "it is the whole name of that file: no folder's, and not for several files",
+            f"{args.command} without --as"
+            + "; --into FOLDER for a folder" * (args.command == "put"),
         )
     batch = Puts(args) if args.command == "put" else Sends(args)
     if batch.progress.drawn:
@@ -1127,39 +1103,17 @@ def local_names(path: str) -> list[str]:
 
 # --- get: files come in ---
 FULL = {errno.ENOSPC, errno.EDQUOT}  # of a disk
-# why a body is not taken for the file: exit code, what it did, why, what to do
-UNFIT = {
-    "aborted": (
-        18,
-        "changed while the server sent it",
-        "what came of it is not kept",
-        "run the same command again when nothing writes to it",
-    ),
-    "incomplete": (
-        18,
-        "ended too early",
-        "the server had announced more",
-        "run the same command again",
-    ),
-    "too-long": (
-        56,
-        "is longer than the server said",
-        "it breaks the protocol",
-        "run the same command again",
-    ),
-    "wrong-digest": (
-        56,
-        "arrived changed",
-        "its SHA-256 is not what the server computed: nothing is kept",
-        "run the same command again",
-    ),
-}
 
 
 class Gets(Batch):
     """Each file: is it here already? If not, its bytes, into a part, and then its name."""
 
     verb = "get"
+    taken = (
+        23,
+        "here is already another",
+        "-o DEST puts the server's elsewhere; --force replaces yours",
+    )
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
@@ -1230,22 +1184,21 @@ class Gets(Batch):
             if entry.verb == "file" and self.progress.drawn:
                 self.progress.expect(entry.number("size"))
             if self.args.delete:
-                known.add(entry.words[0][len(file.name) + 1 :])
+                known.add(below := entry.words[0][len(file.name) + 1 :])
+                if entry.keys.get("reason") == "not-a-file":
+                    known.add(f"{below}/")
         fresh = self.make_folder(file.path)
         self.files.append(self.entries(file, entries, fresh))
 
     def entries(self, above: File, found: Listing, fresh: bool) -> Iterator[File]:
         for entry in found:
             name = entry.words[0]
-            path = above.path + name[len(above.name) :]
-            file = File(name, path, above.path, None, entry, fresh)
             if name.startswith(above.name + "/"):
-                yield file
+                path = above.path + name[len(above.name) :]
+                yield File(name, path, above.path, None, entry, fresh)
             else:
-                what = f"the server listed {printable(name)}, which is not in "
-                what += printable(above.name)
-                why = "it breaks the protocol"
-                self.fail(file, Failure(56, what, why, "get the files by their names"))
+                file = File(name)
+                self.fail(file, self.as_failure(file, Refused("bad-name")))
 
     def is_wanted(self, file: File, entry: "Line") -> bool:
         """Whether an entry of a listing is a file to get; a folder is made at once."""
@@ -1294,7 +1247,7 @@ class Gets(Batch):
             return (yield from self.fetch(file._replace(stream=stream), stream))
         folder, leaf = self.local(file.path)
         there = None if file.fresh else folder.stat(leaf)
-        if there and self.is_same(file, facts, folder, leaf, there):
+        if there and self.is_here(file, facts, folder, leaf, there):
             return self.skip_same(file, size)
         if self.args.dry_run:
             return self.plan("replace", file, size)
@@ -1333,7 +1286,7 @@ class Gets(Batch):
                 if stat.S_ISDIR(status.st_mode)
                 or (stat.S_ISREG(status.st_mode) and not PART.fullmatch(os.path.basename(below)))
             )
-            for below in self.choose_doomed(path, content, known.__contains__):
+            for below in self.choose_doomed(path, content, known):
                 self.remove(File(f"{path}/{below}".rstrip("/")), below.endswith("/"))
         return iter(())
 
@@ -1346,7 +1299,7 @@ class Gets(Batch):
             folder.remove(leaf, is_folder)
             self.settle(file, "deleted")
 
-    def is_same(
+    def is_here(
         self,
         file: File,
         facts: "Line",
@@ -1354,24 +1307,11 @@ class Gets(Batch):
         leaf: str,
         there: os.stat_result,
     ) -> bool:
-        """Whether what is here is what the server has. Another file is replaced with --force."""
+        """Whether what is here is what the server has."""
         if not stat.S_ISREG(there.st_mode):
-            raise Failure(
-                23,
-                f"cannot write {printable(file.path)}",
-                "a folder, a link or a special file has that name here",
-                "-o DEST for another place",
-            )
-        alike = self.is_alike(there, facts, functools.partial(folder.read, leaf))
-        if not alike and not self.args.force:
-            raise Failure(
-                23,
-                f"another {printable(file.path)} is already here",
-                difference(facts, there),
-                self.closer_look(facts, there)
-                + "-o DEST puts the server's elsewhere; --force replaces yours",
-            )
-        return alike
+            why = "a folder, a link or a special file has that name here"
+            raise Refused("exists", why=why)
+        return self.is_same(file, there, facts, functools.partial(folder.read, leaf))
 
     def check_earlier(self, file: File, part: "Part", size: int) -> None:
         """Lock what an earlier attempt left, and hash it: the server compares the digest."""
@@ -1429,18 +1369,18 @@ class Gets(Batch):
             if receive_body(self.link, answer, part, lambda announced: None, tell) == "no":
                 raise Refused("wrong-digest")
         except Refused as refused:
-            code, what, why, hint = UNFIT[refused.reason]
+            told = "its length is not what the server announced", "run the same command again"
+            came = f"{part.received:,} of {part.size or 0:,} bytes"
             raise Failure(
-                code,
-                f"{printable(file.name)} {what} ({part.received:,} of {part.size or 0:,} bytes)",
-                why,
-                hint,
+                18 if refused.reason in ("aborted", "incomplete") else 56,
+                f"{printable(file.name)} was not received ({refused.reason} after {came})",
+                *WHYS.get(refused.reason, told),
             ) from None
         try:
             part.finish(self.args.force)
         except FileExistsError:  # another command was quicker
             if there := part.folder.stat(part.leaf):
-                self.is_same(file, answer, part.folder, part.leaf, there)  # or a Failure
+                self.is_here(file, answer, part.folder, part.leaf, there)  # or a Failure
             part.drop()
         return before
 
@@ -1449,11 +1389,8 @@ class Gets(Batch):
     ) -> "Failure":
         what = f"cannot write {printable(file.path)} ({error.strerror}) "
         what += f"after {part.received:,} of {size:,} bytes"
-        if not part.name:
-            why, hint = "what reads it has ended, or its disk is full", "-o DEST for another place"
-        elif error.errno not in FULL:
-            why, hint = "what was there before is untouched", "-o DEST for another place"
-        else:
+        why, hint = "nothing that was there before has changed", "-o DEST for another place"
+        if part.name and error.errno in FULL:
             folder = printable(part.folder.path)
             needed = plural(size - part.received * kept, "byte")
             why = f"{needed} more must fit on the disk of {folder}"
@@ -1517,8 +1454,9 @@ class Sends(Puts):
         # receiver -> how many files and folders it was sent, how many it has, their bytes
         self.results: dict[str, Counter[str]] = {}
         self.targets = ",".join(filter(None, args.to or []))
-        self.nicks: set[str] = set()  # of those receivers that have one
-        self.absent: dict[str, str] = {}  # address or nick of who gets nothing more -> its result
+        self.nicks: set[str] = set()  # of receivers that have one, and are here
+        self.receivers: dict[str, str] = {}  # address or nick -> what we call it
+        self.absent: set[str] = set()  # of these, those of whom it was told that they are not there
         if not self.targets and not args.all:
             raise Failure(
                 2,
@@ -1539,9 +1477,6 @@ class Sends(Puts):
             raise Lost(f"{printable(', '.join(away))} is not back yet")
         if self.args.all:
             self.targets = ",".join(nick or place for place, nick in receiving.items())
-            names = (name.lower() for both in receiving.items() for name in both)
-            back = {self.absent.get(name) for name in names}
-            self.absent = {name: who for name, who in self.absent.items() if who not in back}
         if not self.targets and self.args.tries:
             raise Lost("nobody is receiving yet")
         if not self.targets:
@@ -1586,10 +1521,7 @@ class Sends(Puts):
             return False
         if not self.link.got:
             raise refusal(answer, "send", file.name)
-        for target in set(self.absent.values()):
-            self.results[target]["unsent"] += 1
-        heard = [found for found in self.link.got if self.absent.keys().isdisjoint(names_of(found))]
-        reasons = [self.count_result(file, found, size, sha256) for found in heard]
+        reasons = [self.count_result(file, found, size, sha256) for found in self.link.got]
         if all(reasons) and NO_RECEIVER.issuperset(reasons):
             self.nobody = True
             if self.waiting or self.next_file():
@@ -1598,28 +1530,26 @@ class Sends(Puts):
         return not all(reasons)
 
     def count_result(self, file: File, found: "Line", size: int, sha256: str) -> str:
-        """What one receiver said: "", or why it has not got it."""
+        """What one receiver said: "", or why it has not got it. That it is absent is told once."""
         verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (sha256 or None)
-        target = peer_name(found.words[0], found.keys.get("nick"))
+        word, nick = found.words[0], found.keys.get("nick")
+        target = self.receivers.setdefault(word, peer_name(word, nick))
+        self.receivers[nick or word] = target  # so it is called when it has left
         counts = self.results.setdefault(target, Counter())
         counts.update(sent=1, verified=int(verified), bytes=size * verified)
         if verified:
             return ""
         reason = found.keys.get("reason") or "wrong-digest"
+        if reason in NO_RECEIVER:
+            self.nicks -= {word, nick}
+            if target in self.absent:
+                return reason
+            self.absent.add(target)
         told = "the receiver says so", "run the same command again"
-        why, hint = THERE.get(reason) or WHYS.get(reason, told)
+        why, hint = WHYS.get(f"there {reason}") or WHYS.get(reason, told)
         what = f"{target} did not get {printable(file.name)} ({printable(reason)})"
         self.fail(file, Failure(25, what, printable(found.keys.get("why", why)), hint))
-        if reason in NO_RECEIVER:
-            self.leave_out(names_of(found), target)
         return reason
-
-    def leave_out(self, names: list[str], target: str) -> None:
-        """Who is not there is told of once. What is asked from now on does not name it."""
-        self.absent |= dict.fromkeys(names, target)
-        rest = (each for each in self.targets.split(",") if each.lower() not in self.absent)
-        self.targets = ",".join(rest)
-        self.nicks = {nick for nick in self.nicks if nick.lower() not in self.absent}
 
     def summary(self) -> None:
         super().summary()
@@ -1628,14 +1558,7 @@ class Sends(Puts):
                 tell_json({"verb": "send", "receiver": target, **counts})
             elif not self.args.quiet:
                 verified = f"verified {counts['verified']:,} of {counts['sent']:,}"
-                text = f"{target}: {verified}, {readable_size(counts['bytes'])}"
-                unsent = counts["unsent"]
-                say(text + f"; not sent to it: {unsent:,} more" * (unsent > 0))
-
-
-def names_of(found: "Line") -> list[str]:
-    """What a receiver can have been called: its address or what stood for it, and its nick."""
-    return [name.lower() for name in (found.words[0], found.keys.get("nick")) if name]
+                say(f"{target}: {verified}, {readable_size(counts['bytes'])}")
 
 
 class Inbox:
@@ -1645,8 +1568,6 @@ class Inbox:
         self.args = args
         # (sender, file or folder) -> what it is called here; "" if its user did not want it
         self.names: dict[tuple[str, str], str] = {}
-        self.last_note = 0.0  # when the sender was last told how far it is
-        self.progress = Progress(args)  # of one file after another
         self.shows = is_terminal(1) and not args.quiet  # for a person
         self.top = destination(args.output or ".")
         self.folder = functools.lru_cache(OPEN_FOLDERS)(
@@ -1691,13 +1612,17 @@ class Inbox:
             folder = self.folder(tuple(parts[:-1]))
             # nothing is replaced without --force
             folder.protect(parts[-1], folder.stat(parts[-1]) if self.args.force else None)
-            (self.store if request.verb == "put" else self.make)(folder, parts, request)
+            if request.verb == "put":
+                self.store(folder, parts, request)
+            else:
+                self.make(folder, parts, request)
         except (Refused, OSError) as error:
             reason, why = reason_of(error), getattr(error, "keys", {}).get("why")
             self.link.send_line("err", request.verb, name[:1000], reason=reason, why=why)
             because = f": {why}" if why else ""
             text = f"{sender_of(request)}: did not get {printable(name)} ({reason}{because})"
-            say_in_rows(text)
+            if reason != "not-wanted" or self.args.senders:  # else its user has just said so
+                say_in_rows(text)
 
     def admit(self, name: str, request: "Line") -> list[str]:
         """The components of its name here. The first may differ from what the sender calls it."""
@@ -1750,14 +1675,14 @@ class Inbox:
     def store(self, folder: "Folder", parts: list[str], request: "Line") -> None:
         name, size = request.words[0], request.number_or_none("size")
         mtime_ns, executable = request.number_or_none("mtime_ns"), request.is_set("exec")
-        part, progress = Part(folder, parts[-1], None, mtime_ns, executable), self.progress
-        part.size, progress.total, progress.began = size, size or 0, time.monotonic()
-        progress.due = progress.began + REDRAW
+        part, progress = Part(folder, parts[-1], None, mtime_ns, executable), Progress(self.args)
+        part.size = size  # only now: what others send is begun anew each time
+        progress.expect(size or 0)
 
         def tell_both(received: int) -> None:
+            due = progress.due
             progress.update(received)
-            if time.monotonic() - self.last_note >= REDRAW:
-                self.last_note = time.monotonic()
+            if progress.due > due:  # the sender's picture is as new as ours
                 self.link.send_line("note", name, received=received)
                 self.link.flush()
 
@@ -1915,14 +1840,14 @@ class Chat:
         verb, words, keys = found.verb, found.words or [""], found.keys
         if verb in ("said", "told"):
             name, _, text = words[0].partition(" ")
-            said: dict[str, Any] = {"from": unquote(name.removeprefix("from=")), "text": text}
-            said |= {"private": True} if verb == "told" else {}
-            alone = " to you alone" * (verb == "told")
-            self.show_line(f"{said['from']}{alone}: {text}", said)
+            name = unquote(name.removeprefix("from="))
+            private, alone = ({"private": True}, " to you alone") if verb == "told" else ({}, "")
+            self.show_line(f"{name}{alone}: {text}", {"from": name, "text": text, **private})
+        elif verb == "joined" and "was" in keys:
+            text = f"* {keys['was']} is now {words[0]}"
+            self.show_line(text, {verb: words[0], "was": keys["was"]})
         elif verb in ("joined", "left"):
-            was = {key: name for key, name in keys.items() if key == "was"}
-            text = f"{was['was']} is now {words[0]}" if was else f"{words[0]} {verb}"
-            self.show_line(f"* {text}", {verb: words[0], **was})
+            self.show_line(f"* {words[0]} {verb}", {verb: words[0]})
         elif verb == "client":
             facts = words[0], keys.get("nick"), keys.get("mode")
             self.show_line(f"* {'  '.join(filter(None, facts))}", {**keys, "client": words[0]})
@@ -2506,19 +2431,7 @@ class Link(Wire):
             return
         salt, nonce = keys.get("salt", ""), keys.get("nonce", "")
         if keys["auth"] != AUTH or not NONCE.fullmatch(salt) or not NONCE.fullmatch(nonce):
-            raise Failure(
-                56,
-                f"{self.endpoint} asks for a password in a way that is not known here",
-                printable(keys["auth"]),
-                "use a client.py as new as the server",
-            )
-        if not password and not is_terminal(2):
-            raise Failure(
-                67,
-                f"{self.endpoint} asks for a password",
-                "none was given, and there is no terminal to ask on",
-                "--password TEXT, or SIXSOCKETS_PASSWORD in the environment",
-            )
+            raise Broken(f"auth={keys['auth']}")
         if not password:
             password = args.password = ask_password(self.endpoint)
         self.exchange_proofs(auth_key(password, salt), nonce)
@@ -2649,6 +2562,8 @@ class Link(Wire):
             self.said.append(found)
         elif found.verb == "note" and "reason" not in found.keys:
             self.handle_note(found)
+        elif len(self.arrived) > LISTED_IN_MEMORY:  # while something is sent, nobody takes them
+            raise Broken("more answers than requests")
         else:
             self.arrived.append((found, self.said))
             self.said = []
@@ -2687,32 +2602,28 @@ def proof_suffices(args: argparse.Namespace) -> bool:
     return unpinned and bool(MADE_PASSWORD.fullmatch(given_password(args, args.host, args.port)))
 
 
-def link_flags(args: argparse.Namespace) -> list[Any]:
-    """What decides where a connection goes, and how: in the shell each command may say it anew."""
-    return [
-        vars(args)[flag]
-        for flag in (
-            "host",
-            "port",
-            "tls",
-            "cacert",
-            "pin",
-            "insecure",
-            "timeout",
-            "nick",
-            "limit_rate",
-            "trace",
-            "trace_hex",
-            "pcap",
-        )
-    ]
+# what decides where a connection goes, and how: in the shell each command may say it anew
+LINK_FLAGS = (
+    "host",
+    "port",
+    "tls",
+    "cacert",
+    "pin",
+    "insecure",
+    "timeout",
+    "nick",
+    "limit_rate",
+    "trace",
+    "trace_hex",
+    "pcap",
+)
 
 
 def connected(args: argparse.Namespace) -> Link:
     """The connection of this command.
 
     The shell keeps one from command to command, unless the server closed it or the flags differ."""
-    flags = link_flags(args)
+    flags = [vars(args)[flag] for flag in LINK_FLAGS]
     link: Optional[Link] = args.link
     if link and args.reached == flags and not select.select([link.sock], [], [], 0)[0]:
         return link
@@ -2775,105 +2686,111 @@ def say_bye(args: argparse.Namespace) -> None:
     close_link(args)
 
 
-# --- answers: what they mean for people ---
+# --- answers and names: what they mean for people ---
+# for each reason code what it means for people, and what they can do; "there": from a receiver
+REASON_TEXTS = """
+no-such-file
+    the server has nothing of that name
+    list shows what there is
+no-such-folder
+    a folder in that path is missing there
+    mkdir makes it; put --into FOLDER does too
+drop-box
+    it is a drop box: files can be added, and nothing else can be done
+    put PATH, to hand something in
+exists
+    there is already something of that name
+    another name; --force puts or renames over a file, never over a folder
+is-a-folder
+    that name is a folder
+    another name, or a name in the folder
+not-a-folder
+    a part of that path is a file or a link
+    list shows what there is
+not-a-file
+    that name is a link or a special file, and the server follows none
+    the name of the file itself
+not-empty
+    the folder is not empty, or holds names that are not shown
+    delete -r deletes what is in it too
+not-permitted
+    the server's user may not do that there
+    the permissions of the server's folder
+bad-name
+    the name leaves the shared folder, or no server can have it
+    a path below the shared folder, without .. and without a / at its beginning or end
+too-deep
+    that is more than 64 folders deep
+    a place further up
+hidden-name
+    the server keeps names that start with a dot to itself
+    python3 server.py --hidden
+read-only
+    the server was started with --read-only
+    python3 server.py without it
+too-large
+    it is more than the server's --max-size
+    python3 server.py with a larger --max-size
+disk-full
+    the server's disk is full, or would be fuller than --min-free allows
+    delete something there
+disk-read-only
+    its disk takes no writing: it is mounted so, or turned so after an error
+    what the system there says of the disk
+busy
+    another client is sending this file
+    run the same command again when that one is done
+taken-over
+    another client is putting the same file, and the server goes on with that one
+    run the same command again when that one is done
+wrong-digest
+    what arrived is not what was sent: the network or a disk changed it
+    run the same command again
+aborted
+    it changed while it was sent, or its sender gave up
+    run the same command again when nothing writes to it
+no-such-client
+    nobody who is connected has that address or nick
+    who lists the clients
+yourself
+    that is this very connection
+    who lists the clients
+not-receiving
+    it is connected, but does not wait for files
+    python3 client.py receive, there
+gone
+    its connection ended before it had all
+    run the same command again when it is back
+stalled
+    it took nothing for longer than the server's --timeout, and was disconnected
+    run the same command again
+left
+    it stopped receiving
+    python3 client.py receive, there
+not-received
+    no receiver has got it
+    who lists the clients
+not-wanted
+    its user takes nothing from you, or did not want this
+    ask there; receive --from NICK names who may send
+bad-nick
+    a nick is 1 to 32 letters, digits, points, hyphens or underscores
+    --nick NAME
+there disk-full
+    its disk is full
+    room there, then again
+there too-large
+    its disk or its user can have no file of that size
+    python3 client.py receive -o DIR, there
+there hidden-name
+    it takes no names that start with a dot
+    python3 client.py receive --hidden, there; --as NAME, here
+there not-permitted
+    it may not write in its folder
+    python3 client.py receive -o DIR, there
+"""
 WHYS = {
-    "no-such-file": ("the server has nothing of that name", "list shows what there is"),
-    "no-such-folder": (
-        "a folder in that path is missing there",
-        "mkdir makes it; put --into FOLDER does too",
-    ),
-    "drop-box": (
-        "it is a drop box: files can be added, and nothing else can be done",
-        "put PATH, to hand something in",
-    ),
-    "exists": (
-        "there is already something of that name",
-        "another name; --force puts or renames over a file, never over a folder",
-    ),
-    "is-a-folder": ("that name is a folder", "another name, or a name in the folder"),
-    "not-a-folder": ("a part of that path is a file or a link", "list shows what there is"),
-    "not-a-file": (
-        "that name is a link or a special file, and the server follows none",
-        "the name of the file itself",
-    ),
-    "not-empty": (
-        "the folder is not empty, or holds names that are not shown",
-        "delete -r deletes what is in it too",
-    ),
-    "not-permitted": (
-        "the server's user may not do that there",
-        "the permissions of the server's folder",
-    ),
-    "bad-name": (
-        "the name leaves the shared folder, or no server can have it",
-        "a path below the shared folder, without .. and without a / at its beginning or end",
-    ),
-    "too-deep": ("that is more than 64 folders deep", "a place further up"),
-    "hidden-name": ("the server keeps names that start with a dot to itself", f"{SERVER} --hidden"),
-    "read-only": ("the server was started with --read-only", f"{SERVER} without it"),
-    "too-large": ("it is more than the server's --max-size", f"{SERVER} with a larger --max-size"),
-    "disk-full": (
-        "the server's disk is full, or would be fuller than --min-free allows",
-        "delete something there",
-    ),
-    "disk-read-only": (
-        "its disk takes no writing: it is mounted so, or turned so after an error",
-        "what the system there says of the disk",
-    ),
-    "busy": (
-        "another client is sending this file",
-        "run the same command again when that one is done",
-    ),
-    "taken-over": (
-        "another client is putting the same file, and the server goes on with that one",
-        "run the same command again when that one is done",
-    ),
-    "wrong-digest": (
-        "what arrived is not what was sent: the network or a disk changed it",
-        "run the same command again",
-    ),
-    "aborted": ("it was given up", "run the same command again"),
-    "usage": ("the server expects other words", "help"),
-    "unknown-verb": ("the server does not know that command", "help lists those that it knows"),
-    "no-such-client": ("nobody who is connected has that address or nick", "who lists the clients"),
-    "yourself": ("that is this very connection", "who lists the clients"),
-    "not-receiving": (
-        "it is connected, but does not wait for files",
-        "python3 client.py receive, there",
-    ),
-    "gone": (
-        "its connection ended before it had all",
-        "run the same command again when it is back",
-    ),
-    "stalled": (
-        "it took nothing for longer than the server's --timeout, and was disconnected",
-        "run the same command again",
-    ),
-    "left": ("it stopped receiving", "python3 client.py receive, there"),
-    "not-received": ("no receiver has got it", "who lists the clients"),
-    "not-in-chat": ("that connection is not in the chat", "python3 client.py chat"),
-    "not-wanted": (
-        "its user takes nothing from you, or did not want this",
-        "ask there; receive --from NICK names who may send",
-    ),
-    "bad-nick": (
-        "a nick is 1 to 32 letters, digits, points, hyphens or underscores",
-        "--nick NAME",
-    ),
-}
-
-
-THERE = {  # the same codes from a receiver
-    "disk-full": ("its disk is full", "room there, then again"),
-    "too-large": (
-        "its disk or its user can have no file of that size",
-        "python3 client.py receive -o DIR, there",
-    ),
-    "hidden-name": (
-        "it takes no names that start with a dot",
-        "python3 client.py receive --hidden, there; --as NAME, here",
-    ),
-    "not-permitted": ("it may not write in its folder", "python3 client.py receive -o DIR, there"),
+    code: (why, hint) for code, why, hint in re.findall("(.+)\n    (.+)\n    (.+)\n", REASON_TEXTS)
 }
 
 
@@ -2901,7 +2818,7 @@ TURNED_AWAY = {
 
 
 # exit codes of reasons; others depend on what was asked
-CODES = {"wrong-digest": 56, "no-such-file": 78, "no-such-folder": 78}
+CODES = {"aborted": 18, "wrong-digest": 56, "no-such-file": 78, "no-such-folder": 78}
 
 
 def require_ok(answer: Line, verb: str, name: str) -> Line:
@@ -2918,7 +2835,7 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
         why, hint = WHYS["no-such-file"]
     if "why" in answer.keys:
         why, hint = printable(answer.keys["why"]), "use another name or folder"
-    upload = verb in ("put", "send") and reason != "wrong-digest"
+    upload = verb in ("put", "send") and reason not in ("aborted", "wrong-digest")
     code = 25 if upload else CODES.get(reason, 9)
     if "limit" in answer.keys:
         why += f" ({readable_size(answer.number('limit'))})"
@@ -2939,9 +2856,7 @@ def remote_name(args: argparse.Namespace, text: str) -> str:
         return name
     found = posixpath.normpath(posixpath.join("/", args.cwd, name)).strip("/")
     if not found and args.command not in ("list", "cd", "put"):
-        what = f"{printable(text)} is all that is shared"
-        why = f"it has no name with which to {args.command} it"
-        raise Failure(2, what, why, "a name in it, such as /NAME")
+        raise nameless(text)
     return found
 
 
@@ -2949,13 +2864,17 @@ def plain_name(text: str) -> str:
     """A name as people type it: a slash at the end of a folder's name means nothing."""
     # no line can have it as a word: the server would hang up on all that is asked with it
     if not text:
-        raise Failure(
-            2,
-            "a name is empty",
-            "an empty word was given for it, perhaps by a variable of the shell that is not set",
-            "list shows what there is",
-        )
+        raise nameless(text)
     return text.rstrip("/") or text
+
+
+def nameless(text: str) -> "Failure":
+    return Failure(
+        2,
+        f'"{printable(text)}" is no name of a file or folder',
+        "it is empty, perhaps by a variable of the shell that is not set, or all that is shared",
+        "list shows what there is",
+    )
 
 
 def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
@@ -3578,11 +3497,15 @@ def tell(text: str) -> None:
     write_out(raw + b"\n")
 
 
-def write_out(raw: bytes) -> None:
+def write_all(fd: int, raw: bytes) -> None:
     view = memoryview(raw)
+    while view:
+        view = view[write_some(fd, view) :]
+
+
+def write_out(raw: bytes) -> None:
     try:
-        while view:
-            view = view[write_some(product(), view) :]
+        write_all(product(), raw)
     except OSError as error:
         raise Failure(
             23,
@@ -3595,12 +3518,7 @@ def write_out(raw: bytes) -> None:
 def product() -> int:
     """Standard output. Where it was closed before the start, the connection may have its number."""
     if sys.stdout is None:
-        raise Failure(
-            23,
-            "cannot write standard output (it is closed)",
-            "whoever started this closed it",
-            "run the same command without >&-",
-        )
+        raise os_error(errno.EBADF)
     return 1
 
 
@@ -3681,10 +3599,12 @@ class Progress:
         self.update(0)
 
     def update(self, current: int, verb: str = "") -> None:
-        """So much of the current file is there."""
-        self.current = current
-        if self.drawn and (now := time.monotonic()) >= self.due:
-            self.due = now + REDRAW
+        """So much of the current file is there. When that is due, it is shown."""
+        self.current, now = current, time.monotonic()
+        if now < self.due:
+            return
+        self.due = now + REDRAW
+        if self.drawn:
             self.shown = True
             checked = f"checking: {readable_size(current)}"
             say(f"\r{checked if verb else self.bar(now)}\x1b[K", "")
@@ -3744,11 +3664,8 @@ class Stream(Part):
         self.type(self.decoder.decode(chunk))
 
     def type(self, text: str) -> None:
-        view = memoryview(
-            "".join(char if char in "\n\t" else printable(char) for char in text).encode()
-        )
-        while view:
-            view = view[write_some(self.fd, view) :]
+        clean = (char if char in "\n\t" else printable(char) for char in text)
+        write_all(self.fd, "".join(clean).encode())
 
     def finish(self, over: bool) -> None:
         if self.decoder:
@@ -3808,16 +3725,23 @@ def next_line(prompt: str) -> str:
 
 
 def split(text: str) -> list[str]:
-    """The words of a line. What some commands need is asked for: no answer, no words."""
+    """The words of a line, and what is asked for because they lack it."""
     try:
-        words = shlex.split(text)
-    except ValueError as error:
+        words = completed(shlex.split(text))
+        if "\0" in "".join(words):
+            raise ValueError
+        return words
+    except ValueError:
         raise Failure(
             2,
-            f"cannot read that line ({str(error).lower()})",
-            "a quote opens and does not close",
+            "cannot read that line",
+            "a quote opens and does not close, or it holds a NUL",
             "put 'a b.txt'",
         ) from None
+
+
+def completed(words: list[str]) -> list[str]:
+    """What some commands need is asked for: no answer, no words."""
     alone = words[0].lower() if len(words) == 1 else ""
     if alone == "upload":
         return asked_upload()
@@ -3830,13 +3754,10 @@ def split(text: str) -> list[str]:
 def asked_upload() -> list[str]:
     """`upload` alone asks for the path, and to whom it goes; no path means no upload."""
     path = next_line(WHICH)
-    if not path:
-        return []
-    to = next_line("to whom (empty: the server): ").replace(",", " ").split()
+    to = next_line("to whom (empty: the server): ").replace(",", " ").split() if path else []
     if len(to) == 2 and to[1].isdigit():
-        to = [address((to[0].strip("[]"), to[1]))]
-    receivers = [word for one in to for word in ("--to", one)]
-    return ["send", path, *receivers] if to else ["put", path]
+        return ["upload", *to, path]
+    return ["send", path, "--to", ",".join(to)] if to else ["put", path] if path else []
 
 
 def known_words(words: Sequence[str]) -> list[str]:
@@ -3870,22 +3791,23 @@ def change_local_folder(args: argparse.Namespace) -> None:
 
 
 def show_shell_help(args: argparse.Namespace) -> None:
-    for text in [command_lines({**COMMANDS, **SHELL_COMMANDS}), SHELL_HELP]:
-        for row in text.splitlines():
-            tell(row)
+    lines = command_lines({**COMMANDS, **SHELL_COMMANDS})
+    for row in f"{lines}\n{SHELL_HELP}".splitlines():
+        tell(row)
 
 
 def leave(args: argparse.Namespace) -> None:
     raise EOFError
 
 
+# what the shell alone has
 SHELL_COMMANDS = {
     "help": Command(show_shell_help, "these lines"),
     "cd": Command(change_folder, "the folder there that names begin in", ("[FOLDER]",)),
     "pwd": Command(lambda args: tell(f"/{args.cwd}"), "which one that is"),
     "lcd": Command(change_local_folder, "the same for the folder here", ("[FOLDER]",)),
     "bye": Command(leave, "the end (logout, stop, quit, Ctrl-D)"),
-}  # what the shell alone has
+}
 SHELL_HELP = """\
   !COMMAND            a command of this machine
 COMMAND -h lists what else it takes. Names with spaces stand in quotes.
@@ -3893,6 +3815,7 @@ upload, download, ls, dir, rm and mv mean put, get, list, delete, rename;
 upload IP PORT PATH sends to that client."""
 
 
+# what the labs and other shells say for ours
 WORDS = {
     "upload": "put",
     "download": "get",
@@ -3900,7 +3823,7 @@ WORDS = {
     "rm": "delete",
     "mv": "rename",
     **dict.fromkeys(("logout", "stop", "quit", "exit"), "bye"),
-}  # what the labs and other shells say for ours
+}
 
 
 # commands that take names on the server, where Tab asks for them
@@ -3916,8 +3839,13 @@ def prepare_completion(args: argparse.Namespace) -> None:
 
         def complete(text: str, state: int) -> Optional[str]:
             if state == 0:
+                found.clear()
                 before = readline.get_line_buffer()[: readline.get_begidx()].split()
-                found[:] = completions(args, known_words(before)[0] if before else "", text)
+                try:
+                    found.extend(completions(args, known_words(before)[0] if before else "", text))
+                except KeyboardInterrupt as error:  # readline would drop it
+                    close_link(args)  # the rest of an answer may be on its way
+                    raise_again(error)
             return found[state] if state < len(found) else None
 
         readline.set_completer_delims(" ")
@@ -3925,6 +3853,13 @@ def prepare_completion(args: argparse.Namespace) -> None:
         # macOS has another library under that name
         other = "libedit" in (readline.__doc__ or "")
         readline.parse_and_bind("bind ^I rl_complete" if other else "tab: complete")
+
+
+def raise_again(error: KeyboardInterrupt) -> None:
+    """What shall end this program ends it when readline waits for a key again."""
+    if isinstance(error, Killed):
+        signal.signal(signal.SIGALRM, end_at_signal)
+        signal.setitimer(signal.ITIMER_REAL, REDRAW)
 
 
 def completions(args: argparse.Namespace, verb: str, text: str) -> list[str]:
@@ -3943,19 +3878,18 @@ def completions(args: argparse.Namespace, verb: str, text: str) -> list[str]:
 
 def names_there(args: argparse.Namespace, text: str) -> list[str]:
     """Names on the server that begin so; none that could move a cursor."""
-    own = argparse.Namespace(**{**vars(args), "command": "list", "retries": 0})
+    args.command, args.tries = "list", args.retries  # a loss is for the next command to make good
     above = text[: text.rfind("/") + 1]
     found: list[str] = []
     try:
-        for entry in list_folder(own, remote_name(own, above or "."), False):
+        for entry in list_folder(args, remote_name(args, above or "."), False):
             path = above + entry.words[0].rpartition("/")[2] + "/" * (entry.verb == "dir")
             if path.startswith(text) and path == printable(path):
                 found.append(path)
     except Failure:  # there is no such folder
         pass
-    except (Lost, Broken, OSError, KeyboardInterrupt):  # readline would drop it
-        close_link(own)  # the rest of the answer may be on its way
-    args.link, args.reached = own.link, own.reached
+    except (Lost, Broken, OSError):  # readline would drop it
+        close_link(args)  # the rest of the answer may be on its way
     return found
 
 
@@ -4257,7 +4191,7 @@ SCRIPTS = (
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
 # what tells Python where its folders are, beside it or in the folder above
-SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
+SETTINGS = ("pyvenv.cfg", "../pyvenv.cfg", "pybuilddir.txt")
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
@@ -4290,11 +4224,9 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     The first are the scripts beside this one, the interpreter, what tells it its folders, and the
     one other program that --tls runs. Folders that do not exist yet count: they could be made."""
-    homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
-    bin_folder = os.path.dirname(sys.executable)
-    files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
-    files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    own, bin_folder = (__file__, os.path.realpath(__file__)), os.path.dirname(sys.executable)
+    files = {os.path.join(os.path.dirname(script), name) for script in own for name in SCRIPTS}
+    files |= {*own, sys.executable, *(os.path.join(bin_folder, name) for name in SETTINGS)}
     files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in program_folders()}
     folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
@@ -4497,7 +4429,7 @@ class Capture:
         hosts = ports = b""
         for end in ends:
             # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            host = re.sub(r"^::ffff:(?=[0-9.]+$)|%.*", "", end[0])
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             hosts += socket.inet_pton(family, host)
             ports += struct.pack("!H", end[1])
@@ -4859,7 +4791,7 @@ def say(text: str, end: str = "\n") -> None:
 
 def address(place: Address) -> str:
     """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
-    host = re.sub(r"^::ffff:(?=.*\.)", "", str(place[0]))
+    host = re.sub(r"^::ffff:(?=[0-9.]+$)", "", str(place[0]))
     return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
 
 
@@ -4956,10 +4888,9 @@ def settle_endpoint(args: argparse.Namespace) -> None:
     """SIXSOCKETS_HOST, as HOST or HOST:PORT, serves where --host is left out."""
     if args.host is None:
         given = os.environ.get("SIXSOCKETS_HOST") or "127.0.0.1"
-        with_port = re.fullmatch(r"(\[.*\]|[^:]*):([0-9]{1,5})", given)
-        args.host = with_port[1] if with_port else given
-        args.port = args.port or (with_port and int(with_port[2]))
-        args.host = args.host.strip("[]")
+        # an IPv6 address without brackets has no port: it matches the second half alone
+        host, port = re.findall(r"^(\[.*\]|[^:]*):([0-9]{1,5})$|$", given)[0]
+        args.host, args.port = (host or given).strip("[]"), args.port or int(port or PORT)
     args.port = args.port or PORT
     if not 0 < args.port < 65536:
         raise Failure(2, f"there is no port {args.port}", "SIXSOCKETS_HOST names it", "HOST:9000")
@@ -5055,7 +4986,7 @@ def own_flags(command: str, flag: Callable[..., object]) -> None:
         flag("--ask", action="store_true", help="ask before taking what somebody sends")
 
 
-# of commands without such flags
+# what commands have instead that lack such a flag, and what a run knows besides
 WITHOUT: dict[str, Any] = {
     "r": False,
     "into": None,
@@ -5080,11 +5011,9 @@ def build_parser() -> argparse.ArgumentParser:
         argparse.RawDescriptionHelpFormatter, max_help_position=32, width=100
     )
     parser.set_defaults(**WITHOUT)
-    version, text = (
-        f"%(prog)s {VERSION}, protocol {PROTOCOL}",
-        "default: a shell with these commands",
-    )
+    version = f"%(prog)s {VERSION}, protocol {PROTOCOL}"
     parser.add_argument("--version", action="version", version=version)
+    text = "default: a shell with these commands"
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND", help=text)
     common_flags(parser)
     return parser
@@ -5117,13 +5046,6 @@ def run_words(args: argparse.Namespace, words: Sequence[str]) -> int:
         where = "python3 client.py -h" if args.cwd is None else "help"
         hint = f"{did_you_mean(verb, [*known, *WORDS])}{where} lists all"
         raise Failure(2, f"unknown command {printable(verb)}", "there is no such word", hint)
-    if "\0" in "".join(rest):
-        raise Failure(
-            2,
-            "cannot read that line (it holds a NUL)",
-            "no file has such a name",
-            "type the line again without it",
-        )
     args.command = verb
     command_parser(verb, known[verb]).parse_args(rest, args)
     prepare(args)
@@ -5140,8 +5062,9 @@ def run_command(args: argparse.Namespace, given: Union[str, Sequence[str]]) -> i
     """Run a command or the shell; the exit code. After a failure the connection is closed."""
     args.tries = 0
     try:
-        words = split(given) if isinstance(given, str) else given
+        words = given
         if isinstance(given, str):
+            words = split(given)
             args.typed = typed(words)
         if words or args.cwd is not None:
             return run_words(args, words) if words else 0
@@ -5198,19 +5121,21 @@ class Killed(KeyboardInterrupt):
     So no part stays that cannot be resumed."""
 
 
+DEADLY = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+
+
+def end_at_signal(number: int, frame: object) -> None:
+    # a system that goes down sends both: the second one shall not interrupt what the first one
+    # began
+    for each in DEADLY:
+        signal.signal(each, lambda *_: None)
+    raise Killed
+
+
 def catch_signals() -> None:
-    deadly = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
-
-    def end(number: int, frame: object) -> None:
-        # a system that goes down sends both: the second one shall not interrupt what the first one
-        # began
-        for each in deadly:
-            signal.signal(each, lambda *_: None)
-        raise Killed
-
-    for number in deadly:
+    for number in DEADLY:
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup has SIGHUP ignored
-            signal.signal(number, end)
+            signal.signal(number, end_at_signal)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -27,9 +27,10 @@ file is skipped, another one is replaced only with --force. upload sends a file 
 differs from the server's; if the server keeps no times, it sends what is newer. Large uploads wait
 for the server's word (Expect: 100-continue). They can be resumed, also through proxies, if the
 reply to OPTIONS has Upload-Limit: then the server speaks
-draft-ietf-httpbis-resumable-upload-10 (interop version 8). Files keep their time if the server
-knows X-OC-Mtime, and the right to execute if it knows X-Executable. "sent unverified" means that
-the server replied 200 and a page, which a server that ignores PUT would do too.
+draft-ietf-httpbis-resumable-upload-10 (interop version 8). If the server tells another SHA-256 of
+what it stored (Repr-Digest) than was sent, the upload is repeated. Files keep their time if the
+server knows X-OC-Mtime, and the right to execute if it knows X-Executable: 1. "sent unverified"
+means that the server replied 200 and a page, which a server that ignores PUT would do too.
 
 For mirror and upload, --exclude leaves out what matches, as in .gitignore, and --hidden takes names
 that start with a dot. --delete deletes what the source does not have, once all else came through:
@@ -58,6 +59,10 @@ a certificate that is not trusted.
 #   pure functions      parse_url(), parse_head(), safe_name(), html_entries(), printable()
 #   shared fences       encrypt(), is_program(), Capture, Traced, open_connection(), Failure, Parser
 #   the command line    Transient, Progress, report(), target(), build_parser(), main()
+#
+# One file on its way: get(), Download.run(), Client.retry(), Download.save(), Download.receive(),
+# Client.ask(), Client.converse(), Reply, Download.admits(), Download.store(), Part.write(),
+# Download.finish(), Part.rename().
 #
 # A download is a Part with the spans that are still to come: one, or several for --connections.
 # Threads: in Download.side_by_side() each has its own Client and fetches span after span; they
@@ -176,7 +181,8 @@ PASSING = {408, 429, 500, 502, 503, 504}  # statuses that may pass, so that a re
 REDIRECTS = {301, 302, 303, 307, 308}
 # ask for the unencoded bytes of a file, and for their digest
 IDENTITY = {"Accept-Encoding": "identity"}
-WANTED = {**IDENTITY, "Want-Repr-Digest": "sha-256=1"}
+DIGEST_WANTED = {"Want-Repr-Digest": "sha-256=1"}
+WANTED = {**IDENTITY, **DIGEST_WANTED}
 DRAFT = {"Upload-Draft-Interop-Version": "8"}  # of resumable uploads
 ADVICE = {  # what the user may do about a status
     401: "--password, --ask-password or --user NAME:PASSWORD;"
@@ -364,28 +370,23 @@ class Client:
         )
 
     def meets_demand(self, reply: "Reply", body: Optional["BodySource"], same_origin: bool) -> bool:
-        """Do what the reply demands: log in, or leave out the Expect that the server refused.
+        """Do what the reply demands: leave out the Expect that the server refused, or log in with a
+        password that nobody has given and the user is asked for.
 
         Returns whether to repeat the request."""
-        if same_origin and self.can_log_in(reply):
-            return True
-        if reply.head.status != 417 or not body or not body.expects:
-            return False
-        with reply:
-            body.expects = False
-        return True
-
-    def can_log_in(self, reply: "Reply") -> bool:
-        """Ask the user for a password that this server demands and nobody has given."""
         url, head = reply.url, reply.head
-        origin = self.origin(url)
+        if head.status == 417 and body and body.expects:
+            with reply:
+                body.expects = False
+            return True
+        login_fields = self.origin(url).login_fields
         wanted = head.status == 401 and "basic" in head.get("www-authenticate").lower()
-        if not wanted or origin.login_fields.get("Authorization") or not is_terminal(2):
+        given = not same_origin or login_fields.get("Authorization")
+        if not wanted or given or not is_terminal(2):
             return False
         with reply:
             self.args.progress.clear()
-            password = ask_password(url.authority)
-        origin.login_fields["Authorization"] = basic(":" + password)
+            login_fields["Authorization"] = basic(":" + ask_password(url.authority))
         return True
 
     def origin(self, url: URL) -> Origin:
@@ -419,13 +420,12 @@ class Client:
         connection = self.connection(url)
         narrate(self.args, ">", request)
         try:
-            connection.answered = False
             connection.send(request)
             early = None
-            if body and b"\r\nExpect: 100-continue\r\n" in request:
-                early = connection.wait_for_continue()
-            if body and not early:
-                early = connection.send_body(body)
+            if body:
+                if b"\r\nExpect: 100-continue\r\n" in request:
+                    early = connection.wait_for_continue()
+                early = early or connection.send_body(body)
             reply = Reply(connection, early or connection.read_head(), method, url)
         except BaseException:
             connection.close()
@@ -459,6 +459,7 @@ class Client:
                 f"{url.host} hung up on TLS or stayed silent",
                 str(error),
                 "http:// instead of https://?",
+                lasting=origin.reached,
             ) from None
         except Failure as failure:
             lines = lines_of(failure)
@@ -497,10 +498,9 @@ class Client:
         connection.send(request)
         head = connection.read_head()
         if not 200 <= head.status < 300:
-            passing = head.status in PASSING and self.origin(url).reached
             reason = f"{head.status} {printable(head.reason)}"
-            raise (Transient if passing else Failure)(
-                56,
+            raise Failure(
+                7 if head.status in PASSING else 56,
                 f"the proxy {proxy.authority} does not connect to {goal}: {reason}",
                 "it allows other ports only, cannot reach the server, or asks for a password",
                 "--proxy http://USER:PASSWORD@HOST:PORT",
@@ -510,9 +510,8 @@ class Client:
         for connection in self.idle.values():
             connection.close()
 
-    def retry(self, url: URL, act: "Callable[[], T]", count: Callable[[], int] = int) -> "T":
-        """Repeat act() until it raises no Transient. count() tells how many bytes have passed; if
-        nobody counts them, int() is 0.
+    def retry(self, act: "Callable[[], T]", count: Callable[[], int] = lambda: 0) -> "T":
+        """Repeat act() until it raises no Transient. count() tells how many bytes have passed.
 
         A link that had worked is tried for two minutes after its last byte, or as often as
         --retries says. Other troubles are tried a few times."""
@@ -523,8 +522,7 @@ class Client:
             except Transient as failure:
                 tries = 0 if count() > most else tries + 1
                 most = max(most, count())
-                lasting = failure.lasting and self.origin(url).reached
-                limit = self.args.retries if lasting else min(self.args.retries, FEW_TRIES)
+                limit = self.args.retries if failure.lasting else min(self.args.retries, FEW_TRIES)
                 pause = failure.after
                 if pause is None:
                     pause = min(FIRST_PAUSE * 3**tries, LONGEST_PAUSE)
@@ -546,7 +544,7 @@ class Client:
         try:
             for done, url in enumerate(urls):
                 if not connection:
-                    connection = self.retry(url, functools.partial(self.connection, url))
+                    connection = self.retry(functools.partial(self.connection, url))
                     asked, window = done, 1
                 # not one by one: several share a segment
                 batch = urls[asked : done + window] if asked - done <= window // 2 else []
@@ -659,7 +657,6 @@ class Connection:
         self.buffer = memoryview(bytearray(BUFFER))
         self.start = self.end = 0
         self.why_closed = CLOSED  # why nothing more comes, once receive() returns 0
-        self.answered = False  # whether any head, even an interim one (1xx), followed the request
         # a success that came before the end of the body: the server may still be reading
         self.success: Head | None = None
 
@@ -718,7 +715,6 @@ class Connection:
         return Transient(code, *text, lasting=code != 52)
 
     def read_head(self) -> Head:
-        """The head of the reply. Interim replies (1xx) before it only set answered."""
         for _ in range(MAX_INTERIM):
             head = self.next_head()
             if head.status >= 200:
@@ -738,11 +734,11 @@ class Connection:
         except ValueError as error:
             raise broken(self.peer, str(error)) from None
         narrate(self.args, "<", raw)
-        self.answered = True
         return head
 
     def early_head(self) -> Optional[Head]:
-        """The reply, if it arrives before the whole request is sent. It may be a refusal."""
+        """What arrives before the whole request is sent: the reply, which may be a refusal, or an
+        interim one (1xx)."""
         self.sock.settimeout(0)
         try:
             if not self.receive():
@@ -753,11 +749,12 @@ class Connection:
             # else TLS has read a message of its own, such as a session ticket
         finally:
             self.sock.settimeout(self.args.timeout)
-        while HEAD_END.search(self.buffer, self.start, self.end):
+        head = None
+        while (not head or head.status < 200) and HEAD_END.search(
+            self.buffer, self.start, self.end
+        ):
             head = self.next_head()
-            if head.status >= 200:
-                return head
-        return None
+        return head
 
     def send(self, data: bytes) -> None:
         view = memoryview(data)
@@ -792,7 +789,8 @@ class Connection:
             if readable and (head := self.early_head()):
                 if head.status >= 300:
                     return head
-                self.success = head
+                if head.status >= 200:
+                    self.success = head
             if not readable and not writable:
                 raise Transient(
                     28,
@@ -813,12 +811,9 @@ class Connection:
 
         Any interim reply (1xx) allows the body. So does silence: old servers do not know Expect."""
         deadline = time.monotonic() + EXPECT_WAIT
-        while not self.answered:
-            wait = max(0.0, deadline - time.monotonic())
-            if not select.select([self.sock], [], [], wait)[0]:
-                break
+        while select.select([self.sock], [], [], max(0.0, deadline - time.monotonic()))[0]:
             if head := self.early_head():
-                return head
+                return head if head.status >= 200 else None
         return None
 
     def close(self) -> None:
@@ -969,8 +964,8 @@ def decompress(chunks: Iterable[Data], coding: str) -> Iterator[Data]:
         for start in range(0, len(chunk), GZIP_STEP):
             rest, full = bytes(chunk[start : start + GZIP_STEP]), False
             while rest or full:
-                same = decoder if decoder and not decoder.eof else None
-                decoder = same or zlib.decompressobj(wbits=wbits)
+                decoding = decoder and not decoder.eof
+                decoder = decoder if decoding else zlib.decompressobj(wbits=wbits)
                 out = decoder.decompress(rest, BUFFER)
                 yield out
                 rest = decoder.unused_data or decoder.unconsumed_tail
@@ -994,6 +989,8 @@ class BodySource:
         self.mtime_ns = self.state[0][1] if self.state else 0
         self.executable = any(info and info.st_mode & stat.S_IXUSR for info in found)
         self.sent = 0  # bytes read from standard input
+        self.checked = False  # whether the server will tell the digest of what it has
+        self.digest = ""  # then: that of the file, once it is sent
         # a server that has the beginning wants the rest, so no Expect: 100-continue for that
         self.expects = not start and (self.length is None or self.length >= EXPECT_FROM)
 
@@ -1002,14 +999,22 @@ class BodySource:
         return BodySource(*self.parts).state != self.state
 
     def chunks(self) -> Iterator[Data]:
+        total = hasher("sha256")
         for part, size in zip(self.parts, self.sizes):
-            if isinstance(part, bytes):
-                yield part
-            else:
-                yield from file_chunks(part, self.start, size)
+            for chunk in [part] if isinstance(part, bytes) else file_chunks(part, self.start, size):
+                if self.checked:
+                    total.update(chunk)
+                yield chunk
         while self.length is None and (chunk := read_input()):
             self.sent += len(chunk)
             yield chunk
+        if self.checked:
+            # of a file that an earlier request has begun, this one has seen only the rest
+            whole = not self.start
+            self.digest = total.hexdigest() if whole else file_digest(str(self.parts[0]), "sha256")
+
+    def whole(self) -> bytes:
+        return b"".join(map(bytes, self.chunks()))
 
 
 def sendable_file(path: str) -> os.stat_result:
@@ -1186,7 +1191,6 @@ class Download:
         self.url = url
         self.folder = folder  # "", or with a separator at its end
         self.name = name  # "" until the first reply, which may propose one
-        self.path = folder + name
         # the user chose the name: then it may be a FIFO or device, too
         self.chosen = bool(name) and not replace
         self.stdout = self.chosen and self.path == "-"
@@ -1199,11 +1203,15 @@ class Download:
         self.is_page = False  # of a folder, perhaps after redirects
         self.received = 0
 
+    @property
+    def path(self) -> str:
+        return self.folder + self.name
+
     def run(self, reply: Optional[Reply] = None) -> None:
         """Fetch the file, beginning with a reply that is here already, if there is one."""
         began, args = time.monotonic(), self.args
         if not reply:
-            self.client.retry(self.url, self.probe)
+            self.client.retry(self.probe)
         elif reply.head.codings or not 0 < (reply.head.length or 0) <= NOTED_FROM:
             self.reply = reply
         else:
@@ -1220,55 +1228,6 @@ class Download:
         report(args, self.url, self.verdict, self.path, self.received, time.monotonic() - began)
         if self.is_page and args.verb == "get" and not args.quiet and not args.json:
             say("that is the page of a folder; mirror fetches what is in it")
-
-    def save_short(self, reply: Reply) -> None:
-        """Save a file that is in memory before it is written: no part of it can be left."""
-        self.check_here(reply.head)
-        if self.verdict:
-            return
-        self.args.progress.begin(self.name, 0, reply.head.length)
-        data = reply.whole()
-        self.args.progress.add(len(data))
-        self.verify(promised_digest(reply.head), lambda name: hasher(name, data).hexdigest())
-        part = f"{self.folder}{RANDOM}{os.urandom(12).hex()}.part"
-        set_facts = functools.partial(copy_facts, self.url, reply.head, self.old)
-        try:
-            write_whole(part, self.path, data, set_facts)
-        except FileNotFoundError:
-            return  # another run took it for an old part: save() fetches it again
-        except OSError as error:
-            raise unwritable(self.path, error, 0) from None
-        self.received, self.verdict = len(data), "saved"
-
-    def save(self) -> None:
-        output = self.open_output()
-        try:
-            if output.source:
-                self.args.progress.begin(self.name, output.have, output.source.size)
-            if self.connections > 1 and isinstance(output, Part) and self.head:
-                self.side_by_side(output, self.head)
-            while not self.verdict and output.left():
-                output.remember()
-                self.client.retry(
-                    self.url,
-                    lambda: self.receive(self.client, output, output.left()[0]),
-                    lambda: output.have,
-                )
-            if not self.verdict:
-                self.finish(output)
-        except Changed:
-            # other threads may still write into this part, so the next one is another file
-            output.discard()
-            raise
-        finally:
-            output.close()
-
-    def open_output(self) -> Output:
-        found = stat_or_none(self.path) if self.chosen else None
-        special = found and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
-        if self.stdout or special:
-            return Stream(self.path, self.args)
-        return Part(self.folder, self.url, self.args)
 
     def probe(self) -> None:
         """Ask by HEAD whether the file is here already, and whether it can come in spans."""
@@ -1315,14 +1274,13 @@ class Download:
             asked = safe_name(url_name(self.url))
             proposed = disposition_name(head.get("content-disposition"))
             self.name = safe_name(proposed) if proposed else asked
-            self.path = self.folder + self.name
             # the server may propose a name, but not choose what is replaced
             self.replace = self.replace and self.name == asked
         ending = head.ending
         if ending and not self.name.endswith(ending):
             say(f"{self.url} comes encoded, which was not asked for: kept as {ending}")
             if not self.stdout:
-                self.name, self.path = self.name + ending, self.path + ending
+                self.name += ending
         # mostly nothing is there, and access() finds that out sooner than an exception
         there = os.access(self.path, os.F_OK)
         self.old = stat_or_none(self.path, follow=False) if there else None
@@ -1330,44 +1288,62 @@ class Download:
         if nears_program(self.folder) or self.old:
             refuse_program(self.path)
 
+    def save_short(self, reply: Reply) -> None:
+        """Save a file that is in memory before it is written: no part of it can be left."""
+        self.check_here(reply.head)
+        if self.verdict:
+            return
+        self.args.progress.begin(self.name, 0, reply.head.length)
+        data = reply.whole()
+        self.args.progress.add(len(data))
+        self.verify(promised_digest(reply.head), lambda name: hasher(name, data).hexdigest())
+        part = f"{self.folder}{RANDOM}{os.urandom(12).hex()}.part"
+        set_facts = functools.partial(copy_facts, self.url, reply.head, self.old)
+        try:
+            write_whole(part, self.path, data, set_facts)
+        except FileNotFoundError:
+            return  # another run took it for an old part: save() fetches it again
+        except OSError as error:
+            raise unwritable(self.path, error, 0) from None
+        self.received, self.verdict = len(data), "saved"
+
+    def save(self) -> None:
+        output = self.open_output()
+        try:
+            if output.source:
+                self.args.progress.begin(self.name, output.have, output.source.size)
+            if self.connections > 1 and isinstance(output, Part) and self.head:
+                self.side_by_side(output, self.head)
+            while not self.verdict and output.left():
+                output.remember()
+                self.client.retry(
+                    lambda: self.receive(self.client, output, output.left()[0]),
+                    lambda: output.have,
+                )
+            if not self.verdict:
+                self.finish(output)
+        except Changed:
+            # other threads may still write into this part, so the next one is another file
+            output.discard()
+            raise
+        finally:
+            output.close()
+
+    def open_output(self) -> Output:
+        found = stat_or_none(self.path) if self.chosen else None
+        special = found and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
+        if self.stdout or special:
+            return Stream(self.path, self.args)
+        return Part(self.folder, self.url, self.args)
+
     def receive(self, client: Client, output: Output, span: "Span") -> None:
         """Ask for a span, and store what comes."""
+        if output.fd < 0:
+            return  # the main thread has closed it, while this one waited to try again
         reply, self.reply = self.reply, None
         with reply or client.ask("GET", self.url, wanted(output.source, span)) as reply:
             if self.admits(reply, output, span):
                 self.store(reply, output, span)
-
-    def store(self, reply: Reply, output: Output, span: "Span") -> None:
-        """Write the body of a reply into its span.
-
-        gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
-        head, found = reply.head, reply.head.range
-        decode = head.codings and not head.ending and not self.is_gzip()
-        if not output.source or not found:
-            # offsets and digests belong to the encoded bytes
-            output.begin(Source("", "", None, "") if decode else source_of(head))
-            span = output.spans[0]
-        end = found[1] if found else span.end
-        if len(output.spans) < 2:
-            self.args.progress.begin(self.name, output.have, output.source and output.source.size)
-        for chunk in reply.decoded() if decode else reply.chunks():
-            if end is not None and span.offset + len(chunk) > end:
-                raise broken(self.url.authority, "a range longer than it says")
-            output.write(span.offset, chunk)
-            span.offset += len(chunk)
-            self.args.progress.add(len(chunk))
-        if end is None:
-            span.end = span.offset
-        elif span.offset < end:
-            raise Transient(
-                18,
-                f"a range of {self.url} came short",
-                f"{end - span.offset:,} bytes of it are missing",
-                "repeat the command",
-            )
-
-    def is_gzip(self) -> bool:
-        return self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
 
     def admits(self, reply: Reply, output: Output, span: "Span") -> bool:
         """Whether the body of a reply belongs into the output.
@@ -1412,43 +1388,49 @@ class Download:
         self.learn(head)
         output.spans = [Span(output.have, output.have)]
 
-    def verify(self, promised: str, digest: Callable[[str], str]) -> None:
-        """Check the digests that the server and the user promised."""
-        for name, want in filter(None, [self.args.checksum, promised and ("sha256", promised)]):
-            found = digest(name)
-            if found != want:
-                raise Failure(
-                    56,
-                    f"{self.url} came with a wrong {name}: {found}",
-                    f"{want} was promised; nothing is kept of it",
-                    "repeat the command; if it fails again, the file on the server is another one",
-                )
+    def store(self, reply: Reply, output: Output, span: "Span") -> None:
+        """Write the body of a reply into its span.
 
-    def finish(self, output: Output) -> None:
-        """Check the digests, then give the part its name."""
-        try:
-            self.verify(output.source.digest if output.source else "", output.digest)
-        except Failure:
-            if isinstance(output, Part):
-                output.discard()
-            raise
-        self.received = output.have - output.kept
-        if isinstance(output, Part) and self.head:
-            copy_facts(self.url, self.head, self.old, output.fd, output.path)
-            output.rename(self.path, self.replace)
-        self.verdict = "saved"
+        gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
+        head, found = reply.head, reply.head.range
+        decode = head.codings and not head.ending and not self.is_gzip()
+        if not output.source or not found:
+            # offsets and digests belong to the encoded bytes
+            output.begin(Source("", "", None, "") if decode else source_of(head))
+            span = output.spans[0]
+        end = found[1] if found else span.end
+        if len(output.spans) < 2:
+            self.args.progress.begin(self.name, output.have, output.source and output.source.size)
+        for chunk in reply.decoded() if decode else reply.chunks():
+            if end is not None and span.offset + len(chunk) > end:
+                raise broken(self.url.authority, "a range longer than it says")
+            output.write(span.offset, chunk)
+            span.offset += len(chunk)
+            self.args.progress.add(len(chunk))
+        if end is None:
+            span.end = span.offset
+        elif span.offset < end:
+            raise Transient(
+                18,
+                f"a range of {self.url} came short",
+                f"{end - span.offset:,} bytes of it are missing",
+                "repeat the command",
+            )
+
+    def is_gzip(self) -> bool:
+        return self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
 
     def side_by_side(self, output: "Part", head: Head) -> None:
         """Several threads fetch one span after another, each over a connection of its own."""
         import queue  # not at the top: one connection needs none
         import threading
 
-        source = output.source
-        if not source or not source.fits(head) or source.size != head.length:
+        source, size = output.source, head.length or 0  # never 0: see probe()
+        if not source or not source.fits(head) or source.size != size:
             output.begin(source_of(head))
-        if not output.divide(self.connections):
+        if not output.divide(size, self.connections):
             return
-        self.args.progress.begin(self.name, output.have, head.length)
+        self.args.progress.begin(self.name, output.have, size)
         output.lock, left = threading.Lock(), iter(output.left())  # all threads share both
         ends: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
@@ -1458,9 +1440,7 @@ class Download:
                 with contextlib.closing(Client(self.args)) as client:
                     for span in left:
                         act = functools.partial(self.receive, client, output, span)
-                        # closed: the main thread has given up while this one waited to try again
-                        go_on = lambda: output.fd < 0 or act()  # noqa: B023, E731
-                        client.retry(self.url, go_on, lambda: span.offset)  # noqa: B023
+                        client.retry(act, lambda: span.offset)  # noqa: B023
             except BaseException as error:  # noqa: BLE001  (the main thread raises it again)
                 problem = error
             ends.put(problem)
@@ -1476,6 +1456,32 @@ class Download:
                 running -= 1
             output.remember()
             pause = min(2 * pause, most)
+
+    def finish(self, output: Output) -> None:
+        """Check the digests, then give the part its name."""
+        try:
+            self.verify(output.source.digest if output.source else "", output.digest)
+        except Failure:
+            if isinstance(output, Part):
+                output.discard()
+            raise
+        self.received = output.have - output.kept
+        if isinstance(output, Part) and self.head:
+            copy_facts(self.url, self.head, self.old, output.fd, output.path)
+            output.rename(self.path, self.replace)
+        self.verdict = "saved"
+
+    def verify(self, promised: str, digest: Callable[[str], str]) -> None:
+        """Check the digests that the server and the user promised."""
+        for name, want in filter(None, [self.args.checksum, promised and ("sha256", promised)]):
+            found = digest(name)
+            if found != want:
+                raise Failure(
+                    56,
+                    f"{self.url} came with a wrong {name}: {found}",
+                    f"{want} was promised; nothing is kept of it",
+                    "repeat the command; if it fails again, the file on the server is another one",
+                )
 
 
 def wanted(source: Optional[Source], span: "Span") -> Fields:
@@ -1621,7 +1627,7 @@ class Part(Spans):
         self.args = args
         self.url = url
         self.path = folder + part_name(url)
-        self.note = self.path[: -len("part")] + "json"
+        self.note = note_name(self.path)
         # a real lock once several threads write
         self.lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         self.noted = False  # whether there may be a note
@@ -1692,13 +1698,11 @@ class Part(Spans):
                 os.unlink(self.note)
         self.noted = False
 
-    def divide(self, count: int) -> bool:
-        """Cut what is left into spans for so many connections, if the source can be asked for them.
+    def divide(self, size: int, count: int) -> bool:
+        """Cut what is left of a source of known size into spans for so many connections.
 
         There are more spans than connections, so that fast connections can take more of them."""
-        left, size = self.left(), self.source and self.source.validator and self.source.size
-        if not size:
-            return False
+        left = self.left()
         step = max(SPLIT_FROM, -(-(size - self.have) // (4 * count)))
         pieces = [
             Span(first, min(first + step, span.end or size))
@@ -1999,6 +2003,10 @@ def part_name(url: URL) -> str:
     return f".six-{hashlib.sha256(to_bytes(unsigned)).hexdigest()[:32]}.part"
 
 
+def note_name(part: str) -> str:
+    return part[: -len("part")] + "json"
+
+
 def remove_old_parts(folder: str, names: set[str]) -> None:
     for stem in {name[: -len("part")] for name in names if is_part(name)}:
         ends = [end for end in ("part", "json") if stem + end in names]
@@ -2040,7 +2048,7 @@ def put(client: Client) -> None:
         raise Failure(2, f"{what} has no name", "nothing was sent", f"{url}NAME")
     if not paths:
         body = BodySource(os.fsencode(args.text))
-        return attempt(args, lambda: send(Upload(client, url, body, "the text")))
+        return attempt(args, Upload(client, url, body, "the text").run)
 
     def send_path(path: str) -> None:
         send_file(client, path, url.child(os.path.basename(path)) if into else url)
@@ -2050,21 +2058,7 @@ def put(client: Client) -> None:
 
 def send_file(client: Client, path: str, url: URL) -> None:
     """PUT a file, or standard input for -."""
-    send(Upload(client, url, BodySource() if path == "-" else BodySource(path), path))
-
-
-def send(upload: "Upload") -> None:
-    """After a lost link, continue where the server stopped. Standard input cannot be read twice."""
-    began, client, url, args = time.monotonic(), upload.client, upload.url, upload.args
-    careful = args.verb == "put" and not args.force and not upload.resource
-    if careful and client.retry(url, upload.is_there):
-        upload.verdict = "same"
-    elif upload.body.length is None:
-        upload.attempt()
-    else:
-        client.retry(url, upload.attempt, lambda: upload.offset)
-    seconds = time.monotonic() - began
-    report(args, url, upload.verdict, upload.path, upload.sent - (upload.kept or 0), seconds)
+    Upload(client, url, BodySource() if path == "-" else BodySource(path), path).run()
 
 
 class Upload:
@@ -2078,30 +2072,43 @@ class Upload:
         self.body = body
         self.path = path
         self.offset = 0  # bytes that the server has, as far as we know
-        self.complete = False  # the server has it all; only its reply was lost
-        self.announced = False  # the server has said that it speaks the draft
         self.verdict = "sent"
         self.fields: Fields = {}
         self.condition: Fields = {}
-        name = part_name(url)[: -len("part")] + "json"
-        self.note = os.path.join(os.path.dirname(path), name)
+        self.note = note_name(os.path.join(os.path.dirname(path), part_name(url)))
         self.resource = self.recall()  # where it can be continued
-        # bytes that an earlier run has sent; None until the server tells
-        self.kept = None if self.resource else 0
+        self.kept: int | None = None  # bytes that an earlier run has sent, once the server tells
+
+    def run(self) -> None:
+        """After a lost link, continue where the server stopped: never with standard input."""
+        began, retry = time.monotonic(), self.client.retry
+        careful = self.args.verb == "put" and not self.args.force and not self.resource
+        if careful and retry(self.is_there):
+            self.verdict = "same"
+        elif self.body.length is None:
+            self.attempt()
+        else:
+            retry(self.attempt, lambda: self.offset)
+        seconds, moved = time.monotonic() - began, self.sent - (self.kept or 0)
+        report(self.args, self.url, self.verdict, self.path, moved, seconds)
 
     def recall(self) -> Optional[URL]:
         """Where an earlier run of the same upload stopped, if the file is still the same.
 
-        Others may plant a note, so the login goes only to the origin that the user named."""
+        Others may plant a note, so it tells only the path, on the server that the user named."""
         if not self.args.resume or self.body.length is None:
             return None
-        with contextlib.suppress(*NO_NOTE, Failure):
+        with contextlib.suppress(*NO_NOTE):
             note = read_note(self.note)
-            resource = self.url.join(note["resource"])
             same = [(note["size"], note["mtime_ns"])] == self.body.state
-            if same and resource.origin == self.url.origin:
-                return resource
+            if same and re.fullmatch("/[!-~]*", note["resource"]):
+                return self.url._replace(target=note["resource"])
         return None
+
+    def forget(self) -> None:
+        self.resource = None
+        with contextlib.suppress(OSError):
+            os.unlink(self.note)
 
     def remember(self, resource: URL) -> None:
         """Note beside the file where its rest may be sent. If no note can be written, a retry
@@ -2114,65 +2121,58 @@ class Upload:
     def prepare(self) -> Fields:
         """The fields that describe the file.
 
-        A digest stands before the body, so a large file must be read twice. Do that only for
-        servers that say that they check it."""
+        The digest of a short body goes before it. A long one would have to be read for that first,
+        so its digest is compared with the one in the reply."""
         if self.body.length is None:
             return {}
         seconds, fields = self.body.mtime_ns // 10**9, Fields()
         if self.body.state and EARLIEST <= seconds < LATEST:
-            # servers keep whole seconds
-            date = http_date(seconds)
+            # servers keep whole seconds; in English as long as nobody calls setlocale()
+            when = calendar(time.gmtime, seconds)
+            date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", when)
             # nginx takes the file's time from Date
             fields = {"Last-Modified": date, "Date": date, OC_MTIME: str(seconds)}
         elif self.body.state:
             self.warn_of_time()
         if self.body.executable:
             fields[EXECUTABLE] = "1"
-        offers = {"want-repr-digest"}
-        if self.body.length >= EXPECT_FROM:
-            with self.client.ask("OPTIONS", self.url) as reply:
-                offers = set(reply.head.fields)
-        self.announced = "upload-limit" in offers and self.args.resume
-        if offers & {"want-repr-digest", "upload-limit"}:
-            total = hasher("sha256")
-            for chunk in self.body.chunks():
-                total.update(chunk)
-            fields["Repr-Digest"] = f"sha-256=:{b64(total.digest())}:"  # RFC 9530
-        return fields
+        if self.body.length < EXPECT_FROM:
+            digest = hasher("sha256", self.body.whole()).digest()
+            return {**fields, "Repr-Digest": f"sha-256=:{b64(digest)}:"}  # RFC 9530
+        with self.client.ask("OPTIONS", self.url) as reply:
+            offers = reply.head.fields
+        if "upload-limit" in offers and self.args.resume:  # it speaks the draft
+            fields["Upload-Length"] = str(self.body.length)
+        self.body.checked = "want-repr-digest" in offers
+        return {**fields, **DIGEST_WANTED}
 
     def is_there(self) -> bool:
         """Whether the server has this very file. Another one is replaced only with --force."""
-        with self.client.ask("HEAD", self.url, IDENTITY) as reply:
+        # a text has no time, so ask for the digest
+        wanted = IDENTITY if self.body.state else WANTED
+        with self.client.ask("HEAD", self.url, wanted) as reply:
             head = reply.head
         if head.status in PASSING:
-            check(reply)
-        if head.status == 200:
-            ours = Entry("", False, self.body.length, self.body.mtime_ns // 10**9)
-            if not self.body.state or not is_copy(entry_of(head), ours, exact=True):
-                raise Failure(
-                    25,
-                    f"{self.url} exists already, and is another file",
-                    "it was left as it is",
-                    "--force replaces it; or put under another name",
-                )
+            check(reply)  # many servers ignore the condition, so ask until it answers
+        if head.status == 200 and not self.is_same(head):
+            raise occupied(self.url, is_folder=reply.url.path.endswith("/"))
         self.condition = {"If-None-Match": "*"}  # somebody may put a file there meanwhile
         return head.status == 200
 
+    def is_same(self, head: Head) -> bool:
+        body = self.body
+        if body.state:
+            ours = Entry("", False, body.length, body.mtime_ns // 10**9)
+            return is_copy(entry_of(head), ours, exact=True)
+        digest = promised_digest(head) if body.parts else ""
+        return bool(digest) and digest == hasher("sha256", body.whole()).hexdigest()
+
     def attempt(self) -> None:
-        # only once: when a reply was lost, the file there may be ours
-        if self.fields.pop("If-None-Match", None):
-            self.condition = {}
         if self.body.changed():  # the server has the beginning of another file
             self.body, self.resource, self.fields = BodySource(self.path), None, {}
-            self.kept = 0
-        if not (self.resource and self.is_known(self.resource)):
-            self.resource = self.create()
-        if not self.resource:
-            self.send_whole()
-        elif not self.complete:
-            self.append(self.resource)
-        with contextlib.suppress(OSError):
-            os.unlink(self.note)
+        if not (self.resource and self.go_on(self.resource)):
+            self.begin()
+        self.forget()
         if self.body.changed():
             raise Failure(
                 18,
@@ -2181,24 +2181,25 @@ class Upload:
                 "repeat the command when nothing writes to it",
             )
 
-    def create(self) -> Optional[URL]:
-        """Begin with an empty upload, if the server speaks the draft. Its reply says where to
-        continue.
+    def begin(self) -> None:
+        self.offset = self.kept = 0
+        self.fields = self.fields or self.prepare()
+        fields = {**self.fields, **self.condition}
+        self.condition = {}  # only once: when a reply was lost, the file there may be ours
+        self.resource = self.create(fields) if "Upload-Length" in fields else None
+        if self.resource:
+            self.append(self.resource)
+        else:
+            self.send_whole(fields)
+
+    def create(self, fields: Fields) -> Optional[URL]:
+        """Begin with an empty upload. The reply says where to continue.
 
         A 104 reply would say so during the upload, but nginx and other proxies drop it. The
         place must be on the server that the user named, because it is sent the login."""
-        self.fields = self.fields or {**self.prepare(), **self.condition}
-        self.offset = 0
-        if not self.announced:
-            return None
-        fields = {
-            **self.fields,
-            "Upload-Complete": "?0",
-            "Upload-Length": str(self.body.length),
-            **DRAFT,
-        }
+        fields = {**fields, "Upload-Complete": "?0", **DRAFT}
         with self.client.ask("PUT", self.url, fields, BodySource(b"")) as reply:
-            self.check(reply, stored=False)
+            self.check(reply)
             location = reply.head.get("location")
         resource = reply.url.join(location)
         if not location or resource.origin != self.url.origin:
@@ -2215,28 +2216,31 @@ class Upload:
         self.fields = self.prepare()
         fields = {**self.fields, **self.client.origin(self.url).login_fields}
         head = self.client.request("PUT", self.url, fields, self.body)
-        return head + b"".join(map(bytes, self.body.chunks()))
+        return head + self.body.whole()
 
     def is_done(self, reply: Reply) -> bool:
         """Whether a reply in the pipeline says that the file was stored."""
         if not reply.head.success or self.is_doubtful(reply) or self.body.changed():
             return False
-        self.check(reply)
+        self.check(reply, self.body)
         self.args.progress.begin(self.path, 0, None)
         self.args.progress.add(self.sent)
         report(self.args, self.url, "sent", self.path, self.sent)
         return True
 
-    def send_whole(self) -> None:
+    def send_whole(self, fields: Fields) -> None:
         self.args.progress.begin(self.path, 0, self.body.length)
-        with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
-            self.check(reply)
+        with self.client.ask("PUT", self.url, fields, self.body) as reply:
+            self.check(reply, self.body)
             doubtful = self.is_doubtful(reply)
         if doubtful:
-            self.verify_size()
+            self.verify()
+            self.verdict = "sent unverified"
 
-    def check(self, reply: Reply, stored: bool = True) -> None:
-        """Check a reply. A time before 1970 or after 2286 may be refused: then go without it."""
+    def check(self, reply: Reply, stored: Optional[BodySource] = None) -> None:
+        """Check a reply, and the digest in it if it is about what was stored.
+
+        A time before 1970 or after 2286 may be refused: then go without it."""
         head = reply.head
         rare = not re.fullmatch("[0-9]{0,10}", self.fields.get(OC_MTIME, ""))
         lost = stored and head.success and head.get(OC_MTIME.lower()) != "accepted"
@@ -2246,6 +2250,20 @@ class Upload:
             if not lost:
                 raise Transient(22, f"{self.url}: 400", "that time", "without it", after=0)
         check(reply)
+        if stored and stored.digest:
+            self.compare(promised_digest(head), stored.digest)
+
+    def compare(self, found: str, sent: str) -> None:
+        # a file that changed meanwhile is no fault of the way: attempt() tells it
+        if found and found != sent and not self.body.changed():
+            self.forget()
+            raise Transient(
+                56,
+                f"{self.url} arrived damaged: its SHA-256 is {found}",
+                f"{sent} was sent",
+                "delete it there, then repeat the command",
+                lasting=False,
+            )
 
     def warn_of_time(self) -> None:
         time_of = f"the time of {printable(self.path)}, {self.body.mtime_ns // 10**9} s since 1970"
@@ -2257,17 +2275,17 @@ class Upload:
         page = reply.head.status == 200
         return page and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
 
-    def verify_size(self) -> None:
-        """Compare the size that the server has now with what was sent.
+    def verify(self) -> None:
+        """Compare what the server has now with what was sent, because no reply has told that.
 
         A server that takes no files, such as Caddy, may treat PUT as GET: it replies 200 with
         what it had before."""
-        length = None
-        with (
-            contextlib.suppress(Failure),
-            self.client.ask("HEAD", self.url, IDENTITY) as reply,
-        ):
-            length = reply.head.length if reply.head.status == 200 else None
+        try:
+            with self.client.ask("HEAD", self.url, WANTED) as reply:
+                head = reply.head
+        except Failure:  # it has taken the file, and perhaps ends after that
+            return
+        length = head.length if head.status == 200 else None
         if length not in (None, self.sent):
             raise Failure(
                 56,
@@ -2275,23 +2293,29 @@ class Upload:
                 "the server answered 200 and stored something else, or nothing",
                 "use a server that accepts files by PUT",
             )
-        self.verdict = "sent unverified"
+        found = promised_digest(head) if length and self.body.state else ""
+        self.compare(found, found and file_digest(self.path, "sha256"))
 
-    def is_known(self, resource: URL) -> bool:
-        """Ask how much has arrived. Returns False if the server has forgotten the upload."""
+    def go_on(self, resource: URL) -> bool:
+        """Send what is missing of an upload. Returns False if the server has forgotten it."""
         with self.client.ask("HEAD", resource, DRAFT) as reply:
             head = reply.head
             # busy: the server still waits for a connection that was lost
             if head.status == 503:
                 check(reply)
         text, size = head.get("upload-offset"), self.body.length or 0
-        if head.status >= 400 or not re.fullmatch(LENGTH, text) or int(text) > size:
+        complete = head.get("upload-complete") == "?1"
+        known = head.status < 400 and re.fullmatch(LENGTH, text) and int(text) <= size
+        if not known or complete and int(text) < size:
             return False
-        self.offset, whole = int(text), head.get("upload-complete") == "?1"
-        self.complete = whole and self.offset == size
+        self.offset = int(text)
         if self.kept is None:
             self.kept = self.offset
-        return self.complete or not whole
+        if complete:  # only the reply was lost
+            self.verify()
+        else:
+            self.append(resource)
+        return True
 
     def append(self, resource: URL) -> None:
         self.args.progress.begin(self.path, self.offset, self.body.length)
@@ -2299,9 +2323,11 @@ class Upload:
             "Content-Type": "application/partial-upload",
             "Upload-Offset": str(self.offset),
             "Upload-Complete": "?1",
+            **DIGEST_WANTED,
             **DRAFT,
         }
         rest = BodySource(self.path, start=self.offset)
+        rest.checked = True
         with self.client.ask("PATCH", resource, fields, rest) as reply:
             if reply.head.status == 409:
                 raise Transient(
@@ -2310,7 +2336,14 @@ class Upload:
                     "it is still busy with what came",
                     "repeat the command",
                 )
-            self.check(reply)
+            self.check(reply, rest)
+
+
+def occupied(url: URL, is_folder: bool) -> "Failure":
+    what, hint = "another file", "--force replaces it; or put under another name"
+    if is_folder:
+        what, hint = "a folder", f"{folder_url(url)} puts files into it"
+    return Failure(25, f"{url} exists already, and is {what}", "it was left as it is", hint)
 
 
 def post(client: Client) -> None:
@@ -2376,7 +2409,7 @@ def delete(client: Client) -> None:
     args = client.args
 
     def delete_url(url: URL) -> None:
-        client.retry(url, lambda: request(client, "DELETE", url))
+        client.retry(lambda: request(client, "DELETE", url))
         report(args, url, "deleted")
 
     for_each(args, [target(text, args) for text in args.url], delete_url)
@@ -2510,7 +2543,7 @@ class Tree:
                     check(reply)
                 return reply, read_index(reply) if reply.head.success else []
 
-        return self.client.retry(url, act)
+        return self.client.retry(act)
 
     def leaves_out(self, path: str, entry: Entry) -> bool:
         """Whether an entry of the source is not copied. Say why, if nobody asked for that."""
@@ -2563,7 +2596,7 @@ class Tree:
                 whole = False
         return whole
 
-    def finish(self, place: str, code: int) -> None:
+    def finish(self, folder: str) -> None:
         """Delete what the source does not have, if all else came through. Tell the counts."""
         args, extra = self.args, self.extra if self.args.delete else []
         if extra and args.progress.code:
@@ -2572,10 +2605,10 @@ class Tree:
         for where, _ in extra if args.dry_run else []:
             show_plan(args, "delete", where)
         if 2 * len(extra) > self.there and not args.force:
+            place = self.root if self.sending else printable(folder)
             raise Failure(
-                code,
-                f"--delete would remove {len(extra)} of the {self.there} files and folders in "
-                + place,
+                25 if self.sending else 23,
+                f"--delete would remove {len(extra)} of the {self.there} entries of {place}",
                 "that is more than half: perhaps another folder is meant",
                 "--dry-run shows them, --force removes them",
             )
@@ -2592,7 +2625,7 @@ class Tree:
             report(self.args, self.root, "deleted", place)
         else:
             url = folder_url(place) if folder else place
-            self.client.retry(url, lambda: request(self.client, "DELETE", url))
+            self.client.retry(lambda: request(self.client, "DELETE", url))
             report(self.args, url, "deleted")
 
 
@@ -2632,10 +2665,7 @@ def mirror(client: Client) -> None:
     args = client.args
     url = folder_url(target(args.url, args))
     name = safe_name(url_name(url._replace(target=url.path.rstrip("/"))))
-    dest = args.output or (name if url.path != "/" else url.host)
-    tree = Tree(client, url)
-    copy_folder(tree, os.path.join(dest, ""), url, "")
-    tree.finish(printable(dest), 23)
+    copy_tree(client, url, args.output or (name if url.path != "/" else url.host))
 
 
 def upload(client: Client) -> None:
@@ -2647,10 +2677,13 @@ def upload(client: Client) -> None:
             "upload sends a folder",
             "put sends files",
         )
-    url = folder_url(target(args.url, args))
+    copy_tree(client, folder_url(target(args.url, args)), args.dir)
+
+
+def copy_tree(client: Client, url: URL, folder: str) -> None:
     tree = Tree(client, url)
-    copy_folder(tree, os.path.join(args.dir, ""), url, "")
-    tree.finish(str(url), 25)
+    copy_folder(tree, os.path.join(folder, ""), url, "")
+    tree.finish(folder)
 
 
 def copy_folder(tree: Tree, here: str, url: URL, path: str) -> None:
@@ -2800,20 +2833,6 @@ def make_folder(args: argparse.Namespace, path: str, strict: bool = False) -> se
         return names
     except OSError as error:
         raise unwritable(path, error, 0) from None
-
-
-VERBS: dict[str, Callable[[Client], None]] = {
-    "get": get,
-    "put": put,
-    "post": post,
-    "delete": delete,
-    "head": head,
-    "list": list_folder,
-    "mkdir": mkdir,
-    "move": move,
-    "mirror": mirror,
-    "upload": upload,
-}
 
 
 # --- logins and proxies ---
@@ -3031,11 +3050,6 @@ def parse_date(text: str) -> Optional[float]:
     with contextlib.suppress(ValueError):  # such as 30 February
         return datetime.datetime.fromisoformat(f"{found[1]}+00:00").timestamp()
     return None
-
-
-def http_date(seconds: float) -> str:
-    # in English as long as nobody calls setlocale()
-    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", calendar(time.gmtime, seconds))
 
 
 def source_of(head: Head) -> Source:
@@ -3487,7 +3501,7 @@ SCRIPTS = (
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
 # what tells Python where its folders are, beside it or in the folder above
-SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
+SETTINGS = ("pyvenv.cfg", "../pyvenv.cfg", "pybuilddir.txt")
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
@@ -3520,11 +3534,9 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     The first are the scripts beside this one, the interpreter, what tells it its folders, and the
     one other program that --tls runs. Folders that do not exist yet count: they could be made."""
-    homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
-    bin_folder = os.path.dirname(sys.executable)
-    files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
-    files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    own, bin_folder = (__file__, os.path.realpath(__file__)), os.path.dirname(sys.executable)
+    files = {os.path.join(os.path.dirname(script), name) for script in own for name in SCRIPTS}
+    files |= {*own, sys.executable, *(os.path.join(bin_folder, name) for name in SETTINGS)}
     files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in program_folders()}
     folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
@@ -3727,7 +3739,7 @@ class Capture:
         hosts = ports = b""
         for end in ends:
             # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            host = re.sub(r"^::ffff:(?=[0-9.]+$)|%.*", "", end[0])
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             hosts += socket.inet_pton(family, host)
             ports += struct.pack("!H", end[1])
@@ -4089,7 +4101,7 @@ def say(text: str, end: str = "\n") -> None:
 
 def address(place: Address) -> str:
     """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
-    host = re.sub(r"^::ffff:(?=.*\.)", "", str(place[0]))
+    host = re.sub(r"^::ffff:(?=[0-9.]+$)", "", str(place[0]))
     return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
 
 
@@ -4236,8 +4248,8 @@ class Progress:
         )
         self.name = ""
         self.total: int | None = None  # bytes, as far as that is known
-        # bytes: here or there, without a transfer, and of the current file
-        self.done = self.first = self.current = 0
+        # bytes: that needed no transfer, that were transferred, and both of the current file
+        self.spared = self.moved = self.current = 0
         self.files = 0  # of a folder, as far as they are known
         self.results = Counter[str]()  # of many files: how many were saved, same, sent
         self.skipped = Counter[str]()
@@ -4249,10 +4261,9 @@ class Progress:
         """A file begins or goes on, with so many bytes done."""
         self.name = name
         if self.files:
-            self.first += done - self.current
-            self.done += done - self.current
+            self.spared += done - self.current
         else:
-            self.done, self.first, self.total, self.began = done, done, total, time.monotonic()
+            self.spared, self.moved, self.total, self.began = done, 0, total, time.monotonic()
         self.current = done
 
     def expect(self, sizes: list[Optional[int]]) -> None:
@@ -4263,11 +4274,12 @@ class Progress:
     def count(self, result: str, size: Optional[int] = 0) -> None:
         """A file is finished; so many bytes of it needed no transfer."""
         self.results[result] += 1
-        self.done, self.first, self.current = self.done + (size or 0), self.first + (size or 0), 0
+        self.spared += size or 0
+        self.current = 0
 
     def add(self, count: int) -> None:
         """Count bytes. If several threads call it at once, the line may be a few bytes short."""
-        self.done += count
+        self.moved += count
         self.current += count
         if self.drawing and time.monotonic() - self.drawn > DRAWN_EVERY:
             self.draw()
@@ -4275,18 +4287,19 @@ class Progress:
     def facts(self) -> list[str]:
         """What the line tells, the most important first; nothing before there is something to
         say."""
-        total, elapsed, moved = self.total, self.drawn - self.began, self.done - self.first
-        facts = [readable_size(self.done)]
+        total, elapsed, moved = self.total, self.drawn - self.began, self.moved
+        done = self.spared + moved
+        facts = [readable_size(done)]
         if self.files:
             files = f"{self.files:,} file{'s' * (self.files != 1)}"
             facts = [f"{sum(self.results.values()):,} of {files}", facts[0]]
-            facts[1] += f" of {readable_size(max(total or 0, self.done))}"
+            facts[1] += f" of {readable_size(max(total or 0, done))}"
         elif total:
-            facts.insert(0, f"{100 * self.done // total:3}%")
+            facts.insert(0, f"{100 * done // total:3}%")
         if moved and elapsed > 1:
             facts.append(f"{readable_size(moved / elapsed)}/s")
             if total and not self.files:
-                left = elapsed * (total - self.done) / moved
+                left = elapsed * (total - done) / moved
                 facts.append(f"{left // 60:.0f}:{left % 60:02.0f} left")
         return facts
 
@@ -4302,7 +4315,7 @@ class Progress:
             while len(text := "  ".join(facts)) > room:
                 facts.pop()
             if self.total and not self.files and columns(name) + 2 + len(text) + 23 <= width:
-                text = f"[{'#' * (20 * self.done // self.total):20}] {text}"
+                text = f"[{'#' * (20 * (self.spared + self.moved) // self.total):20}] {text}"
             while name and columns(name) + 2 + len(text) > width:
                 name = name[:-1]
             say(f"\r{name}{'  ' * bool(name)}{text}\x1b[K", "")
@@ -4326,7 +4339,7 @@ class Progress:
         self.clear()
         counts, seconds = self.results, time.monotonic() - self.began
         done = sum(counts[name] for name in ("saved", "sent", "new", "replace"))
-        moved = self.done - self.first
+        moved = self.moved
         if args.json:
             facts = {"verb": args.verb, "files": done, "bytes": moved, "seconds": round(seconds, 3)}
             facts.update({name: counts[name] for name in ("same", "deleted", "failed")})
@@ -4522,18 +4535,18 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-# the text and the arguments of each verb; + stands for one or more, * for any number
-HELP = {
-    "get": ("fetch files", "URL*"),
-    "put": ("send files, or - for standard input", "PATH*", "URL"),
-    "post": ("send data or a form", "URL"),
-    "delete": ("delete files", "URL+"),
-    "head": ("show a reply's head", "URL"),
-    "list": ("show what a folder holds", "URL"),
-    "mkdir": ("make a folder", "URL"),
-    "move": ("rename: NEW is a URL, path or name", "URL", "NEW"),
-    "mirror": ("fetch a folder, or what changed in it", "URL"),
-    "upload": ("send one, or what changed in it", "DIR", "URL"),
+# the function of each verb, its text, and its arguments: + stands for one or more, * for any number
+VERBS: dict[str, tuple[Callable[[Client], None], str, str]] = {
+    "get": (get, "fetch files", "URL*"),
+    "put": (put, "send files, or - for standard input", "PATH* URL"),
+    "post": (post, "send data or a form", "URL"),
+    "delete": (delete, "delete files", "URL+"),
+    "head": (head, "show a reply's head", "URL"),
+    "list": (list_folder, "show what a folder holds", "URL"),
+    "mkdir": (mkdir, "make a folder", "URL"),
+    "move": (move, "rename: NEW is a URL, path or name", "URL NEW"),
+    "mirror": (mirror, "fetch a folder, or what changed in it", "URL"),
+    "upload": (upload, "send one, or what changed in it", "DIR URL"),
 }
 
 
@@ -4554,7 +4567,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser.set_defaults(**DEFAULTS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="httpclient.py")
-    for name, (text, *arguments) in HELP.items():
+    for name, (_, text, arguments) in VERBS.items():
         verb = verbs.add_parser(name, argument_default=argparse.SUPPRESS, help=text)
         if name not in words:
             continue
@@ -4562,7 +4575,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         # stands before the verb. Headers get a list of their own: argparse cannot go on with the
         # one from before the verb.
         common_flags(verb, "later_header")
-        for argument in arguments:
+        for argument in arguments.split():
             metavar = argument.rstrip("*+")
             nargs = argument[-1] if argument[-1] in "*+" else None
             verb.add_argument(metavar.lower(), nargs=nargs, metavar=metavar, help=PLACES[metavar])
@@ -4594,7 +4607,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if args.ask_password:
             args.password = ask_password("the server")
         with contextlib.closing(Client(args)) as client:
-            VERBS[args.verb](client)
+            VERBS[args.verb][0](client)
             return int(args.progress.code)
     except Failure as failure:
         args.progress.clear()

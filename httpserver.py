@@ -20,13 +20,16 @@
                                                  -X MOVE -H 'Destination: /other'
     curl -C - -o x.tar 'http://127.0.0.1:8000/x/?tar'   a folder as an archive that can be
                                                  resumed; ?zip cannot; ?zip=A/B holds two of it
-    wget -r --reject-regex '[?](tar|zip)' http://127.0.0.1:8000/   all but the archives
+    wget -r http://127.0.0.1:8000/               all files that can be found by links
 
 HTTP/1.1 (RFC 9110, 9112). GET and HEAD know ETag, all conditions, ranges, and a fresh .gz beside
 the file; index.html is the page of its folder. A POST that is no form is stored under a new name,
 or under the one in Content-Disposition. An upload is received beside its destination, and renamed
 into place when it is whole. Repr-Digest (RFC 9530, sha-256, header or trailer) is checked first;
 Want-Repr-Digest asks for it; an answer leaves it out while those of others take too long.
+
+A folder as JSON is a list of its files and folders: name, for reading; href, the exact name in a
+URL; size and etag, null for a folder; mtime, in seconds since 1970; type, "folder" for a folder.
 
 Uploads resume as in draft-ietf-httpbis-resumable-upload-10 (interop version 8): POST or PUT with
 Upload-Complete, then HEAD and PATCH of the Location in the answer, for seven days. There, a
@@ -61,13 +64,13 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 # Begin with Connection.ready(), which the loop calls when something has come. Connection.advance()
 # takes the requests out of it, and Connection.answer_to() answers one.
 # The sections, in the order of the file:
-#   a request          Request, parse_head(), evaluate(), parse_ranges(), client_behind()
+#   a request          Request, parse_head(), is_known(), parse_ranges(), client_behind()
 #   the folder         check_name(), Place (a name in a folder), Opened, Entry (listed), Shared,
 #                      rename(), Part
-#   a connection       Answer, Connection, BodyReader
-#   the loop           Server, Server.turn(), Server.enter(), Server.work(), serve()
-#   methods            check_request(), get(), get_file(), put(), receive_upload(), post_form(),
-#                      patch(), delete(), mkcol(), move()
+#   a connection       Answer, Connection, Connection.enter(), BodyReader
+#   the loop           Server, Server.turn(), Server.work(), serve()
+#   methods            check_request(); get(), get_file(); put(), receive_upload(), post_form();
+#                      patch(); delete(), mkcol(), move(); hand_in() for a drop box; METHODS
 #   archives, page     get_archive(), listing(), page_body(), error_page(), qr_code()
 #   shared fences      Guard, is_program(), Capture, Traced, Stop, bind(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
@@ -85,7 +88,7 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 #                         |           whole, long      +-----> ANSWERING: no room for the rest
 #                         +--- HANDED_OVER <-----------+
 #
-# Each state has a queue in which the first deadline comes first; Server.enter() alone moves a
+# Each state has a queue in which the first deadline comes first; Connection.enter() alone moves a
 # connection from one to another. No deadline: idle, or with a worker, which has its own.
 
 # Why none of http.server's classes? Their habits break rules that tests/test_httpserver.py holds:
@@ -187,7 +190,7 @@ MAX_WALKED = 250
 MAX_PIPELINED = 32
 MAX_ACCEPTED = 16  # connections that are accepted before others have their turn
 MAX_THREADS = 512  # transfers and folder walks at once
-FOREVER = float("inf")  # a deadline that never comes
+FOREVER = float("inf")  # a time that never comes
 SPARE_THREADS = 4  # workers kept for the next long request
 MAX_LINGERING = 256  # refused connections that wait until the client has read why
 # heads that are remembered, the bytes of such a head, and those of the answer that is remembered
@@ -215,19 +218,18 @@ KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() if no descriptor or memory is left
 # how often a lock that another thread has is tried, and the seconds between: two in all
 BUSY_TRIES, BUSY_PAUSE = 1000, 0.002
-PART_AGE = 7 * 86400  # seconds for which an interrupted upload can be resumed
-# the token of an upload that nobody can resume begins so; its part stays so long after a kill
-PLAIN, PLAIN_AGE = "0" * 8, 3600
+# seconds for which an interrupted upload can be resumed, and the part of a killed server stays
+PART_AGE = 7 * 86400
 HOLE = 4096  # bytes: shorter runs of zeros are written, because no file system makes holes of them
 FREE_CHECK = 1 << 20  # bytes of an upload between two checks of the free space
 MAX_NUMBER = 1000  # files of one name that get different numbers
 MAX_DIGESTS = 10000  # files whose digest is cached
 DIGEST_WAIT = 1.0  # seconds that a request waits for its turn to have a digest computed
-# seconds without a change before that, or before an answer is remembered: two changes within one
-# tick have the same time
+# seconds without a change before a digest or an answer is remembered: two changes within one tick
+# of the clock have the same time
 UNCHANGED = 2.0
 MAX_SEARCHED = 10000  # folders whose last search for old parts is remembered
-# in either case: some disks do not distinguish them
+# a part, in small letters or capitals: some disks do not distinguish them
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 EXECUTABLE = "X-Executable"  # our own field: 1 for a file that its owner may execute
 # a client must name this version of the resumable-upload draft to get interim answers
@@ -249,50 +251,54 @@ CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 # types in which a browser runs scripts
 ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
 CORK = getattr(socket, "TCP_CORK", 0)  # send full segments alone, until this is taken off
+MORE = getattr(socket, "MSG_MORE", 0)  # the same for one send(): what follows comes at once
 UTF_8 = "; charset=utf-8"
 # whether the calls take an open folder: a system has them all, or none
 DIR_FD = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
-FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+
+def open_flags(names: str) -> int:
+    """Flags for os.open(): those of them that the system has."""
+    return sum(getattr(os, name, 0) for name in names.split())
+
+
+FOLDER = open_flags("O_RDONLY O_DIRECTORY O_NOFOLLOW")
 # O_NONBLOCK: opening a FIFO must not wait for its writer
-LEAF = (
-    os.O_RDONLY
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_NONBLOCK", 0)
-    | getattr(os, "O_BINARY", 0)
-)
-WRITABLE = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+LEAF = open_flags("O_RDONLY O_NOFOLLOW O_NONBLOCK O_BINARY")
+WRITABLE = open_flags("O_RDWR O_NOFOLLOW O_BINARY")
 FRESH = WRITABLE | os.O_CREAT | os.O_EXCL  # a new file: what has its name already is an error
-# the errors for a disk without hard links
+# what link() fails with on a disk without hard links
 NO_LINKS = errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP
 
-# For each error of the system, the status and the fixed text for the client: never a local path.
+# For errors of the system, the status and the fixed text for the client: never a local path.
+TEXTS = """
+404 ENOENT ENOTDIR: there is no such file or folder
+403 ELOOP EMLINK: links are not followed
+403 EACCES EPERM: the server may not do that here
+403 EROFS: the disk is read-only
+400 ENAMETOOLONG: the name is too long
+400 EINVAL EILSEQ: the system takes no such name
+403 ENXIO: only files and folders are served
+409 EISDIR: a folder has that name
+412 EEXIST: that name exists
+409 ENOTEMPTY: the folder is not empty (?recursive deletes it all the same)
+507 ENOSPC: the disk is full
+507 EDQUOT: the disk is full for this user
+507 EFBIG: too large for the disk
+409 EXDEV: not on the same disk
+503 EMFILE ENFILE: too many open files
+"""
 PROBLEMS = {
-    errno.ENOENT: (404, "there is no such file or folder"),
-    errno.ENOTDIR: (404, "there is no such file or folder"),
-    errno.ELOOP: (403, "links are not followed"),
-    errno.EMLINK: (403, "links are not followed"),
-    errno.EACCES: (403, "the server may not do that here"),
-    errno.EPERM: (403, "the server may not do that here"),
-    errno.EROFS: (403, "the disk is read-only"),
-    errno.ENAMETOOLONG: (400, "the name is too long"),
-    errno.EINVAL: (400, "the system takes no such name"),
-    errno.EILSEQ: (400, "the system takes no such name"),
-    errno.ENXIO: (403, "only files and folders are served"),
-    errno.EISDIR: (409, "a folder has that name"),
-    errno.EEXIST: (412, "that name exists"),
-    errno.ENOTEMPTY: (409, "the folder is not empty (?recursive deletes it all the same)"),
-    errno.ENOSPC: (507, "the disk is full"),
-    errno.EDQUOT: (507, "the disk is full for this user"),
-    errno.EFBIG: (507, "too large for the disk"),
-    errno.EXDEV: (409, "not on the same disk"),
-    errno.EMFILE: (503, "too many open files"),
-    errno.ENFILE: (503, "too many open files"),
+    getattr(errno, name): (int(status), text)
+    for status, names, text in re.findall("(...) (.*?): (.*)", TEXTS)
+    for name in names.split()
 }
 
 
 Call = Callable[[], object]
 Data = Union[bytes, memoryview]  # noqa: UP007  (3.9)
 Fields = dict[str, str]  # header fields: lower-case names in a request
+Facts = os.stat_result  # what the system tells of a file or folder
 Names = Sequence[str]  # the names in a path, from the shared folder down
 Ranges = list[tuple[int, int]]  # (start, end), without the byte at the end
 
@@ -346,6 +352,8 @@ URL = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE | re.DOTALL)
 
 WEIGHT = re.compile(r"([^\s,;]+)(?:[^,]*?;\s*q=([01]\.?[0-9]*))?[^,]*")
 
+UPLOAD_URL = re.compile(r"(\?upload=[0-9a-f]{8}).*")
+
 BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 DIGITS = re.compile(r"[0-9]{1,18}")
@@ -363,7 +371,9 @@ class Request:
 
     def __init__(self, method: str, target: str, minor: int, fields: Fields) -> None:
         self.method, self.minor, self.fields = method, minor, fields
-        self.line = printable(f"{method} {target} HTTP/1.{minor}")
+        # for the log: an upload's URL is long, and who knows all of it can change the upload
+        shown = UPLOAD_URL.sub(r"\1...", target)
+        self.line = printable(f"{method} {shown} HTTP/1.{minor}")
         self.chunked, self.length = framing(fields, minor)
         self.has_body = self.chunked or self.length > 0
         words = [word.strip() for word in fields.get("connection", "").lower().split(",")]
@@ -452,7 +462,7 @@ def framing(fields: Fields, minor: int) -> tuple[bool, int]:
 
 def split_target(method: str, target: str, host: Optional[str], minor: int) -> tuple[str, str]:
     """The host that was asked, and the path with the query (§3.2)."""
-    if host is None and minor or host is not None and not HOST.fullmatch(host):
+    if host is None and minor or not HOST.fullmatch(host or ""):
         raise Refusal(400, "exactly one valid Host is needed")
     if target[0] == "/":
         return host or "", target
@@ -467,7 +477,7 @@ def split_target(method: str, target: str, host: Optional[str], minor: int) -> t
     return found[1], path if path[:1] == "/" else "/" + path
 
 
-def parse_path(target: str) -> tuple[tuple[str, ...], bool, str]:
+def parse_path(target: str) -> tuple[Names, bool, str]:
     """The names in a path, decoded once; whether it ends in a slash; and the query.
 
     An encoded slash does not separate names."""
@@ -502,19 +512,19 @@ TAG = re.compile(r'(W/)?("[^"]*")')
 RANGE = re.compile(r"[ \t]*(?:([0-9]{1,40})-([0-9]{0,40})|-([0-9]{1,40}))[ \t]*")
 
 
-def bare_tag(info: os.stat_result) -> str:
+def bare_tag(info: Facts) -> str:
     return f"{info.st_mtime_ns:x}-{info.st_size:x}-{info.st_ino:x}"
 
 
-def is_executable(info: os.stat_result) -> bool:
+def is_executable(info: Facts) -> bool:
     return info.st_mode & stat.S_IXUSR > 0
 
 
-def facts_of(info: os.stat_result) -> tuple[int, ...]:
+def facts_of(info: Facts) -> tuple[int, ...]:
     return info.st_ino, info.st_size, info.st_ctime_ns, info.st_mtime_ns, info.st_dev
 
 
-def etag(info: os.stat_result, coding: str = "") -> str:
+def etag(info: Facts, coding: str = "") -> str:
     return f'"{bare_tag(info)}{coding}"'
 
 
@@ -530,50 +540,43 @@ def http_date(seconds: int) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def parse_date(text: str) -> Optional[float]:
+def parse_date(text: str) -> float:
     if not text:
-        return None
+        return NO_DATE
     import email.utils  # not at the top: the slowest import of all, and few requests have a date
 
     with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):
         # asctime's form names no zone (§5.6.7)
         return email.utils.parsedate_to_datetime(text.removesuffix(" GMT") + " GMT").timestamp()
-    return None
+    return NO_DATE
 
 
-def matches(listed: str, tag: Optional[str], weak: bool) -> bool:
+def matches(listed: str, tag: str, weak: bool) -> bool:
     """Whether an entity tag is in a list (§13.1.1, §13.1.2). A star matches any that exists."""
-    if listed.strip() == "*" or tag is None:
-        return tag is not None
+    if listed.strip() == "*" or not tag:
+        return bool(tag)
     return any(found[1] == tag and (weak or not found[0]) for found in TAG.findall(listed))
 
 
-def evaluate(fields: Fields, tag: Optional[str], mtime: float, reading: bool) -> int:
-    """The preconditions in their order (§13.2.2): 0 to go on, 304 or 412.
+def is_known(fields: Fields, tag: str, mtime: float, reading: bool = True) -> bool:
+    """The preconditions in their order (§13.2.2): whether a reader already has it (304).
 
-    A tag of None means that nothing is there."""
+    Any other that fails is refused (412). What is not there has no tag, and is always too new."""
+    if CONDITIONS.isdisjoint(fields):
+        return False
     since = parse_date(fields.get("if-modified-since", ""))
     until = parse_date(fields.get("if-unmodified-since", ""))
     if "if-match" in fields:
-        if not matches(fields["if-match"], tag, weak=False):
-            return 412
-    elif until is not None and (tag is None or mtime > until):
-        return 412
+        fails = not matches(fields["if-match"], tag, weak=False)
+    else:
+        fails = mtime > until
     if "if-none-match" in fields:
-        if matches(fields["if-none-match"], tag, weak=True):
-            return 304 if reading else 412
-    elif reading and since is not None and mtime <= since:
-        return 304
-    return 0
-
-
-def range_applies(condition: Optional[str], tag: str, mtime: float, now: float) -> bool:
-    """If-Range (§13.1.5): a strong tag, or the exact date of a file.
-
-    The date counts only if the file has not changed within the last second."""
-    if condition is None or condition == tag:
-        return True
-    return parse_date(condition) == mtime and now - mtime > 1
+        known = matches(fields["if-none-match"], tag, weak=True)
+    else:
+        known = reading and mtime <= since
+    if fails or known and not reading:
+        raise Refusal(412, "what is there is not what the request expects")
+    return known
 
 
 def parse_ranges(text: str, size: int) -> Optional[Ranges]:
@@ -655,18 +658,16 @@ def disposition(name: str) -> str:
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{exact}"
 
 
-def parse_digest(text: str) -> Optional[bytes]:
-    """The sha-256 of a Repr-Digest field (RFC 9530)."""
+def parse_digest(text: str) -> str:
+    """The sha-256 of a Repr-Digest field (RFC 9530), in hex; "" for none."""
     found = re.search(r"(?:^|,)[ \t]*sha-256=:([A-Za-z0-9+/]{43}=):", text)
-    return base64.b64decode(found[1]) if found else None
+    return base64.b64decode(found[1]).hex() if found else ""
 
 
 def wants_digest(request: Request) -> bool:
     """Whether Want-Repr-Digest asks for sha-256: its weights go from 0 to 10."""
-    wanted = request.fields.get("want-repr-digest")
-    return wanted is not None and bool(
-        re.search(r"(?:^|,)[ \t]*sha-256=(?:[1-9]|10)[ \t]*(?:,|$)", wanted)
-    )
+    wanted = request.field("want-repr-digest")
+    return bool(re.search(r"(?:^|,)[ \t]*sha-256=(?:[1-9]|10)[ \t]*(?:,|$)", wanted))
 
 
 def digest_field(digest: bytes) -> str:
@@ -674,13 +675,14 @@ def digest_field(digest: bytes) -> str:
 
 
 # Who asks, and for whom.
+
+
 @functools.lru_cache(maxsize=256)
 def is_own_host(host: str, names: frozenset[str]) -> bool:
     """Whether a Host means this machine.
 
     A foreign name whose address was changed to ours (DNS rebinding) does not."""
-    found = HOST.fullmatch(host)
-    name = found[1].lower().rstrip(".") if found else ""
+    name = re.sub(":[0-9]*$", "", host).lower().rstrip(".")
     if name in names or "*" in names or name.endswith(".localhost"):
         return True
     with contextlib.suppress(ValueError):
@@ -853,7 +855,7 @@ class Place(NamedTuple):
     def beside(self, name: str) -> "Place":
         return Place(self.folder, name)
 
-    def stat(self) -> Optional[os.stat_result]:
+    def stat(self) -> Optional[Facts]:
         with contextlib.suppress(FileNotFoundError):
             return os.stat(self.path, dir_fd=self.dir_fd, follow_symlinks=False)
         return None
@@ -864,7 +866,7 @@ class Place(NamedTuple):
     def unlink(self) -> None:
         os.unlink(self.path, dir_fd=self.dir_fd)
 
-    def regular(self) -> Optional[os.stat_result]:
+    def regular(self) -> Optional[Facts]:
         """The facts of the file there, if it may be replaced; a folder or device may not."""
         info = self.stat()
         if info and stat.S_ISDIR(info.st_mode):
@@ -878,7 +880,7 @@ class Opened(NamedTuple):
     """A file or folder that is open, and its facts."""
 
     where: Where
-    info: os.stat_result
+    info: Facts
 
     @property
     def is_folder(self) -> bool:
@@ -898,7 +900,7 @@ class Entry(NamedTuple):
     """A file or folder that is listed: its name (in an archive the path there), facts, place."""
 
     name: str
-    info: os.stat_result
+    info: Facts
     place: Place
 
     @property
@@ -909,11 +911,11 @@ class Entry(NamedTuple):
     def size(self) -> int:
         return 0 if self.is_folder else self.info.st_size
 
-    def open(self) -> int:
+    def open(self) -> Opened:
         """The file, if it still is the one that was listed: its length has been promised."""
         found = open_leaf(self.place)
         if etag(found.info) == etag(self.info):
-            return found.descriptor
+            return found
         found.close()
         raise Gone(f"{printable(self.name)} changed")
 
@@ -962,13 +964,12 @@ class Shared:
 
     def step(self, place: Place, make: bool) -> int:
         """Open the next folder of a path."""
-        try:
+        # first: where nobody may make a folder, NFS says that instead of that it exists
+        with contextlib.suppress(FileNotFoundError):
             return place.open(FOLDER)
-        except FileNotFoundError:
-            if not make:
-                raise
-        with contextlib.suppress(FileExistsError):
-            self.make_folder(place)
+        if make:
+            with contextlib.suppress(FileExistsError):
+                self.make_folder(place)
         return place.open(FOLDER)
 
     def make_folder(self, place: Place) -> None:
@@ -1002,7 +1003,7 @@ def open_leaf(place: Place) -> Opened:
     raise Refusal(403, "only files and folders are served")
 
 
-def is_served(info: os.stat_result) -> bool:
+def is_served(info: Facts) -> bool:
     return stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)
 
 
@@ -1012,7 +1013,7 @@ def look_at(place: Place) -> Opened:
         return found
 
 
-def is_junction(info: os.stat_result) -> bool:
+def is_junction(info: Facts) -> bool:
     """A link of Windows: a folder in all but this tag."""
     return bool(getattr(info, "st_reparse_tag", 0) & SURROGATE)
 
@@ -1190,7 +1191,7 @@ class Part:
         self.token, self.place, self.own = token, place, place.beside(f".six-{token}.part")
         self.kept = True  # it stays when it is closed, so that the upload can be resumed
         self.descriptor, self.size = -1, 0
-        self.left: Optional[tuple[int, int]] = None  # its size and time, as it was left
+        self.left = ""  # its tag when it was left
 
     def lock(self, flags: int = WRITABLE, mode: int = 0o666) -> bool:
         """Open it. Whether no other writer has it, in this process or another."""
@@ -1208,18 +1209,17 @@ class Part:
         if self.descriptor >= 0:
             return
         retry(conn, self.lock, "another connection is writing this upload")
-        if self.left not in (None, self.facts()):
+        if self.left not in ("", self.tag()):
             raise Refusal(409, "another connection goes on with this upload", close=True)
 
     def leave(self) -> None:
         """Let others take it. Nobody knows of a part that cannot be resumed: it stays open."""
         if self.kept:
-            self.left = self.facts()
+            self.left = self.tag()
             self.close_file()
 
-    def facts(self) -> tuple[int, int]:
-        info = os.fstat(self.descriptor)
-        return info.st_size, info.st_mtime_ns
+    def tag(self) -> str:
+        return bare_tag(os.fstat(self.descriptor))
 
     def write(self, data: Data) -> None:
         self.size += len(data)
@@ -1233,7 +1233,7 @@ class Part:
         while view:
             view = view[os.write(self.descriptor, view) :]
 
-    def prepare(self, old: Optional[os.stat_result], mtime: int) -> os.stat_result:
+    def prepare(self, old: Optional[Facts], mtime: int) -> Facts:
         """Give it what the finished file is to have: the mode of the one that it replaces, a time.
 
         If it is to be executable, then for all who may read it."""
@@ -1247,7 +1247,7 @@ class Part:
             self.close_file()
         return self.date(mtime)
 
-    def date(self, mtime: int) -> os.stat_result:
+    def date(self, mtime: int) -> Facts:
         """Give it this time in ns, or the nearest that the disk has."""
         # Windows dates files by their names alone
         handle = self.own.path if os.name == "nt" else self.descriptor
@@ -1282,7 +1282,7 @@ class Part:
 
 
 def new_part(place: Place, kept: bool, executable: bool = False) -> "contextlib.closing[Part]":
-    part = Part(place, secrets.token_hex(16) if kept else PLAIN + secrets.token_hex(12))
+    part = Part(place, secrets.token_hex(16))
     part.kept = kept
     # whether others may execute the file is known by the part alone, also after a restart
     part.lock(FRESH, 0o777 if executable else 0o666)  # less the umask
@@ -1293,7 +1293,7 @@ def remove_old_parts(place: Place) -> None:
     """Delete parts that nobody has continued for too long.
 
     A part with an old time may be on its way to its place: its lock shows that."""
-    before = time.time() - PLAIN_AGE
+    before = time.time() - PART_AGE
     with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
         for name in [item.name for item in scan if PART.fullmatch(item.name)]:
             found = place.beside(name).stat()
@@ -1303,12 +1303,7 @@ def remove_old_parts(place: Place) -> None:
             part = Part(place, name[5:-5])
             # a part of another user must not stop the search
             with contextlib.suppress(OSError), contextlib.closing(part):
-                part.kept = not part.lock() or not is_old(part)
-
-
-def is_old(part: Part) -> bool:
-    age = PLAIN_AGE if part.token.startswith(PLAIN) else PART_AGE
-    return time.time() - os.fstat(part.descriptor).st_mtime > age
+                part.kept = not part.lock() or os.fstat(part.descriptor).st_mtime > before
 
 
 # --- a connection: it reads requests and sends answers ---
@@ -1420,7 +1415,7 @@ def as_refusal(problem: Exception) -> Refusal:
 
 
 class State(enum.IntEnum):
-    """What a connection does now. Server.enter() alone changes it."""
+    """What a connection does now. Connection.enter() alone changes it."""
 
     HANDSHAKE = 1
     IDLE = 2
@@ -1433,6 +1428,17 @@ class State(enum.IntEnum):
 
 # (Python 3.11 needs a call of a function for each State.IDLE)
 HANDSHAKE, IDLE, HEAD, ANSWERING, HANDED_OVER, LINGERING, CLOSED = State
+
+# what the selector waits for in each state
+WAITS_FOR = {
+    **dict.fromkeys(State, selectors.EVENT_READ),
+    ANSWERING: selectors.EVENT_WRITE,
+    HANDED_OVER: 0,
+    CLOSED: 0,
+}
+
+# the seconds that a connection may stay in a state; in each other one, --timeout
+LIMITS = {LINGERING: LINGER, IDLE: FOREVER, HANDED_OVER: FOREVER}
 
 
 class Connection:
@@ -1460,6 +1466,25 @@ class Connection:
         self.held: list[Opened] = []  # what is open for the answer under way
         self.body: BodyReader  # of the request that a worker answers
 
+    def enter(self, state: State) -> None:
+        """The one place where the state of a connection changes.
+
+        The deadline of a head stays, or one byte at a time could put it off."""
+        if state is self.state is HEAD:
+            return
+        selector, queues = self.server.selector, self.server.queues
+        before, after = WAITS_FOR[self.state], WAITS_FOR[state]
+        queues[self.state].pop(self, None)
+        self.deadline = time.monotonic() + LIMITS.get(state, self.args.timeout)
+        self.state = state
+        if state is not CLOSED:
+            queues[state][self] = None
+        if before != after:
+            if before:
+                selector.unregister(self.sock)
+            if after:
+                selector.register(self.sock, after, self.ready)
+
     # In the loop: nothing here blocks.
     def ready(self) -> None:
         """Something has come, or there is room for the rest of an answer."""
@@ -1472,7 +1497,7 @@ class Connection:
         except self.server.waits:
             return self.await_head()
         except Refusal as refused:
-            return self.refuse_head(refused)
+            return self.refuse(refused)
         except OSError:
             data = b""
         if self.state is LINGERING:
@@ -1490,7 +1515,7 @@ class Connection:
             try:
                 request = self.next_request()
             except Refusal as refused:
-                return self.refuse_head(refused)
+                return self.refuse(refused)
             if request is None:
                 return self.await_head()
             if not request.is_light:
@@ -1503,12 +1528,12 @@ class Connection:
                 return None
             if not self.buffer:
                 return self.await_head()
-        return self.server.enter(self, ANSWERING)  # after other connections have had a turn
+        return self.enter(ANSWERING)  # after other connections have had a turn
 
     def await_head(self) -> None:
         """Idle until the first byte of a head; from then on its end has a deadline."""
         if self.state is not HANDSHAKE:
-            self.server.enter(self, HEAD if self.buffer else IDLE)
+            self.enter(HEAD if self.buffer else IDLE)
 
     def next_request(self) -> Optional[Request]:
         """The next whole head, taken off the buffer; None while there is none."""
@@ -1585,11 +1610,10 @@ class Connection:
             fields["Connection"] = "close"
         elif request and not request.minor:
             fields["Connection"] = "keep-alive"
-        values, replaced = "".join(fields.values()), self.server.replaced
-        if "\n" in values or "\r" in values:
-            raise ValueError(f"a line end in a header field: {fields}")
-        sent = [name for name in fields if name.lower() not in replaced]
-        lines = "".join([f"{name}: {fields[name]}\r\n" for name in sent])
+        replaced = self.server.replaced
+        lines = "".join(
+            [f"{name}: {text}\r\n" for name, text in fields.items() if name.lower() not in replaced]
+        )
         return f"{lines}{self.server.extra}\r\n".encode("latin-1")
 
     def is_quick(self, answer: Answer) -> bool:
@@ -1637,7 +1661,7 @@ class Connection:
         try:
             self.send_all()
         except self.server.waits:
-            self.server.enter(self, ANSWERING)
+            self.enter(ANSWERING)
             return False
         except (Gone, OSError) as problem:
             return self.give_up(reason_of(problem))
@@ -1666,7 +1690,8 @@ class Connection:
             if isinstance(self.piece, Span):
                 count = self.send_file(self.piece)
             else:
-                count = self.sock.send(self.piece[:SLICE])
+                before_file = self.sent < 0 and self.pieces and self.is_direct()
+                count = self.sock.send(self.piece[:SLICE], MORE if before_file else 0)
                 self.piece = self.piece[count:]
             self.sent += count
             self.moved += count
@@ -1693,11 +1718,10 @@ class Connection:
         return piece is not None
 
     def give_up(self, why: str) -> bool:
+        """End it in the middle of an answer, or where the client has gone before one."""
         if self.is_sending():
             size = "?" if self.answer.length is None else self.answer.length
             self.server.count_answer(self, f"ended at {max(0, self.sent)} of {size} bytes: {why}")
-        else:
-            self.server.log(why, self.peer)
         self.close()
         return False
 
@@ -1707,18 +1731,15 @@ class Connection:
         if self.state is LINGERING:
             return self.close()
         is_stuck = self.state is ANSWERING
-        self.hang_up(Refusal(408, f"{'silent for' if is_stuck else 'no whole head in'} {seconds}"))
+        self.refuse(Refusal(408, f"{'silent for' if is_stuck else 'no whole head in'} {seconds}"))
 
-    def hang_up(self, refused: Refusal) -> None:
-        if self.state is ANSWERING:  # no error in the middle of an answer
-            self.give_up(refused.text)
-        else:
-            self.refuse_head(refused)
-
-    def refuse_head(self, refused: Refusal, request: Optional[Request] = None) -> None:
-        """Refuse a head that cannot be trusted, or a request that comes at the wrong moment.
+    def refuse(self, refused: Refusal, request: Optional[Request] = None) -> None:
+        """Refuse a head that cannot be trusted, or a client that comes at the wrong moment.
 
         What follows such a head cannot be trusted either, so the connection ends."""
+        if self.is_sending():  # no error in the middle of an answer
+            self.give_up(refused.note)
+            return None
         if self.state is HANDSHAKE:  # it would cost more than a refusal should
             with contextlib.suppress(OSError):
                 socket.socket.send(self.sock, alert(OVERLOADED))
@@ -1740,13 +1761,13 @@ class Connection:
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             return self.close()
-        self.server.enter(self, LINGERING)
+        self.enter(LINGERING)
         lingering = self.server.queues[LINGERING]
         if len(lingering) > MAX_LINGERING:
             next(iter(lingering)).close()  # the one that has had the most time
 
     def close(self) -> None:
-        self.server.enter(self, CLOSED)
+        self.enter(CLOSED)
         self.release()
         self.buffer = b""  # or an event of the same turn would find the beginning of a head
         self.sock.close()
@@ -1761,7 +1782,7 @@ class Connection:
         if not isinstance(self.sock, ssl.SSLSocket):
             first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
             if first not in (b"", b"\x16"):
-                self.server.enter(self, HEAD)
+                self.enter(HEAD)
                 text = "TLS is spoken on this port: the address begins with https://"
                 raise Refusal(400, text)
             self.sock = over_tls(self.server.door.tls, self.sock)
@@ -1773,28 +1794,25 @@ class Connection:
             why = getattr(error, "reason", "") or error.strerror
             self.server.log(f"no TLS: {why}", self.peer)
             raise
-        self.server.enter(self, IDLE)
+        self.enter(IDLE)
 
     # In a worker: one thread, this one connection, and it may block.
-    def handle(self, request: Optional[Request], answer: Optional[Answer]) -> Call:
-        """Answer, and then what follows at once. Return what the loop does next."""
+    def handle(self, request: Optional[Request], answer: Optional[Answer]) -> None:
+        """Answer, and then what follows at once. Then the loop goes on with the connection."""
+        goes_on: Call = self.close  # after a mistake
         try:
-            while request:
-                if not self.exchange(request, answer):
-                    return self.end
+            while request and self.exchange(request, answer):
                 request, answer = self.next_request_soon(), None
-        except (Gone, OSError, Refusal) as problem:
-            if self.is_sending():
-                return functools.partial(self.give_up, reason_of(problem))
-            if isinstance(problem, Refusal):  # of the next head
-                return functools.partial(self.refuse_head, problem)
-            return self.close
-        except Exception as bug:  # noqa: BLE001  a bug ends one connection, not the server
-            self.server.log(f"mistake: {bug!r}")
-            return self.close
+            goes_on = self.end if request else self.advance
+        except Refusal as refused:  # of the next head
+            goes_on = functools.partial(self.refuse, refused)
+        except (Gone, OSError) as problem:
+            goes_on = functools.partial(self.give_up, reason_of(problem))
         finally:
             del self.body
-        return self.advance
+            # the loop does this in its next turn, which the bell begins
+            self.server.later.append(goes_on)
+            self.server.stop.wake()
 
     def exchange(self, request: Request, answer: Optional[Answer]) -> bool:
         """One request, whatever it takes. Whether the connection goes on."""
@@ -1820,9 +1838,9 @@ class Connection:
     def cork(self, on: int) -> None:
         """Send full segments alone until the end, or each page of a file would be one segment.
 
-        A listing, whose length nobody knows, leaves as it is made: a browser draws what has come.
-        """
-        if CORK and self.answer.pieces is not None and self.answer.length:
+        One sendfile() does so by itself. A listing, whose length nobody knows, leaves as it is
+        made: a browser draws what has come."""
+        if CORK and self.answer.pieces is not None and (self.answer.length or 0) > QUICK:
             self.sock.setsockopt(socket.IPPROTO_TCP, CORK, on)
 
     def send(self, data: bytes) -> None:
@@ -1837,7 +1855,9 @@ class Connection:
         count: int = self.when_ready(False, self.sock.recv_into, space)
         self.moved += count
         if not count:
-            raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
+            left, size = self.body.left, self.body.request.length
+            ended = f"after {size - left} of {size} bytes" if left else "within its chunks"
+            raise ConnectionAbortedError(errno.ECONNABORTED, f"the body ended {ended}")
         # nothing more has come, or an error that the next call will tell
         with contextlib.suppress(OSError):
             while (
@@ -2009,18 +2029,6 @@ def poll(sock: socket.socket, writing: bool, seconds: float) -> bool:
 # --- the loop: one thread for all that is short ---
 
 
-# what the selector waits for in each state
-WAITS_FOR = {
-    **dict.fromkeys(State, selectors.EVENT_READ),
-    ANSWERING: selectors.EVENT_WRITE,
-    HANDED_OVER: 0,
-    CLOSED: 0,
-}
-
-# the seconds that a connection may stay in a state; in each other one, --timeout
-LIMITS = {LINGERING: LINGER, IDLE: FOREVER, HANDED_OVER: FOREVER}
-
-
 class Server:
     """The loop, in the main thread: it waits for all sockets and answers itself what is short.
 
@@ -2058,8 +2066,7 @@ class Server:
         # the connections in each state: since all may stay in it for the same time, the first
         # deadline comes first, and the one that has been idle longest
         self.queues: dict[State, dict[Connection, None]] = {state: {} for state in State}
-        # for the workers: each task returns what the loop does next
-        self.tasks: queue.SimpleQueue[Optional[Callable[[], Call]]] = queue.SimpleQueue()
+        self.tasks: queue.SimpleQueue[Optional[Call]] = queue.SimpleQueue()  # for the workers
         self.later: deque[Call] = deque()  # for the loop
         self.lock = threading.Lock()  # guards what several threads count
         self.log_to = log
@@ -2083,10 +2090,10 @@ class Server:
         self.read_only = args.read_only or bool(self.shared.only)
         self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
         # those of this machine, without asking the network: getfqdn can take half a minute
-        name = socket.gethostname().lower()
+        name = socket.gethostname()
         short = name.partition(".")[0]
         known = ("localhost", name, short, short + ".local", args.host, *args.allow_host)
-        self.names = frozenset(name.lower() for name in known)
+        self.names = frozenset(map(str.lower, known))
         self.proxies = frozenset(args.trust_proxy)
         # --header: the names of these fields, and the lines
         self.replaced = frozenset(line.partition(":")[0].lower() for line in args.header)
@@ -2125,31 +2132,13 @@ class Server:
         return now < end
 
     def call(self, callback: Call) -> None:
-        """Mostly the method of a connection, which is closed if that fails."""
+        """Mostly the method of a connection, which is closed if that fails, or a worker's task."""
         try:
             callback()
-        except Exception as bug:  # noqa: BLE001  a bug must not end the loop
+        except Exception as bug:  # noqa: BLE001  a bug must end neither the loop nor a worker
             self.log(f"mistake: {bug!r}")
             if isinstance(owner := getattr(callback, "__self__", None), Connection):
                 owner.close()
-
-    def enter(self, conn: Connection, state: State) -> None:
-        """The one place where the state of a connection changes.
-
-        The deadline of a head stays, or one byte at a time could put it off."""
-        if state is conn.state is HEAD:
-            return
-        before, after = WAITS_FOR[conn.state], WAITS_FOR[state]
-        self.queues[conn.state].pop(conn, None)
-        conn.deadline = time.monotonic() + LIMITS.get(state, self.args.timeout)
-        conn.state = state
-        if state is not CLOSED:
-            self.queues[state][conn] = None
-        if before != after:
-            if before:
-                self.selector.unregister(conn.sock)
-            if after:
-                self.selector.register(conn.sock, after, conn.ready)
 
     def accept(self) -> None:
         """Let in all that wait, up to a number: each turn of the loop has its price too."""
@@ -2172,11 +2161,14 @@ class Server:
     def begin(self, conn: Connection) -> None:
         count = sum(map(len, self.queues.values())) - len(self.queues[LINGERING])
         if self.door.tls:
-            self.enter(conn, HANDSHAKE)
+            conn.enter(HANDSHAKE)
         if count >= self.args.max_clients and not self.make_room(conn):
             text = f"there are {self.args.max_clients} clients"
-            return conn.refuse_head(Refusal(503, text, {"Retry-After": "5"}))
+            return conn.refuse(Refusal(503, text, {"Retry-After": "5"}))
         conn.ready()
+
+    def those(self, *states: State) -> list[Connection]:
+        return [conn for state in states for conn in self.queues[state]]
 
     def make_room(self, new: Connection) -> bool:
         """Close a connection for a new client: the one that has been idle longest (RFC 9112 §9.5).
@@ -2186,12 +2178,11 @@ class Server:
             if not poll(conn.sock, False, 0):  # or its next request is here, not read yet
                 conn.linger()
                 return True
-        states = HANDSHAKE, HEAD, ANSWERING, IDLE
-        slow = [conn for state in states for conn in self.queues[state]]
+        slow = self.those(HANDSHAKE, HEAD, ANSWERING, IDLE)
         for client, count in Counter(network(conn.hop) for conn in slow).most_common(1):
             if 2 * count >= self.args.max_clients and client != network(new.hop):
                 first = next(conn for conn in slow if network(conn.hop) == client)
-                first.hang_up(Refusal(503, "another client needs the place"))
+                first.refuse(Refusal(503, "another client needs the place"))
                 return True
         return False
 
@@ -2200,11 +2191,11 @@ class Server:
     ) -> None:
         """Leave a connection to a worker, or refuse what it asks."""
         busy = self.queues[HANDED_OVER]
-        self.enter(conn, HANDED_OVER)
+        conn.enter(HANDED_OVER)
         if self.has_room(conn, request) and (len(busy) <= self.workers or self.start_worker()):
             return self.tasks.put(functools.partial(conn.handle, request, answer))
         full = Refusal(503, "too many transfers at once", {"Retry-After": "5"})
-        return conn.refuse_head(full, request)
+        return conn.refuse(full, request)
 
     def has_room(self, conn: Connection, request: Request) -> bool:
         """Whether a client may have one more transfer.
@@ -2226,22 +2217,20 @@ class Server:
     def work(self) -> None:
         """A worker: a connection is its own until it is given back."""
         while task := self.tasks.get():
-            # the loop does this in its next turn, which the bell begins
-            self.later.append(task())
-            self.stop.wake()
+            self.call(task)
             del task  # while this waits, it must not keep open what the client had
 
-    def digest(self, conn: Connection, found: Opened) -> Optional[bytes]:
+    def digest(self, conn: Connection, found: Opened) -> bytes:
         """SHA-256 of a file, cached while the file stays the same and unchanged.
 
         One at a time: many would leave the loop no time, and who waits for the same file finds it
-        in the cache. None if that takes too long: the client only prefers it (RFC 9530 §4)."""
+        in the cache. Empty if that takes too long: the client only prefers it (RFC 9530 §4)."""
         key, settled = facts_of(found.info), is_settled(found.info)
         # (another request may remove it at any moment)
         if known := self.digests.get(key):
             return known
         if not self.hashing.acquire(timeout=DIGEST_WAIT):
-            return None
+            return b""
         try:
             digest = self.digests.get(key) or sha256_of(found.descriptor, conn)
             if settled:
@@ -2271,7 +2260,8 @@ class Server:
         note = answer.note or cut
         if answer.status == 304 and answer.fields.get("Cache-Control") == "no-store":
             return  # an open page asks every few seconds whether its folder has changed
-        if not self.args.quiet:
+        told = answer.status == 201 and "Stored-As" in answer.fields and not note  # log_hand_in()
+        if not self.args.quiet and not told:
             line = request.line if request else "-"
             noted = f' "{printable(note)}"' if note else ""
             text = f'"{line}" {answer.status} {max(0, conn.sent) or "-"}{noted}'
@@ -2288,13 +2278,7 @@ class Server:
             self.stopping = True
             self.stop.wake()
 
-    def log(
-        self,
-        text: str,
-        client: str = "",
-        user: str = "-",
-        facts: Optional[Mapping[str, object]] = None,
-    ) -> None:
+    def log(self, text: str, client: str = "", user: str = "-", **facts: object) -> None:
         """A line of the log; with --json an object, with facts in place of the text."""
         if self.args.json:
             now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
@@ -2311,22 +2295,21 @@ class Server:
         # meanwhile workers append to them
         lines = [self.lines.popleft() for _ in range(len(self.lines))]
         self.log_at = now
-        # the last one may have been written in part
-        when = log_time(int(time.time()))
-        told = f"\n{when} lines that are lost here: {self.lost}\n" if self.lost else ""
-        view = memoryview((told + "".join(lines)).encode())
+        view = memoryview("".join(lines).encode())
         try:
+            if self.lost:  # of the line before, a part may be there
+                when = log_time(int(time.time()))
+                os.write(self.log_to, f"\n{when} lines that are lost here: {self.lost}\n".encode())
+                self.lost = 0
             while view:
                 view = view[os.write(self.log_to, view) :]
-            self.lost = 0
         except OSError as error:
             if not self.lost and self.log_to != 2:
                 say(
                     f"cannot write the log ({error.strerror}): lines are lost "
                     "until that works again"
                 )
-            left = bytes(view).count(b"\n")
-            self.lost = left if left <= len(lines) else self.lost + len(lines)
+            self.lost += bytes(view).count(b"\n")
 
     def finish(self, asked: bool) -> int:
         """Close the door, end what is idle at once, give what is under way a moment."""
@@ -2334,16 +2317,15 @@ class Server:
         with contextlib.suppress(KeyError):  # during a pause
             self.selector.unregister(self.sock)
         self.sock.close()
-        for state in HANDSHAKE, IDLE, HEAD:
-            for conn in list(self.queues[state]):
-                conn.close()
+        for conn in self.those(HANDSHAKE, IDLE, HEAD):
+            conn.close()
         dropped = self.wait_for_answers()
         for conn in dropped:
             with contextlib.suppress(OSError):
                 # (the method of a TLS socket is for its own thread)
                 socket.socket.shutdown(conn.sock, socket.SHUT_RDWR)
         self.wait_for_answers()
-        for conn in [conn for waiting in self.queues.values() for conn in waiting]:
+        for conn in self.those(*State):
             conn.sock.close()
         self.selector.close()
         self.write_log(0)
@@ -2366,13 +2348,12 @@ class Server:
     def wait_for_answers(self) -> list[Connection]:
         """Those that are still under way after the grace."""
         end = time.monotonic() + GRACE
-        states = ANSWERING, HANDED_OVER
-        while (left := [conn for each in states for conn in self.queues[each]]) and self.turn(end):
+        while (left := self.those(ANSWERING, HANDED_OVER)) and self.turn(end):
             pass
         return left
 
 
-def is_settled(info: os.stat_result) -> bool:
+def is_settled(info: Facts) -> bool:
     return time.time() - max(info.st_ctime, info.st_mtime) > UNCHANGED
 
 
@@ -2426,36 +2407,6 @@ def serve(args: argparse.Namespace) -> int:
         return Server(args, sock, door, shared, stop, log).run()
 
 
-def open_log(path: str) -> int:
-    try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    except OSError as error:
-        raise Failure(
-            23,
-            f"cannot write the log {path} ({error.strerror})",
-            "the access log goes there",
-            "--log FILE with a file that you may write to",
-        ) from None
-
-
-def open_shared(args: argparse.Namespace) -> Shared:
-    try:
-        if not os.path.isfile(args.directory):
-            os.scandir(args.directory).close()
-        return Shared(args.directory, args.hidden, args.durable)
-    except OSError as error:
-        try:
-            where = f"it is looked for in {os.getcwd()}"
-        except OSError:
-            where = "the current folder is gone"
-        raise Failure(
-            26,
-            f"cannot share {args.directory}: {(error.strerror or '').lower()}",
-            where,
-            f"{SERVER} FOLDER, or the name of one file",
-        ) from None
-
-
 # --- methods: what each request does ---
 
 
@@ -2470,10 +2421,8 @@ def check_request(conn: Connection, request: Request) -> None:
     if server.door.guard:
         check_password(conn, request, server.door.guard)
     if method not in METHODS:
-        known = method in ("CONNECT", "TRACE")
-        raise Refusal(
-            405 if known else 501, "no such method here", {"Allow": server.allowed} if known else {}
-        )
+        status = 405 if method in ("CONNECT", "TRACE") else 501
+        raise Refusal(status, "no such method here", {"Allow": server.allowed})
     if method in CHANGING:
         if server.read_only:
             raise Refusal(405, "nothing can be changed here", {"Allow": server.allowed})
@@ -2523,14 +2472,13 @@ def is_foreign(request: Request) -> bool:
     """Whether a browser sent this for a page of another site.
 
     A page cannot add X-Forwarded-Host without asking first; a proxy does."""
-    origin = request.fields.get("origin")
-    if origin is None:
-        return False
-    host = origin.partition("://")[2].lower()
-    return not host or host not in own_hosts(request)
+    host = request.field("origin").partition("://")[2].lower()
+    return "origin" in request.fields and (not host or host not in own_hosts(request))
 
 
-# Read.
+# To read: a file, parts of it, a folder.
+
+
 def get(conn: Connection, request: Request) -> Answer:
     options = parameters(request.query) if request.query else {}
     if "upload" in options:
@@ -2567,7 +2515,7 @@ def get_folder(conn: Connection, request: Request, found: Opened, options: Field
         answer.fields["Vary"] = "Accept, Accept-Encoding"
         return answer
     fields = {
-        "Content-Type": kind + ("" if kind.endswith("json") else "; charset=utf-8"),
+        "Content-Type": kind + UTF_8 * (not kind.endswith("json")),
         "Cache-Control": "no-store",
         "Vary": "Accept",
         "X-Content-Type-Options": "nosniff",
@@ -2591,7 +2539,7 @@ def other_file(conn: Connection, names: Names) -> Optional[Opened]:
 
 def get_file(conn: Connection, request: Request, names: Names, found: Opened) -> Answer:
     fields, coding = request.fields, ""
-    packs = "accept-encoding" in fields and takes_gzip(fields["accept-encoding"])
+    packs = takes_gzip(request.field("accept-encoding"))
     if packs and "range" not in fields:
         packed = other_file(conn, (*names[:-1], names[-1] + ".gz"))
         if packed and packed.info.st_mtime >= found.info.st_mtime:
@@ -2608,8 +2556,9 @@ def get_file(conn: Connection, request: Request, names: Names, found: Opened) ->
 def file_answer(
     conn: Connection, request: Request, name: str, found: Opened, coding: str
 ) -> Answer:
-    fields, info, now = request.fields, found.info, time.time()
-    tag, mtime = etag(info, coding and "-gz"), max(EARLIEST, min(int(info.st_mtime), int(now)))
+    fields, info = request.fields, found.info
+    tag = etag(info, coding and "-gz")
+    mtime = max(EARLIEST, min(int(info.st_mtime), int(time.time())))
     headers = {
         "ETag": tag,
         "Last-Modified": http_date(mtime),
@@ -2631,7 +2580,7 @@ def file_answer(
         headers["Content-Security-Policy"] = "sandbox"
     if wants_digest(request) and (digest := conn.server.digest(conn, found)):
         headers["Repr-Digest"] = digest_field(digest)
-    ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
+    ranges = wanted_ranges(request, info.st_size, tag, mtime)
     if ranges and len(ranges) > 1:
         return several(headers, found.descriptor, info.st_size, ranges)
     return one_range(
@@ -2648,22 +2597,14 @@ def is_utf8(descriptor: int) -> bool:
     return False
 
 
-def is_known(fields: Fields, tag: str, mtime: float) -> bool:
-    """Whether the client already has what it asks for (304). Another failed condition gets 412."""
-    status = 0 if CONDITIONS.isdisjoint(fields) else evaluate(fields, tag, mtime, reading=True)
-    if status == 412:
-        raise Refusal(412, "it is not as the request expects it")
-    return status == 304
-
-
-def wanted_ranges(
-    request: Request, size: int, tag: str, mtime: float, now: float
-) -> Optional[Ranges]:
+def wanted_ranges(request: Request, size: int, tag: str, mtime: float) -> Optional[Ranges]:
     """The ranges that are to be sent, None for the whole."""
-    wanted, condition = request.fields.get("range"), request.fields.get("if-range")
-    if wanted is None or request.method != "GET" or not range_applies(condition, tag, mtime, now):
+    condition = request.fields.get("if-range", tag)
+    # §13.1.5: a strong tag, or the date of a file that has not changed within the last second
+    same = condition == tag or parse_date(condition) == mtime < time.time() - 1
+    if request.method != "GET" or not same:
         return None
-    ranges = parse_ranges(wanted, size)
+    ranges = parse_ranges(request.field("range"), size)
     if ranges == []:
         raise Refusal(416, "there are no such bytes", {"Content-Range": f"bytes */{size}"})
     return ranges
@@ -2690,8 +2631,10 @@ def several(headers: Fields, descriptor: int, size: int, ranges: Ranges) -> Answ
     kind, mark = headers["Content-Type"], secrets.token_hex(12)
     pieces: list[Piece] = []
     for start, end in ranges:
-        head = f"\r\n--{mark}\r\nContent-Type: {kind}\r\n"
-        head += f"Content-Range: bytes {start}-{end - 1}/{size}\r\n\r\n"
+        head = (
+            f"\r\n--{mark}\r\nContent-Type: {kind}\r\n"
+            f"Content-Range: bytes {start}-{end - 1}/{size}\r\n\r\n"
+        )
         pieces += [head.encode(), Span(descriptor, start, end)]
     pieces.append(f"\r\n--{mark}--\r\n".encode())
     headers["Content-Type"] = f"multipart/byteranges; boundary={mark}"
@@ -2707,17 +2650,20 @@ def options(conn: Connection, request: Request) -> Answer:
     return Answer(204, fields)
 
 
-# Write: whole, or as a form.
+# To write: a whole file, or those of a form.
+
+
 def put(conn: Connection, request: Request) -> Answer:
     if "content-range" in request.fields:
         raise Refusal(400, "PUT takes whole files; Upload-Offset with PATCH takes parts")  # §14.4
     if not request.names or request.slash:
         raise Refusal(409, "a folder has that name; POST puts files into it")
     check_size(conn, request)
-    try:  # a request that is conditional on an existing file must not create folders
-        where = conn.shared.locate(
-            request.names, change=True, make=not evaluate(request.fields, None, 0, reading=False)
-        )
+    # a request that is conditional on an existing file must not create folders
+    until = parse_date(request.field("if-unmodified-since"))
+    make = "if-match" not in request.fields and until is None
+    try:
+        where = conn.shared.locate(request.names, change=True, make=make)
     except FileNotFoundError:
         check_conditions(request.fields, None)
         raise
@@ -2750,15 +2696,15 @@ def has_form(request: Request) -> bool:
     return request.method == "POST" and kind.startswith("multipart/form-data")
 
 
-def announced_length(request: Request) -> Optional[int]:
-    """How long an upload will be when it is whole, if it says so."""
+def announced_length(request: Request) -> str:
+    """How long an upload will be when it is whole, "" if it does not say so."""
     length = request.fields.get("upload-length")
     if length is None:
         begun = request.chunked or request.field("upload-complete") == "?0"
-        return None if begun else request.length
+        return "" if begun else str(request.length)
     if not DIGITS.fullmatch(length):
         raise Refusal(400, "Upload-Length is not a number")
-    return int(length)
+    return str(int(length))
 
 
 def is_folder(conn: Connection, names: Names) -> bool:
@@ -2772,7 +2718,7 @@ def is_folder(conn: Connection, names: Names) -> bool:
 
 def check_size(conn: Connection, request: Request) -> None:
     """A size that is too large is refused before the body, and before folders are made for it."""
-    if 0 < conn.args.max_size < max(request.length, announced_length(request) or 0):
+    if 0 < conn.args.max_size < max(request.length, int(announced_length(request) or 0)):
         limit = {"Upload-Limit": upload_limit(conn)}
         raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
 
@@ -2785,11 +2731,10 @@ def check_space(conn: Connection, place: Place, size: int) -> None:
         raise Refusal(507, "there is not that much free space", close=True)
 
 
-def check_conditions(fields: Fields, info: Optional[os.stat_result]) -> Optional[os.stat_result]:
+def check_conditions(fields: Fields, info: Optional[Facts]) -> Optional[Facts]:
     """What a request changes must be as its conditions say, whether it is there or not."""
-    tag, mtime = (etag(info), int(info.st_mtime)) if info else (None, 0)
-    if evaluate(fields, tag, mtime, reading=False):
-        raise Refusal(412, "what is there is not what the request expects")
+    tag, mtime = (etag(info), int(info.st_mtime)) if info else ("", FOREVER)
+    is_known(fields, tag, mtime, reading=False)
     return info
 
 
@@ -2809,61 +2754,58 @@ class Plan(NamedTuple):
     # "replace" what stands there, or only the file of this tag; only as a "new" name, or with a
     # "number"
     over: str = "replace"
-    length: Optional[int] = None
-    sha256: Optional[str] = None
-    mtime: Optional[int] = None  # the client's, in ns
+    length: str = ""  # digits, as the others; "" if it is not known
+    sha256: str = ""
+    mtime: str = ""  # the client's, in ns
     # By these two the finished file is known: its time as the disk keeps it, which is mtime or else
     # when the upload began, and the number of its inode, which is the part's.
-    time: Optional[int] = None
-    file: Optional[int] = None
+    time: str = ""
+    file: str = ""
 
     def url(self) -> str:
         known = self._asdict()
         names = url_path(known.pop("names"))
-        return f"{names}?" + "&".join(
-            f"{key}={value}" for key, value in known.items() if value is not None
-        )
+        return f"{names}?" + "&".join(f"{key}={value}" for key, value in known.items() if value)
 
 
 def read_plan(request: Request) -> Plan:
     found = PLAN.fullmatch(request.query)
     if not found or not request.names:
         raise Refusal(404, "there is no such upload")
-    upload, over, length, sha256, *numbers = found.groups()
-    size, mtime, kept, file = (int(each) if each else None for each in (length, *numbers))
-    return Plan(request.names, upload, over, size, sha256, mtime, kept, file)
+    return Plan(request.names, *found.groups(default=""))
 
 
 def receive_upload(conn: Connection, request: Request, place: Place, plan: Plan) -> Answer:
     fields, began, length = request.fields, time.time_ns(), announced_length(request)
     digest, complete = parse_digest(request.field("repr-digest")), fields.get("upload-complete")
     resumable, mtime = complete in ("?0", "?1"), wanted_mtime(request, began)
-    check_space(conn, place, max(request.length, length or 0))
+    check_space(conn, place, max(request.length, int(length or 0)))
     conn.server.search_old_parts(place)
     with new_part(place, resumable, fields.get(EXECUTABLE.lower()) == "1") as part:
-        plan = plan._replace(length=length, sha256=digest.hex() if digest else None, mtime=mtime)
+        plan = plan._replace(length=length, sha256=digest, mtime=mtime)
         if resumable:
             # how the disk keeps that time; then back to now, or the part could look too old
-            kept = part.date(began if mtime is None else mtime)
+            kept = part.date(int(mtime or began))
             part.date(began)
-            plan = plan._replace(upload=part.token, time=kept.st_mtime_ns, file=kept.st_ino)
+            when, file = str(kept.st_mtime_ns), str(kept.st_ino)
+            plan = plan._replace(upload=part.token, time=when, file=file)
             there = {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
             send_interim(conn, request, there)
         return fill_part(conn, request, part, plan, complete != "?0")
 
 
-def wanted_mtime(request: Request, began: int) -> Optional[int]:
+def wanted_mtime(request: Request, began: int) -> str:
     """The file's time at the client in ns, from a field of ownCloud, rclone, Nextcloud and Apache.
 
     A time without a fraction gets the server's: two files of one time and size need two ETags."""
     text = request.fields.get("x-oc-mtime")
     if text is None:
-        return None
+        return ""
     if not re.fullmatch(r"-?[0-9]{1,11}(\.[0-9]{1,9})?", text):
         raise Refusal(400, "X-OC-Mtime is not a time in seconds since 1970, of at most 11 digits")
     import decimal  # not at the top: few uploads have a time
 
-    return int(decimal.Decimal(text).scaleb(9)) + (0 if "." in text else began % 10**9)
+    return str(int(decimal.Decimal(text).scaleb(9)) + (0 if "." in text else began % 10**9))
 
 
 def send_interim(conn: Connection, request: Request, fields: Fields) -> None:
@@ -2892,15 +2834,12 @@ def fill_part(conn: Connection, request: Request, part: Part, plan: Plan, comple
 
 def write_body(conn: Connection, part: Part, plan: Plan, pieces: Iterable[Data]) -> None:
     """Write what comes while there is room: the size of a chunked upload is not known before."""
-    left = FREE_CHECK  # the caller has just checked
     part.leave()
     for piece in pieces:
-        left -= len(piece)
-        if left < 0:
-            left = FREE_CHECK
-            check_space(conn, part.place, len(piece))
         part.take(conn)
         part.write(piece)
+        if part.size % FREE_CHECK < len(piece):  # the caller has checked before
+            check_space(conn, part.place, 0)
         check_length(conn, part, plan, part.size)
         part.leave()
     part.take(conn)
@@ -2908,9 +2847,9 @@ def write_body(conn: Connection, part: Part, plan: Plan, pieces: Iterable[Data])
 
 def check_length(conn: Connection, part: Part, plan: Plan, size: int) -> None:
     """Give up an upload that gets longer than it may."""
-    if 0 < conn.args.max_size < size or plan.length is not None and plan.length < size:
+    if 0 < conn.args.max_size < size or plan.length and int(plan.length) < size:
         part.kept = False
-        status = 413 if plan.length is None else 400
+        status = 400 if plan.length else 413
         raise Refusal(status, "more than was announced or is taken", close=True)
 
 
@@ -2930,7 +2869,7 @@ def reporting(conn: Connection, request: Request, part: Part) -> Iterator[Data]:
 def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) -> Answer:
     fields = {"Upload-Complete": "?1"} if plan.upload else {}
     try:
-        if plan.length not in (None, part.size):
+        if plan.length not in ("", str(part.size)):
             text = f"the upload has {part.size} bytes, {plan.length} were announced"
             raise Refusal(400, text)
         digest = check_digest(conn, request, part, plan)
@@ -2940,7 +2879,7 @@ def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) 
         raise
     names, info, replaced = finish_upload(conn, part, plan, digest)
     fields["ETag"] = etag(info)
-    if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
+    if plan.mtime and int(plan.mtime) // 10**9 == info.st_mtime_ns // 10**9:
         fields["X-OC-Mtime"] = "accepted"
     if digest:
         fields["Repr-Digest"] = digest_field(digest)
@@ -2948,8 +2887,8 @@ def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) 
 
 
 def finish_upload(
-    conn: Connection, part: Part, plan: Plan, digest: Optional[bytes] = None
-) -> tuple[Names, os.stat_result, bool]:
+    conn: Connection, part: Part, plan: Plan, digest: bytes = b""
+) -> tuple[Names, Facts, bool]:
     """Put a part in its place. Return its names, its facts, and whether it replaced a file.
 
     The old file is checked and replaced in one step. Otherwise two writers could both believe
@@ -2963,8 +2902,7 @@ def finish_upload(
             raise Refusal(412, "what it was to replace has changed meanwhile")
         # The system's own times come in ticks of some ms: of three files of one size that follow
         # each other within one, the third may have the inode, and so the ETag, of the first.
-        mtime = plan.mtime if plan.time is None else plan.time
-        info = part.prepare(old, time.time_ns() if mtime is None else mtime)
+        info = part.prepare(old, int(plan.time or plan.mtime or time.time_ns()))
         name = part.rename_to(plan.names[-1], plan.over)
     if conn.args.durable:
         sync_folder(part.place)
@@ -2987,14 +2925,13 @@ def stored_answer(
     return text_answer(201, f"stored as {' '.join(paths)}{more}", fields)
 
 
-def check_digest(conn: Connection, request: Request, part: Part, plan: Plan) -> Optional[bytes]:
-    """The SHA-256 of what is on the disk, if it is wanted. It must match an announced one."""
-    announced = parse_digest(conn.body.trailer.get("repr-digest", ""))
-    wanted = bytes.fromhex(plan.sha256) if plan.sha256 else announced
+def check_digest(conn: Connection, request: Request, part: Part, plan: Plan) -> bytes:
+    """The SHA-256 of what is on the disk, if anybody wants it. It must match an announced one."""
+    wanted = plan.sha256 or parse_digest(conn.body.trailer.get("repr-digest", ""))
     if not wanted and not wants_digest(request):
-        return None
+        return b""
     actual = sha256_of(part.descriptor)
-    if wanted and actual != wanted:
+    if wanted and actual.hex() != wanted:
         raise Refusal(400, "what arrived is not what Repr-Digest says")
     return actual
 
@@ -3062,22 +2999,23 @@ def post_form(conn: Connection, request: Request) -> Answer:
         conn.shared.locate(names, change=True) as place,
     ):
         check_space(conn, place, request.length)
-    stored: list[Names] = []
-    count = 0
-    for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
-        if name := form_file_name(head):
-            names, count = store_file(conn, request, data, name), count + 1
-            # all names could be a thousand times what was sent: each begins with the folder's path
-            stored += [names] if count <= MAX_LISTED else []
-        deque(data, maxlen=0)
-    if not stored:
+    stored = store_files(conn, request)
+    # all names could be a thousand times what was sent: each begins with the folder's path
+    listed, left = list(itertools.islice(stored, MAX_LISTED)), sum(1 for _ in stored)
+    if not listed:
         raise Refusal(400, "the form holds no file")
     if wants_page(request):
         # the browser shows the folder again
         folder = request.names[1:] if conn.args.drop_box else request.names
         return text_answer(303, "stored", {"Location": url_path(folder, slash=True)})
-    more = f" and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
-    return stored_answer(conn, stored, {}, more)
+    return stored_answer(conn, listed, {}, f" and {left} more" if left else "")
+
+
+def store_files(conn: Connection, request: Request) -> Iterator[Names]:
+    for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
+        if name := form_file_name(head):
+            yield store_file(conn, request, data, name)
+        deque(data, maxlen=0)
 
 
 def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> Names:
@@ -3138,7 +3076,9 @@ class FormText:
         return data
 
 
-# Resume an upload.
+# To resume an upload: what is stored of it, and the rest.
+
+
 def upload_limit(conn: Connection) -> str:
     """The age begins anew whenever somebody comes for the upload."""
     most = f", max-size={conn.args.max_size}" if conn.args.max_size else ""
@@ -3163,7 +3103,7 @@ def patch(conn: Connection, request: Request) -> Answer:
     with resumed(conn, request) as (part, plan):
         check_space(conn, part.place, request.length)
         if part.size != int(offset):
-            there = {"Upload-Offset": str(part.size), "Upload-Complete": "?0"}
+            there = upload_fields(conn, part.size, "?0")
             raise Refusal(409, f"the upload stands at {part.size}", there)
         return fill_part(conn, request, part, plan, complete == "?1")
 
@@ -3175,8 +3115,8 @@ def upload_state(conn: Connection, request: Request) -> Answer:
     try:
         with resumed(conn, request) as (part, plan):
             fields = upload_fields(conn, part.size, "?0")
-            if plan.length is not None:
-                fields["Upload-Length"] = str(plan.length)
+            if plan.length:
+                fields["Upload-Length"] = plan.length
     except Refusal as refused:
         fields = refused.fields
         if "Upload-Complete" not in fields:
@@ -3188,18 +3128,19 @@ def upload_state(conn: Connection, request: Request) -> Answer:
 def resumed(conn: Connection, request: Request) -> Iterator[tuple[Part, Plan]]:
     """An upload's part, locked. A connection that still writes it has failed: it is ended."""
     plan = read_plan(request)
-    with conn.shared.locate(plan.names, change=True) as place:
-        part = Part(place, plan.upload)
-        with contextlib.closing(part):
-            there = None
-            with contextlib.suppress(FileNotFoundError):
-                part.take(conn)
-                there = part.own.stat()
-            # another name: meanwhile, what is open here has become a file
-            if not there or there.st_nlink > 1:
-                raise finished_upload(conn, place, plan)
-            part.date(time.time_ns())  # who wrote it before sees that
-            yield part, plan
+    with (
+        conn.shared.locate(plan.names, change=True) as place,
+        contextlib.closing(Part(place, plan.upload)) as part,
+    ):
+        there = None
+        with contextlib.suppress(FileNotFoundError):
+            part.take(conn)
+            there = part.own.stat()
+        # another name: meanwhile, what is open here has become a file
+        if not there or there.st_nlink > 1:
+            raise finished_upload(conn, place, plan)
+        part.date(time.time_ns())  # who wrote it before sees that
+        yield part, plan
 
 
 def finished_upload(conn: Connection, place: Place, plan: Plan) -> Refusal:
@@ -3209,8 +3150,8 @@ def finished_upload(conn: Connection, place: Place, plan: Plan) -> Refusal:
     last = plan.names[-1]
     for name in numbered_names(last) if plan.over == "number" else [last]:
         info = place.beside(name).stat()
-        same = info and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
-        if info and same and plan.length in (None, info.st_size):
+        same = info and (str(info.st_ino), str(info.st_mtime_ns)) == (plan.file, plan.time)
+        if info and same and plan.length in ("", str(info.st_size)):
             fields = {
                 **place_fields(conn, [*plan.names[:-1], name]),
                 **upload_fields(conn, info.st_size, "?1"),
@@ -3220,7 +3161,9 @@ def finished_upload(conn: Connection, place: Place, plan: Plan) -> Refusal:
     return Refusal(404, "there is no such upload")
 
 
-# Delete, make, move.
+# To delete, to make a folder, to move.
+
+
 def delete(conn: Connection, request: Request) -> Answer:
     options = parameters(request.query)
     if "upload" in options:
@@ -3303,9 +3246,7 @@ def move(conn: Connection, request: Request) -> Answer:
         return move_to(old, found, new, request, names)
 
 
-def move_to(
-    old: Place, found: Opened, new: Place, request: Request, names: tuple[str, ...]
-) -> Answer:
+def move_to(old: Place, found: Opened, new: Place, request: Request, names: Names) -> Answer:
     check_conditions(request.fields, found.info)
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
     if there and names != request.names and os.path.samestat(there, found.info):
@@ -3326,7 +3267,9 @@ def move_to(
     return text_answer(201, "moved", {"Location": url_path(names, slash=found.is_folder)})
 
 
-# A drop box: --drop-box.
+# A drop box (--drop-box): the way of all requests to it.
+
+
 def hand_in(conn: Connection, request: Request) -> Answer:
     """Add a file or folder below the sender's own; all else is refused, whatever is there.
 
@@ -3397,26 +3340,25 @@ def login_name(conn: Connection) -> str:
     return "" if conn.user in ("-", ANYBODY) else urllib.parse.unquote(conn.user)
 
 
-def log_hand_in(
-    conn: Connection, plan: Plan, name: str, size: int, digest: Optional[bytes]
-) -> None:
+def log_hand_in(conn: Connection, plan: Plan, name: str, size: int, digest: bytes) -> None:
     if not conn.args.drop_box or conn.args.quiet and not conn.args.log:
         return
     sender, *names = plan.names
     path = printable_name("/".join([*plan.names[:-1], name]))
-    facts = {
-        "handed_in": path,
-        "by": sender,
-        "name": printable_name("/".join(names)),
-        "size": size,
-        "sha256": digest.hex() if digest else None,
-        "verified": bool(digest),
-    }
-    told = f"handed in by {sender}: {path}, {size} bytes, verified={'yes' if digest else 'no'}"
-    conn.server.log(told, conn.peer, facts=facts)
+    conn.server.log(
+        f"handed in by {sender}: {path}, {size} bytes, verified={'yes' if digest else 'no'}",
+        conn.peer,
+        conn.user,
+        handed_in=path,
+        by=sender,
+        name=printable_name("/".join(names)),
+        size=size,
+        sha256=digest.hex() or None,
+        verified=bool(digest),
+    )
 
 
-METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
+METHODS = {
     "GET": get,
     "HEAD": get,
     "OPTIONS": options,
@@ -3461,7 +3403,7 @@ def get_archive(conn: Connection, request: Request, found: Opened, name: str, ki
     fields |= {"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
     if is_known(request.fields, tag, NO_DATE):
         return Answer(304, fields)
-    ranges = wanted_ranges(request, length, tag, NO_DATE, 0)
+    ranges = wanted_ranges(request, length, tag, NO_DATE)
     return one_range(fields, ranges, length, lambda start, end: tar_range(read, start, end, tag))
 
 
@@ -3542,11 +3484,8 @@ def tar_range(
 def content(entry: Entry) -> Iterator[Span]:
     """A file as one piece, open until the next one is asked for; nothing for an empty one."""
     if entry.size:
-        descriptor = entry.open()
-        try:
-            yield Span(descriptor, 0, entry.size)
-        finally:
-            os.close(descriptor)
+        with contextlib.closing(entry.open()) as found:
+            yield Span(found.descriptor, 0, entry.size)
 
 
 def cut(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
@@ -3653,8 +3592,8 @@ body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:64rem;padding:1r
 background:var(--back)}
 a{color:inherit;text-decoration:none;overflow-wrap:anywhere}
 a:hover,a:focus{text-decoration:underline}
-nav{font-size:1.25rem;margin-bottom:.5rem}nav a,p a,footer a{color:var(--bar)}
-p a,footer a{text-decoration:underline}
+nav{font-size:1.25rem;margin-bottom:.5rem}nav a,p a{color:var(--bar)}
+p a{text-decoration:underline}
 nav span,.dim{color:var(--dim)}
 h1{font-size:1.5rem;overflow-wrap:anywhere}
 .tools{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:.5rem 0}
@@ -3698,6 +3637,7 @@ border-radius:.5rem;overflow:hidden;contain-intrinsic-height:auto 14rem}
 .grid img{width:100%;height:9rem;object-fit:cover;display:block;background:var(--soft)}
 .grid img+*{margin-top:.3rem}
 footer{color:var(--dim);margin:1rem 0}
+#shown:empty{display:none}
 .drop{outline:3px dashed var(--bar);outline-offset:-.5rem}
 #dock{position:sticky;bottom:0;margin:0 -.5rem}
 #dock>div{margin:.5rem 0;padding:.5rem .75rem;border:1px solid var(--line);border-radius:.6rem;
@@ -3715,16 +3655,17 @@ dialog::backdrop{background:#0006}dialog textarea,dialog select{width:100%}
 dialog label{display:flex;gap:.5rem;align-items:center;min-height:2.75rem}
 @media(scripting:none){.js{display:none!important}th.js{display:block!important;visibility:hidden}}
 @media(max-width:40rem),(hover:none){.hint{display:none}
-button,.pick,input,select,nav a,footer a{min-height:2.75rem}
-.pick,nav a,footer a{display:inline-flex;
+button,.pick,input,select,nav a{min-height:2.75rem}
+.pick,nav a{display:inline-flex;
 align-items:center}td:first-child label,th:first-child label{min-height:2.75rem;width:2.75rem}
 td button,td:last-child a{width:2.75rem;height:2.75rem}}
 @media(max-width:40rem){body{padding:.6rem}#dock .tools>:first-child{flex:1 1 100%}
 #dock .tools{gap:.3rem}#dock button{padding:.3rem .5rem}
 thead tr{display:flex;gap:1rem;border:0}th{padding:0}thead td{display:none}
+th:first-child{margin-right:-.75rem}
 table:not(.grid) tbody tr{grid-template-columns:2.75rem auto 1fr auto;
 contain-intrinsic-height:auto 4rem}
-table:not(.grid) td{padding:0 .25rem}
+table:not(.grid) td:not(:first-child){padding:0 .25rem}
 table:not(.grid) td:first-child,table:not(.grid) td:last-child{grid-row:1/3}
 table:not(.grid) td:nth-child(2){grid-column:2/4}
 table:not(.grid) td:nth-child(2) a{padding:.5rem 0 1.7rem;margin-bottom:-1.6rem}
@@ -3890,7 +3831,9 @@ function dress(row) {
   picture(row);
 }
 function tally() {
-  $('empty').hidden = list.rows.length > 0;
+  const any = list.rows.length > 0;
+  $('empty').hidden = any;
+  $('whole').hidden = list.parentNode.tHead.hidden = !any;
   $('grid').hidden = !rows().some(row => !isFolder(row) && isPicture(row));
   if ($('filter').value) filter();
   showChosen();
@@ -4145,6 +4088,7 @@ async function upload(job) {
     } catch (error) {
       if (!isOpen(job)) break;
       if (error.final) throw error;
+      samples = [];  // the rate from before says nothing any more
       update(job, 'sending', 'the link is lost, trying again');
       pause = job.sent > before ? 250 : Math.min(pause * 2, 15000);
       await Promise.race([wait(pause), new Promise(go => {
@@ -4308,6 +4252,7 @@ function handedIn(job, name) {
 function showHandedIn() {
   const all = kept('localStorage', 'handed in') || [];
   $('handed').replaceChildren(...all.map(facts => make('li', facts.join(', '))));
+  $('handed').parentNode.hidden = !all.length;
 }
 function startDropBox() {
   if (!$('drop').value) $('drop').value = kept('localStorage', 'name') || '';
@@ -4363,8 +4308,9 @@ function sending(ready, many, sent, bytes, now) {
   samples = samples.filter(sample => now - sample[0] < 10000);
   const [then, before] = samples[0], rate = (sent - before) / (now - then) * 1000;
   const left = (bytes - sent) / rate, known = rate > 0 && now - then > 1000;
-  return `${number(ready)} of ${count(many, 'file')}, ${size(sent)} of ${size(bytes)}`
-    + (known ? `, ${size(rate)}/s, ${duration(left)} left` : '');
+  const facts = [`${number(ready)} of ${count(many, 'file')}`, `${size(sent)} of ${size(bytes)}`];
+  if (known) facts.push(size(rate) + '/s', duration(left) + ' left');
+  return facts.map(fact => fact.replace(/ /g, '\xa0')).join(', ');  // each stays in one line
 }
 function duration(seconds) {
   if (seconds < 60) return Math.ceil(seconds) + ' s';
@@ -4469,8 +4415,8 @@ async function pasteText() {
 }
 // while something is on its way, leaving asks, and links open beside this page
 function onLink(event) {
-  const link = event.target.closest('a');
-  if (link) link.target = busy() && !link.hasAttribute('download') ? '_blank' : '';
+  const link = event.target.closest('a,footer button'), kind = link && link.form && 'formTarget';
+  if (link) link[kind || 'target'] = busy() && !link.hasAttribute('download') ? '_blank' : '';
 }
 
 // The start.
@@ -4532,7 +4478,7 @@ MKDIR = """
 HAND_IN = """<h1>Hand in</h1><p><label for="drop">Your name</label>
 <input id="drop" type="text" autocomplete="name" maxlength="64"@@></p>
 """
-HANDED_IN = """<p id="status" role="status"></p><div class="js"><h2>Handed in from here</h2>
+HANDED_IN = """<p id="status" role="status"></p><div hidden><h2>Handed in from here</h2>
 <ul id="handed"></ul></div><div id="dock">
 """
 FIND = """<p id="status" role="status"></p><div class="tools js">
@@ -4546,6 +4492,9 @@ COLUMNS = """<thead><tr>
 <th scope="col" data-key="2" aria-sort="none"><button>Size</button></th>
 <th scope="col" data-key="3" aria-sort="none"><button>Changed</button></th><td></td></tr></thead>
 """
+# a form, not links: wget -r and search engines follow those, and would load each folder thrice
+WHOLE = """<form id="whole" class="tools"@@>All of it as
+<button name="tar">tar (can be resumed)</button><button name="zip">zip</button></form>"""
 CHOSEN = """<div id="chosen" hidden><div class="tools"><span id="howmany" role="status"></span>
 <button id="zip" title="As one zip archive">Download</button>@@<button id="none">None</button>
 </div></div>
@@ -4594,7 +4543,7 @@ def page_fields() -> Fields:
     }
 
 
-def folder_tag(info: os.stat_result) -> str:
+def folder_tag(info: Facts) -> str:
     """What changes with every name in a folder.
 
     "" just after a change: within one tick of the clock another one would have the same time."""
@@ -4641,10 +4590,10 @@ def page_head(title: str) -> str:
 
 def path_links(crumbs: Names) -> str:
     """The shared folder and those on the way to this one, each a link."""
-    links: list[str] = []
-    for up, name in zip(reversed(range(len(crumbs))), crumbs):
-        href = ("../" * up or "./") if links else "/"
-        links.append(f'<a href="{href}">{html.escape(utf8_name(name))}</a>')
+    links = [
+        f'<a href="{"../" * up or "./"}">{html.escape(utf8_name(name))}</a>'
+        for up, name in zip(reversed(range(len(crumbs))), crumbs)
+    ]
     return f'<nav aria-label="Path">{" <span>/</span> ".join(links)}</nav>\n'
 
 
@@ -4654,19 +4603,16 @@ def page_body(items: Iterable[Entry], tag: str, hidden: bool, read_only: bool) -
         upload = chosen = panel = row = ""
     yield f'{upload}{FIND}<table>{COLUMNS}<tbody data-tag="{tag}">\n'
     folders = files = total = 0
-    left = MAX_COUNTED_NAMES
+    budget = iter(range(MAX_COUNTED_NAMES, 0, -1))
     for entry in items:
         folders, files = folders + entry.is_folder, files + (not entry.is_folder)
         total += entry.size
-        counted = entry.is_folder and left > 0
-        inner = count_names(entry, hidden, left) if counted else None
-        left -= counted + (inner or 0)
-        yield table_row(entry, inner)
+        yield table_row(entry, count_names(entry, hidden, budget) if entry.is_folder else None)
+    empty, some = ("", " hidden") if not folders + files else (" hidden", "")
     yield (
-        f'</tbody></table>\n<p id="empty" class="dim"{" hidden" * bool(folders + files)}>'
-        f'This folder is empty.</p>\n<footer><span id="count">{plural(folders, "folder")}, '
-        f"{plural(files, 'file')}, {readable_size(total)}</span> &middot; "
-        'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n'
+        f'</tbody></table>\n<p id="empty" class="dim"{empty}>This folder is empty.</p>\n<footer>'
+        f'<span id="count">{plural(folders, "folder")}, {plural(files, "file")}, '
+        f"{readable_size(total)}</span>{WHOLE.replace('@@', some)}</footer>\n"
         f'<div id="dock">{CHOSEN.replace("@@", chosen)}{panel}</div>{ROW}{row}</div></template>\n'
         f"<script>{SCRIPT}</script></body></html>\n"
     )
@@ -4676,8 +4622,10 @@ def plural(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
 
 
-def count_names(folder: Entry, hidden: bool, most: int) -> Optional[int]:
-    """How many names it shows; None if nobody may read it, or if there are more than that."""
+def count_names(folder: Entry, hidden: bool, budget: Iterator[int]) -> Optional[int]:
+    """How many names it shows; None if nobody may read it, or once the budget is used up."""
+    if not next(budget, 0):
+        return None
     with (
         contextlib.suppress(OSError, Refusal),
         contextlib.closing(open_leaf(folder.place)) as found,
@@ -4685,8 +4633,8 @@ def count_names(folder: Entry, hidden: bool, most: int) -> Optional[int]:
     ):
         names = (item.name for item in scan if not item.is_symlink())
         shown = (name for name in names if name[0] != "." or hidden and not PART.fullmatch(name))
-        count = sum(1 for _ in itertools.islice(shown, most + 1))
-        return count if count <= most else None
+        count = sum(1 for _ in zip(shown, budget))
+        return count if next(budget, 0) else None
     return None
 
 
@@ -4703,13 +4651,10 @@ def table_row(entry: Entry, inner: Optional[int]) -> str:
     if len(name) > LONG_NAME:
         name = BREAKS.sub(r"\g<0><wbr>", name)
     href = url_path([entry.name], slash=entry.is_folder)[1:]
-    value: object = entry.size
-    size = readable_size(entry.size)
+    value, size = entry.size, readable_size(entry.size)
     if entry.is_folder:
-        value, size = (
-            inner or 0,
-            "" if inner is None else plural(inner, "item") if inner else "empty",
-        )
+        value = inner or 0
+        size = "" if inner is None else plural(inner, "item") if inner else "empty"
     return (
         f'<tr><td><td><a href="{href}">{name}{"/" * entry.is_folder}</a>'
         f'<td data-v="{value}">{size}<td data-v="{when}">{readable_time(when)}<td>\n'
@@ -5130,7 +5075,7 @@ SCRIPTS = (
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
 # what tells Python where its folders are, beside it or in the folder above
-SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
+SETTINGS = ("pyvenv.cfg", "../pyvenv.cfg", "pybuilddir.txt")
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
@@ -5163,11 +5108,9 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     The first are the scripts beside this one, the interpreter, what tells it its folders, and the
     one other program that --tls runs. Folders that do not exist yet count: they could be made."""
-    homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
-    bin_folder = os.path.dirname(sys.executable)
-    files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
-    files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    own, bin_folder = (__file__, os.path.realpath(__file__)), os.path.dirname(sys.executable)
+    files = {os.path.join(os.path.dirname(script), name) for script in own for name in SCRIPTS}
+    files |= {*own, sys.executable, *(os.path.join(bin_folder, name) for name in SETTINGS)}
     files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in program_folders()}
     folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
@@ -5362,7 +5305,7 @@ class Capture:
         hosts = ports = b""
         for end in ends:
             # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            host = re.sub(r"^::ffff:(?=[0-9.]+$)|%.*", "", end[0])
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             hosts += socket.inet_pton(family, host)
             ports += struct.pack("!H", end[1])
@@ -5781,7 +5724,7 @@ def say(text: str, end: str = "\n") -> None:
 
 def address(place: Address) -> str:
     """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
-    host = re.sub(r"^::ffff:(?=.*\.)", "", str(place[0]))
+    host = re.sub(r"^::ffff:(?=[0-9.]+$)", "", str(place[0]))
     return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
 
 
@@ -5870,6 +5813,35 @@ class Parser(argparse.ArgumentParser):
 
 
 # --- the command line ---
+def open_log(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise Failure(
+            23,
+            f"cannot write the log {path} ({error.strerror})",
+            "the access log goes there",
+            "--log FILE with a file that you may write to",
+        ) from None
+
+
+def open_shared(args: argparse.Namespace) -> Shared:
+    try:
+        if not os.path.isfile(args.directory):
+            os.scandir(args.directory).close()
+        return Shared(args.directory, args.hidden, args.durable)
+    except OSError as error:
+        where = "the current folder is gone"
+        with contextlib.suppress(OSError):
+            where = f"it is looked for in {os.getcwd()}"
+        raise Failure(
+            26,
+            f"cannot share {args.directory}: {(error.strerror or '').lower()}",
+            where,
+            f"{SERVER} FOLDER, or the name of one file",
+        ) from None
+
+
 def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
     """Where the server listens: on stdout for programs, on stderr for people."""
     host, port = sock.getsockname()[:2]
@@ -5902,10 +5874,9 @@ def tell_others(
     others: Sequence[str], args: argparse.Namespace, door: Door, sock: socket.socket, client: str
 ) -> None:
     host, port = sock.getsockname()[:2]
-    found = interface_addresses(host)
-    if others != [socket.gethostname()] or not found:  # the way out for a lack of a default route
-        found = [*others, *found]
-    others = list(dict.fromkeys(found))
+    found = dict.fromkeys([*others, *interface_addresses(host)])
+    # the name of this machine is the way out where there is no default route
+    others = sorted(found, key=lambda each: each == socket.gethostname())
     login = f"{ANYBODY}:{door.made}@" if door.made else ""
     urls = [url_of(door, other.replace("%", "%25"), port, login) for other in others]
     say("from another machine:  " + "\n                       ".join(urls))
@@ -5959,19 +5930,19 @@ def header_line(text: str) -> str:
     return text
 
 
-SWITCHES = (
-    ("--public-read", "ask for the password only where something changes"),
-    ("--read-only", "refuse every change"),
-    ("--drop-box", "who connects can add files and folders, and nothing else"),
-    ("--hidden", "show and serve names that start with a dot"),
-    ("--durable", "an upload is on the disk before it is answered (fsync)"),
-    ("--once", "end when one client has got the whole of a file"),
-    ("--quiet", "no access log"),
-    ("--json", "each line of the log is a JSON object"),
-    ("--no-qr", "no QR code of the address on a terminal"),
-    ("--trace", "print a line for each socket call"),
-    ("--trace-hex", "the same, with the first bytes"),
-)
+SWITCHES = """
+--public-read  ask for the password only where something changes
+--read-only    refuse every change
+--drop-box     who connects can add files and folders, and nothing else
+--hidden       show and serve names that start with a dot
+--durable      an upload is on the disk before it is answered (fsync)
+--once         end when one client has got the whole of a file
+--quiet        no access log
+--json         each line of the log is a JSON object
+--no-qr        no QR code of the address on a terminal
+--trace        print a line for each socket call
+--trace-hex    the same, with the first bytes
+"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -5996,7 +5967,7 @@ def build_parser() -> argparse.ArgumentParser:
     any_port = f"the port; 0 takes any free one (default {PORT})"
     add("-p", "--port", type=between(0, 65535), default=PORT, help=any_port)
     door_flags(parser)
-    for flag, text in SWITCHES:
+    for flag, text in re.findall("(.*?)  +(.*)", SWITCHES):
         add(flag, action="store_true", help=text)
     limit_flags(parser)
     proxy_flags(parser)

@@ -163,9 +163,9 @@ differ. A client that asked for TLS does not go on without it. What he gets is o
 he can try passwords without anybody's help: 2^89 of them, at 50 ms each. A password of a person's
 own could be guessed in this way, so it needs --pin or --cacert.
 
-Ten wrong proofs within a minute from one address, and until the minute is over the
-server answers all new connections from there with `err - reason=busy retry=SECONDS` instead of the
-greeting (under TLS with the alert access_denied).
+After ten wrong proofs within a minute from one address, the server answers all new connections from
+there with `err - reason=busy retry=SECONDS` instead of the greeting (under TLS with the alert
+access_denied), until the minute is over.
 
 TLS. With --tls the client begins with a TLS handshake (1.2 or later), and all the rest is the same
 inside. A client that begins without TLS, or says nothing for five seconds, is answered without TLS:
@@ -262,9 +262,9 @@ received=N, the bytes that have come.
     not-a-folder            a file was found where a folder was expected
     not-a-file              a link or special file
     not-empty               delete of a folder with something in it
-    not-permitted           the system allows it not, or (with why=) it would be part of a program
-                            that runs later: a script of ours, or what Python imports
-    not-possible            as to rename a folder into itself
+    not-permitted           the system does not allow it, or (with why=) it would be part of a
+                            program that runs later: a script of ours, or what Python imports
+    not-possible            such as renaming a folder into itself
     bad-name                see Names; also what this system cannot call a file
     too-deep                more than 64 components, also of what is in a folder that is renamed;
                             as a note, what `list` does not look into
@@ -462,9 +462,9 @@ def converse(session: "Session") -> None:
             session.finish_sends()
             raise
         session.between_requests = False
-        session.requests += 1
         if request.verb in ALIASES:
             request = request._replace(verb=ALIASES[request.verb])
+        session.doing = session.doing or "idle"  # it has said something, which may be refused
         answer(session, request)
     session.finish_sends()
 
@@ -488,7 +488,8 @@ def answer(session: "Session", request: "Line") -> None:
         repeated = {"send": words[1:], "say": [], "tell": []}.get(verb, words)[:2]
         named = [word[:MAX_ECHO] for word in (verb, *repeated)]
         session.send_line("err", *named, reason=result, **getattr(error, "keys", {}))
-    if (verb, result) not in UNCHANGED and (verb not in UNLOGGED or result not in UNLOGGED_RESULTS):
+    told = HANDED_IN if session.args.drop_box else UNCHANGED
+    if (verb, result) not in told and (verb not in UNLOGGED or result not in UNLOGGED_RESULTS):
         # somebody may have typed the password after `auth`
         what = " ".join([verb, *words]) if verb not in ("auth", "tell") else verb
         elapsed = time.monotonic() - session.started
@@ -521,12 +522,11 @@ def do_help(session: "Session", request: "Line", topic: str = "") -> None:
 def do_list(session: "Session", request: "Line", name: str = "") -> None:
     folder = session.folder(check_name(name, session.args.hidden) if name else [])
     deep, count = request.is_set("deep"), 0
-
-    def left_out(full: str, error: Union[OSError, "Refused"]) -> None:
-        session.send_line("note", full, reason=reason_of(error))
-
-    for full, _, status in walk(folder, name, left_out, deep, session.visible):
-        count += describe(session, full, status, deep)
+    for full, _, found in walk(folder, name, deep, session.visible):
+        if isinstance(found, os.stat_result):
+            count += describe(session, full, found, deep)
+        else:  # what the system does not let it list
+            session.send_line("note", full, reason=reason_of(found))
     session.ok(request, count=count)
 
 
@@ -631,7 +631,8 @@ def do_put(session: "Session", request: "Line", name: str) -> None:
         if reason == "busy":  # another program has locked the folder: the client may come back
             session.keep(part)
         if reason == "exists" and (there := part.folder.stat(part.leaf)):
-            reason, keys = unfit(there) or reason, {} if unfit(there) else facts(there)
+            reason = unfit(there) or reason
+            keys = facts(there) if reason == "exists" else keys
         raise Refused(reason, **{**keys, "received": part.received}) from None
     finally:
         session.moved = part.received
@@ -670,7 +671,8 @@ def finish_beside(part: "Part") -> None:
     for leaf in itertools.chain([part.leaf], numbered):
         part.leaf = leaf
         with contextlib.suppress(FileExistsError):
-            return part.finish(over=False)
+            part.finish(over=False)
+            break
 
 
 def agree_on_offset(session: "Session", request: "Line", name: str, part: "Part") -> None:
@@ -723,13 +725,10 @@ def is_same(*places: tuple["Folder", str]) -> bool:
 
 def check_depth(session: "Session", folder: "Folder", name: str) -> None:
     """Refuse to rename a folder if that would put something in it too far down."""
-
-    def refuse(full: str, error: Union[OSError, "Refused"]) -> None:
-        if isinstance(error, Refused):
-            raise error
-
     tell = session.progress(name, "checked")
-    for count, _ in enumerate(walk(folder, name, refuse)):
+    for count, (_, _, found) in enumerate(walk(folder, name)):
+        if isinstance(found, Refused):
+            raise found
         tell(count)
 
 
@@ -942,19 +941,17 @@ ALIASES = {"upload": "put", "download": "get", "logout": "bye", "stop": "bye", "
 BEFORE_AUTH = {"help", "ping", "auth", "bye"}
 DROPPING = {*BEFORE_AUTH, "put", "mkdir", "stat"}  # all that --drop-box allows
 ONLY_IN_BODY = {"data", "end", "abort", "note"}  # they mean something only inside a body
-GO_ON_WAITING = {
-    "help",
-    "who",
-    "ping",
-    "say",
-    "tell",
-}  # they do not end a `receive` or `chat` that waits
+# they do not end a `receive` or `chat` that waits
+GO_ON_WAITING = {"help", "who", "ping", "say", "tell"}
 # not logged unless they are refused: they move and change nothing (a `send` when it is answered)
 UNLOGGED = {"help", "stat", "ping", "bye", "who", "chat", "say", "tell", "auth", "send"}
 # their results that are not worth a line in the log
 UNLOGGED_RESULTS = {"ok", "no-such-file", "no-such-folder", "too-fast", "drop-box"}
+# reasons of receivers that were not there: a sender of a tree names them for each file again
+UNREACHED = {"no-such-client", "not-receiving", "yourself"}
 # a client asks for each folder of a tree, also when it sends the tree again
 UNCHANGED = {("mkdir", "exists")}
+HANDED_IN = {("put", "ok")}  # in a drop box log_handed_in() tells it
 
 
 # --- wire: the same in server.py, client.py (tests/test_twins.py) ---
@@ -1925,15 +1922,15 @@ def host_of(peer: str) -> str:
 def walk(
     top: Folder,
     name: str,
-    failed: Callable[[str, Union[OSError, Refused]], None],
     deep: bool = True,
     visible: Callable[[str], bool] = lambda name: True,
     above: Sequence[str] = (),
-) -> Iterator[tuple[str, Folder, os.stat_result]]:
+) -> Iterator[tuple[str, Folder, Union[os.stat_result, OSError, Refused]]]:
     """What is in a folder called name, with deep also in all folders below it.
 
-    Yields full name, folder and status. Only one folder is open at a time. Of the folders above,
-    only the names of those still to come are kept, as one text each: a reader may take hours."""
+    Yields full name, folder, and status or why there is none: a folder may let its names be read,
+    and not its files be looked at. Only one folder is open at a time. Of the folders above, only
+    the names of those still to come are kept, as one text each: a reader may take hours."""
     before = "".join(f"{each}/" for each in [name, *above] if each)
     found = ""
     try:
@@ -1943,29 +1940,21 @@ def walk(
         if too_deep and any(entries):
             raise Refused("too-deep")
         for leaf in entries:
-            if status := status_of(folder, leaf, before, failed):
+            try:
+                status = folder.stat(leaf)
+            except OSError as error:
+                yield before + leaf, folder, error
+                continue
+            if status:  # else it is gone already
                 yield before + leaf, folder, status
                 found += f"{leaf}/" * (deep and stat.S_ISDIR(status.st_mode))
         del folder, entries
     except (OSError, Refused) as error:
         if not above:
             raise
-        failed(before[:-1], error)
+        yield before[:-1], top, error
     for below in re.finditer("[^/]+", found):
-        yield from walk(top, name, failed, deep, visible, (*above, below[0]))
-
-
-def status_of(
-    folder: Folder, leaf: str, before: str, failed: Callable[[str, OSError], None]
-) -> Optional[os.stat_result]:
-    """None if it is gone already, or cannot be looked at.
-
-    A folder may let its names be read, and not its files be looked at."""
-    try:
-        return folder.stat(leaf)
-    except OSError as error:
-        failed(before + leaf, error)
-    return None
+        yield from walk(top, name, deep, visible, (*above, below[0]))
 
 
 class Session(Wire):
@@ -1979,12 +1968,13 @@ class Session(Wire):
         self.last_folder: tuple[str, Folder] = "", self.root  # it stays open
         self.logged: list[str] = []
         self.connected = self.started = self.last_note = time.monotonic()
-        self.moved = self.requests = 0  # bytes of this request; requests until now
+        self.moved = 0  # bytes of this request
         self.between_requests, self.done = True, False
         # whether the client may do more than ask and log in
         self.admitted = server.door.guard is None
         self.nonce = os.urandom(16).hex()
-        self.nick = self.mode = self.doing = ""  # mode: "receive" or "chat" while it waits in one
+        # the verb that runs or ran last; mode: "receive" or "chat" while it waits in one
+        self.nick = self.doing = self.mode = ""
         self.reason = ""  # why another thread ended it
         # what others have left for it, and the lock of that; lines of the chat that were dropped
         self.bell: Bell | None = None
@@ -2010,7 +2000,7 @@ class Session(Wire):
             self.greet()
             converse(self)
         except Ended:
-            if not self.requests:
+            if not self.doing:
                 self.log("came and left without a word")
         except Lost as lost:
             self.sending, self.out = memoryview(b""), bytearray()
@@ -2731,8 +2721,7 @@ class Relay:
             if self.verb == "put" and self.sha256 != keys.get("sha256", "").lower():
                 keys["verified"] = "no"
             self.verified += keys.get("verified", "yes") == "yes"
-        else:
-            reason = keys.get("reason", "failed")
+        elif (reason := keys.get("reason", "failed")) not in UNREACHED:
             self.sender.log(f"send {self.name[:300]} to {target[:300]}: {reason}")
         words = target[:MAX_ECHO], result.verb, self.verb, self.name
         self.sender.send_line("got", *words, **keys, nick=nick or None)
@@ -2832,7 +2821,7 @@ class Server:
         return True
 
     def refuse(self, conn: socket.socket, peer: "Address", why: str) -> None:
-        self.log(f"refused: {why}", peer)
+        self.log(f"refused: {why}", address(peer))
         self.turn_away(conn, line("err", "-", reason="server-full"), OVERLOADED)
 
     def turn_away(self, conn: socket.socket, text: bytes, code: int) -> None:
@@ -2864,8 +2853,7 @@ class Server:
             self.sessions.discard(session)
             self.stop.wake()
 
-    def log(self, text: str, peer: "Address | None" = None) -> None:
-        client = address(peer) if peer else ""
+    def log(self, text: str, client: str = "") -> None:
         self.write_log([log_line(self.args.json, text, client)])
 
     def write_log(self, lines: Sequence[str]) -> None:
@@ -2890,7 +2878,7 @@ class Server:
 
     def remove_old_parts(self) -> None:
         with contextlib.suppress(OSError):
-            for full, folder, _ in walk(Folder(self.args.directory), "", lambda full, error: None):
+            for full, folder, _ in walk(Folder(self.args.directory), ""):
                 if remove_if_old(folder, os.path.basename(full)):
                     self.log(f"removed {printable(full)}: nobody resumed it")
 
@@ -2899,6 +2887,7 @@ class Server:
         for sock in [self.sock, *self.refused]:
             sock.close()
         dropped = len(self.sessions)
+        # first those that are idle; what is under way has GRACE seconds to end by itself
         for seconds, busy_too in (GRACE, False), (LINGER, True):
             deadline = time.monotonic() + seconds
             while self.sessions and (left := deadline - time.monotonic()) > 0:
@@ -3206,7 +3195,7 @@ SCRIPTS = (
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
 # what tells Python where its folders are, beside it or in the folder above
-SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
+SETTINGS = ("pyvenv.cfg", "../pyvenv.cfg", "pybuilddir.txt")
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
@@ -3239,11 +3228,9 @@ def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     The first are the scripts beside this one, the interpreter, what tells it its folders, and the
     one other program that --tls runs. Folders that do not exist yet count: they could be made."""
-    homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
-    bin_folder = os.path.dirname(sys.executable)
-    files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
-    files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    own, bin_folder = (__file__, os.path.realpath(__file__)), os.path.dirname(sys.executable)
+    files = {os.path.join(os.path.dirname(script), name) for script in own for name in SCRIPTS}
+    files |= {*own, sys.executable, *(os.path.join(bin_folder, name) for name in SETTINGS)}
     files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in program_folders()}
     folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
@@ -3446,7 +3433,7 @@ class Capture:
         hosts = ports = b""
         for end in ends:
             # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            host = re.sub(r"^::ffff:(?=[0-9.]+$)|%.*", "", end[0])
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             hosts += socket.inet_pton(family, host)
             ports += struct.pack("!H", end[1])
@@ -3865,7 +3852,7 @@ def say(text: str, end: str = "\n") -> None:
 
 def address(place: Address) -> str:
     """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
-    host = re.sub(r"^::ffff:(?=.*\.)", "", str(place[0]))
+    host = re.sub(r"^::ffff:(?=[0-9.]+$)", "", str(place[0]))
     return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
 
 
@@ -4037,7 +4024,7 @@ def build_parser() -> argparse.ArgumentParser:
         "path",
         nargs="?",
         metavar="FOLDER",
-        help="what is shared: a folder, made if missing, or a file (default files)",
+        help="what is shared: a folder, made if missing, or a file (default files); or the port",
     )
     flag("--directory", default="files", metavar="DIR", help="the same as an option")
     flag(
@@ -4069,7 +4056,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     speak_utf8()
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    # a number that is no file or folder is the port, as in httpserver.py
+    if re.fullmatch("[0-9]{1,9}", args.path or "") and not os.path.lexists(args.path):
+        args = parser.parse_args(["--port", args.path, args.directory], args)
     hear_ctrl_c()
     try:
         return serve(args)

@@ -622,7 +622,7 @@ class Capture:
         hosts = ports = b""
         for end in ends:
             # without the zone of an IPv6 address; an IPv4 client of a dual-stack server sends IPv4
-            host = re.sub(r"^::ffff:(?=.*\.)|%.*", "", end[0])
+            host = re.sub(r"^::ffff:(?=[0-9.]+$)|%.*", "", end[0])
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             hosts += socket.inet_pton(family, host)
             ports += struct.pack("!H", end[1])
@@ -940,7 +940,7 @@ def say(text: str, end: str = "\n") -> None:
 
 def address(place: Address) -> str:
     """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
-    host = re.sub(r"^::ffff:(?=.*\.)", "", str(place[0]))
+    host = re.sub(r"^::ffff:(?=[0-9.]+$)", "", str(place[0]))
     return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
 
 

@@ -7,6 +7,7 @@ proxy(port, cut_at=100)              a proxy that cuts, delays or corrupts what 
 """
 
 import functools
+import importlib
 import itertools
 import os
 import py_compile
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import connection
 from pathlib import Path
 
@@ -49,6 +50,7 @@ if os.name != "nt" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 os.environ.pop("PYTHONUNBUFFERED", None)
 # seconds that anything may take before a test calls it hung; no test waits for it to pass
 DEADLINE = 60.0
+HELPER = pytest.StashKey[int]()
 LISTENING = re.compile(r"listening on (?:https?://)?(.+):(\d+)/?\n")
 
 
@@ -77,6 +79,7 @@ def place(script, folder):
     return Path(shutil.copy(COMPILED[script] if forked.SOURCES else ROOT / script, folder / script))
 
 
+@functools.lru_cache(1)
 def interpreters():
     """Every python3.9 or later on PATH and among pyenv's versions, by version."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
@@ -131,6 +134,38 @@ def until(condition, what, seconds=DEADLINE):
         assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
         time.sleep(0.005)
     return value
+
+
+def states(server):
+    """Of its threads, as Linux calls them: S waits, T is stopped."""
+    stats = Path(f"/proc/{server.pid}/task").glob("*/stat")
+    return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats}
+
+
+@contextmanager
+def stopped(server):
+    """What is sent meanwhile comes to it all at once. A signal alone would stop it a moment later."""
+    server.process.send_signal(signal.SIGSTOP)
+    until(lambda: states(server) == {"T"}, "the server to stand still")
+    yield
+    server.process.send_signal(signal.SIGCONT)
+
+
+def queues(sock):
+    """Bytes in the socket at the other end of this one, from /proc/net: those that have not left yet, and those that nobody has read."""
+    with suppress(OSError):  # it is reset
+        pairs = [sock.getpeername(), sock.getsockname()]
+        ends = [f"{socket.inet_aton(host)[::-1].hex()}:{port:04x}".upper() for host, port in pairs]
+        with open("/proc/net/tcp") as rows:
+            for words in map(str.split, rows):
+                if words[1:3] == ends:
+                    return tuple(int(count, 16) for count in words[4].split(":"))
+    return 0, 0  # it is closed
+
+
+def taken(sock):
+    """Wait until the other end has read all that was sent."""
+    until(lambda: queues(sock)[1] == 0, "what was sent to be read")
 
 
 def assert_clean(text):
@@ -517,8 +552,8 @@ def pytest_addoption(parser):
     parser.addoption(
         "--processes",
         type=int,
-        default=(os.cpu_count() or 1) + 4,
-        help="run so many tests at once (default four more than cores: many wait)",
+        default=(os.cpu_count() or 1) + 6,
+        help="run so many tests at once (default six more than cores: many wait)",
     )
 
 
@@ -556,6 +591,26 @@ def pytest_configure(config):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
 
 
+def pytest_collection(session):
+    """Half of the time before the first test is the rewriting of assertions. A second process begins at the last file: what it has stored, this one finds."""
+    sys.dont_write_bytecode = False
+    if not hasattr(os, "fork") or session.config.option.file_or_dir:
+        return
+    if helper := os.fork():
+        session.config.stash[HELPER] = helper
+        return
+    for path in sorted(Path(__file__).parent.glob("test_*.py"), reverse=True):
+        with suppress(BaseException):
+            importlib.import_module(path.stem)
+    os._exit(0)
+
+
+def pytest_collection_finish(session):
+    if helper := session.config.stash.get(HELPER, None):
+        os.kill(helper, signal.SIGKILL)
+        os.waitpid(helper, 0)
+
+
 @pytest.fixture
 def full(request):
     return request.config.getoption("--full")
@@ -590,6 +645,8 @@ def pytest_runtestloop(session):
     watched = option.collectonly or option.usepdb or option.capture == "no"
     if count < 2 or watched or session.testsfailed or not hasattr(os, "fork"):
         return None  # pytest's own loop
+    if option.basetemp:  # before there are several: the first to ask for it empties it
+        session.config._tmp_path_factory.getbasetemp()
     queue, filling = os.pipe()
     os.write(filling, bytes(range(len(pieces))))
     os.close(filling)

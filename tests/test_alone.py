@@ -1,6 +1,7 @@
 """Each script by itself: copied to an empty folder, on every interpreter that is here, with the standard library alone."""
 
 import ast
+import functools
 import subprocess
 import sys
 
@@ -44,9 +45,15 @@ def imported(script):
             yield node.module
 
 
-def test_imports_are_of_the_standard_library(version):
+@functools.lru_cache(None)
+def all_imported():
     names = {name for script in SCRIPTS for name in imported(script)} - {"msvcrt", "winreg"}
-    code = "".join(f"import {name}\n" for name in sorted(names))
+    return "".join(f"import {name}\n" for name in sorted(names))
+
+
+@pytest.mark.long(2)  # in one process: the scripts are parsed once
+def test_imports_are_of_the_standard_library(version):
+    code = all_imported()
     done = subprocess.run(
         [PYTHONS[version], "-I", "-S", "-W", "error", "-c", code], capture_output=True, text=True
     )

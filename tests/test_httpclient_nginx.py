@@ -317,10 +317,10 @@ def test_tls_that_is_cut_is_continued(run, nginx, proxy, tmp_path):
 
 
 class Connect(Listener):
-    """A CONNECT proxy that wants a password."""
+    """A CONNECT proxy that wants a password, and cannot reach the server for its requests of these numbers."""
 
-    def __init__(self):
-        self.heads = []
+    def __init__(self, down=()):
+        self.heads, self.down = [], down
         super().__init__(self.talk)
 
     def talk(self, conn):
@@ -330,6 +330,9 @@ class Connect(Listener):
         self.heads.append(head.decode())
         if "Proxy-Authorization: Basic bWU6d29yZA==" not in self.heads[-1]:
             conn.sendall(b"HTTP/1.1 407 Who\r\nContent-Length: 0\r\n\r\n")
+            return
+        if len(self.heads) in self.down:
+            conn.sendall(b"HTTP/1.1 503 Down\r\nContent-Length: 0\r\n\r\n")
             return
         host, port = head.split()[1].decode().rsplit(":", 1)
         with socket.create_connection((host, int(port)), DEADLINE) as far:
@@ -378,8 +381,22 @@ def test_https_goes_through_a_proxy_by_connect(run, nginx, listeners, tmp_path):
 
 
 @needs_nginx
+def test_a_server_behind_a_proxy_that_restarts_is_waited_for_once_it_was_reached(
+    run, nginx, proxy, listeners, tmp_path
+):
+    url = f"https://127.0.0.1:{proxy(nginx.tls_port, cut_at=800_000, times=1).port}/big.bin"
+    more = "--pin", nginx.pin, "--proxy"
+    for down, code in ([2], 0), ([1], 7):
+        listeners.append(Connect(down))
+        address = f"me:word@127.0.0.1:{listeners[-1].port}"
+        done = run("httpclient.py", "get", "--force", url, *more, address, cwd=tmp_path)
+        assert done.code == code and "does not connect to" in done.err and "503" in done.err, done
+        assert len(listeners[-1].heads) == (3 if code == 0 else 1)
+
+
+@needs_nginx
 def test_ctrl_c_in_the_middle_and_again_on_a_terminal(nginx, proxy, run, tmp_path):
-    way = proxy(nginx.port, delay=0.02)
+    way = proxy(nginx.port, hold_at=1_500_000, times=1)
     first = Process(
         ROOT / "httpclient.py",
         "get",

@@ -41,6 +41,8 @@ def content(text, size):
 def expect(peer, text):
     """A line like that: what the transcript leaves out, and addresses, may be anything."""
     found = peer.answer() if not text.startswith("note ") else peer.line()
+    while re.fullmatch(r"note \S+(?: (?:received|checked)=\d+)?", found) and "offset=" in text:
+        found = peer.line()  # a server that is slow for a moment tells how far it is
     wanted = re.escape(text).replace("…", r"\S*")
     for shown, data in DIGESTS.items():
         wanted = wanted.replace(re.escape(shown), hashlib.sha256(data).hexdigest())
@@ -220,7 +222,7 @@ def provoke_not_permitted(start, box):
 
 
 def provoke_stalled(start, box):
-    server = start("--timeout", "0.4")
+    server = start("--timeout", "2")
     server.tls = False
     bob, anna, carl = Peer(server), Peer(server), Peer(server)
     assert bob.ask("receive nick=bob").startswith("ok receive")
@@ -361,7 +363,7 @@ def test_another_writer_that_is_alive_keeps_its_part(start, box):  # noqa: F811
 
         def go_on():
             place = 1 << 20
-            while not done.wait(0.2):
+            while not done.wait(0.05):
                 first.sendall(BIG[place : place + 1])
                 place += 1
 

@@ -19,7 +19,19 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, Listener, Process, Server, Terminal, free_port, until
+from conftest import (
+    DEADLINE,
+    ROOT,
+    Listener,
+    Process,
+    Server,
+    Terminal,
+    free_port,
+    queues,
+    states,
+    stopped,
+    until,
+)
 
 sys.path.insert(0, str(ROOT))
 import client as script
@@ -45,14 +57,18 @@ class Peer:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             self.sock = context.wrap_socket(self.sock)
-        self.file = self.sock.makefile("rb")
+        self.file, self.ended = self.sock.makefile("rb"), False
         self.name = self.line().split("you=")[1]
 
     def tell(self, text):
         self.sock.sendall(text if isinstance(text, bytes) else text.encode() + b"\n")
 
     def line(self):
-        return self.file.readline().decode(errors="backslashreplace").rstrip("\n")
+        """The next line, or nothing at the end; a second time that would be a loop without an end."""
+        said = self.file.readline()
+        assert said or not self.ended, "the server has hung up"
+        self.ended = not said
+        return said.decode(errors="backslashreplace").rstrip("\n")
 
     def answer(self):
         """The next line that is no note."""
@@ -183,6 +199,18 @@ def test_who_lists_everybody_with_nick_and_mode(peer):
         f"client {eve.name} nick=eve mode=chat you=yes",
         "ok who count=3",
     ]
+
+
+@pytest.mark.parametrize("words", ["receive a b", "%" * 30_000])
+def test_a_request_that_is_refused_is_nobodys_mode(peer, words):
+    bob, eve, watcher = peer("receive nick=bob"), peer(), peer()
+    eve.tell(b"send bob x size=6\n%b%b\n" % (body(HELLO), words.encode()))
+    assert bob.answer().startswith("put x "), "both requests have been read"
+    assert f"client {eve.name} mode=send" in watcher.lines("who")
+    bob.body()
+    bob.tell(f"ok put x size=6 sha256={sha(HELLO)} verified=yes")
+    assert eve.answer().startswith(f"got {bob.name} ok ") and eve.answer().startswith("ok send x ")
+    assert eve.answer().startswith("err ")
 
 
 def test_a_nick_in_use_gets_a_number_and_is_free_again_afterwards(peer):
@@ -410,37 +438,36 @@ def test_a_small_file_is_passed_on_alike_whole_and_in_pieces(peer):
         assert anna.answer() == "ok send x receivers=1 verified=1"
 
 
-def asleep(server):
-    """Whether no thread of the server runs or could."""
-    return states(server) == {"S"}
+def rests(server, *peers):
+    """Whether it has read all that these have sent, and no thread of it runs or could."""
+    return all(queues(each.sock)[1] == 0 for each in peers) and states(server) == {"S"}
 
 
-def states(server):
-    """Of its threads, as Linux calls them: S waits, T is stopped."""
-    stats = Path(f"/proc/{server.pid}/task").glob("*/stat")
-    return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats}
-
-
-@contextlib.contextmanager
-def stopped(server):
-    """What is sent meanwhile comes to it all at once."""
-    server.process.send_signal(signal.SIGSTOP)
-    until(lambda: states(server) == {"T"}, "the server to stand still")
-    yield
-    server.process.send_signal(signal.SIGCONT)
+def stuck(server, goal):
+    """Whether there is more for this one than its socket has room for, and nothing else to do."""
+    return queues(goal.sock)[0] and all(states(server) == {"S"} for _ in range(3))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="has /proc")
 @pytest.mark.parametrize("how", ["err put x reason=disk-full", "bye"])
 def test_who_refuses_before_it_has_read_what_was_left_for_it_reads_that_unchanged(
-    server, peer, how
+    spawn, tmp_path, peer, how
 ):
     """The sender goes on meanwhile, and what comes then is in the same memory."""
-    sender, other = peer(), peer("receive")
-    slow = peer("receive nick=slow", small=True)
+    patient = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import server as it\n"
+        f"it.LINGER = {DEADLINE}; sys.exit(it.main())"
+    )
+    server = spawn("-c", patient, tmp_path / "box")
+    server.tls = False
+    sender, other = peer(to=server), peer("receive", to=server)
+    slow = peer("receive nick=slow", to=server, small=True)
     sending = meanwhile(sender.send, f"slow,{other.name}", "x", BIG)
     assert slow.line().startswith("put x")
-    until(lambda: asleep(server), "all to wait for the receivers, which do not read")
+    until(
+        lambda: queues(sender.sock)[1] and stuck(server, slow),
+        "the one that does not read to hold up all",
+    )
     slow.tell(how)
     assert other.accept() == ("x", BIG)
     assert sending.result()[-1] == "ok send x receivers=2 verified=1"
@@ -582,17 +609,18 @@ def test_a_receiver_that_has_all_and_tells_of_a_little_more_each_time_does_not_h
     sending = meanwhile(sender.send, talker.name, "x", b"x" * 1000)
     assert talker.answer().startswith("put x ") and talker.body()[0] == b"x" * 1000
     with contextlib.suppress(ConnectionError):
-        for received in range(0, 1000, step):
+        for received in range(0, 50 * step, step):
             talker.tell(f"note x received={received}")
             sending.join(0.3)
             if not sending.is_alive():
                 break
+        else:
+            raise AssertionError("held for as long as it told of more")
     assert sending.result()[-2] == f"got {talker.name} err put x reason=stalled"
-    assert received < 10 * step
 
 
 def test_a_sender_of_notes_alone_holds_nobody_for_whom_others_wait(start, peer):
-    server = start("--timeout", "1")
+    server = start("--timeout", "2")
     talker, bob, other = peer(to=server), peer("receive nick=bob", to=server), peer(to=server)
     talker.tell("send bob x size=9")
     assert bob.line().startswith("put x ")
@@ -751,12 +779,13 @@ def test_the_abort_of_a_sender_that_goes_never_comes_inside_a_body(server, peer)
     """The receiver has not taken what came before, and half of the next body waits with it."""
     sender, bob = peer(), peer("receive nick=bob", small=True)
     bob.tell(b"help\n" * 4100)  # with more answers than the way to it holds
-    until(lambda: asleep(server), "the server to wait for the receiver")
+    until(lambda: stuck(server, bob), "the server to wait for the receiver")
     sender.tell(b"send bob x\ndata 3\nabc")
-    until(lambda: asleep(server), "the first bytes to be left for the receiver")
+    until(lambda: rests(server, sender), "the first bytes to be left for the receiver")
     with stopped(server):
         sender.tell(body(BIG[:100000], end=False))
-    until(lambda: asleep(server), "the next bytes to wait")
+    until(lambda: queues(sender.sock)[1] < 100000, "the next bytes to come")
+    until(lambda: states(server) == {"S"}, "them to wait")
     sender.reset()
     server.wait_for(f"{sender.name} send x: cut after [0-9]+ bytes")
     while not (said := bob.line()).startswith("put "):
@@ -777,16 +806,16 @@ def test_a_receiver_hears_of_each_file_that_it_owes_an_answer_also_if_the_sender
     sending = meanwhile(sender.send, "bob", "%FF" * 4096)  # from now on many lines are read at once
     assert bob.accept() == ("%FF" * 4096, HELLO) and sending.result()[-1].endswith(" verified=1")
     bob.tell(b"help\n" * 4100)  # with more answers than the way to it holds
-    until(lambda: asleep(server), "the server to wait for the receiver")
+    until(lambda: stuck(server, bob), "the server to wait for the receiver")
     sender.tell(b"send bob first\n%b" % body(HELLO))
-    until(lambda: asleep(server), "a file to be left for the receiver")
+    until(lambda: rests(server, sender), "a file to be left for the receiver")
     with stopped(server):  # the last offer is the one that makes more than 64 KiB
         sends = (b"send bob %b\n%b" % (name, body(b""))) * 5
         sender.tell(sends + b"send bob %b nick=anna\n%b" % (name, body(b"")))
     other = peer()
     until(lambda: " nick=anna " in other.lines("who")[0], "the last request to be read")
     until(
-        lambda: all(asleep(server) for _ in range(5)),
+        lambda: all(states(server) == {"S"} for _ in range(5)),
         "the sender's thread to wait for the receiver",
     )
     sender.reset()
@@ -1170,7 +1199,7 @@ def test_unless_all_got_all_it_says_who_did_not_and_exits_25(do, here, receiving
     assert "receive --hidden" in some.err and "server.py" not in some.err
     assert (
         re.search(r"^127.* \(bob\): verified 1 of 2, 1 byte$", some.err, re.M)
-        and "\nnobody: verified 0 of 1, 0 bytes; not sent to it: 1 more\n" in some.err
+        and "\nnobody: verified 0 of 2, 0 bytes\n" in some.err
     )
     assert os.listdir(here / "box") == ["x"]
     gone = do("send", "nosuch", "x", "--to", "bob", "--json", "--quiet")
@@ -1249,10 +1278,30 @@ def test_who_is_absent_is_told_of_once_and_the_others_get_the_whole_tree(
     found = do("send", "t", "--to", "bob", "--to", "Carl")
     assert found.code == 25 and found.err.count("error:") == 1, found.err
     assert re.search(r"\(bob\): verified 601 of 601, 600 bytes\n", found.err), found.err
-    assert "\nCarl: verified 0 of 1, 0 bytes; not sent to it: 600 more\n" in found.err
+    assert "\nCarl: verified 0 of 601, 0 bytes\n" in found.err
     assert len(os.listdir(here / "box" / "t")) == 600
-    told = server.err.count("no-such-client")
-    assert told < 300, f"what was not on its way yet does not name the absent one: {told}"
+    assert "no-such-client" not in server.err, "its sender is told, and not the log for each file"
+
+
+def test_a_receiver_that_left_and_came_back_is_offered_the_later_files(do, here, peer):
+    (here / "t").mkdir()
+    for number in range(20):
+        (here / "t" / f"{number}").write_text("x")
+    bob, eve, watcher = peer("receive nick=bob"), peer("receive nick=eve"), peer()
+    sending = meanwhile(do, "send", "t", "--all")
+    assert bob.answer().startswith("mkdir t ") and eve.answer().startswith("mkdir t ")
+    bob.close()
+    until(lambda: "nick=bob" not in " ".join(watcher.lines("who")), "bob to be gone")
+    bob = peer("receive nick=bob")
+    eve.tell("ok mkdir t")
+    taking = meanwhile(lambda: [eve.accept()[0] for _ in range(20)])
+    names = [bob.accept()[0] for _ in range(20)]
+    assert taking.result() == names and len(set(names)) == 20
+    sent = sending.result()
+    assert sent.code == 25 and sent.err.count("error:") == 1, sent
+    assert "(eve): verified 21 of 21, 20 bytes" in sent.err, sent
+    assert "(bob): verified 0 of 1, 0 bytes" in sent.err, sent
+    assert "(bob): verified 20 of 20, 20 bytes" in sent.err, sent
 
 
 def test_who_names_and_marks(do, server, receiving):
@@ -1478,20 +1527,25 @@ def test_a_server_killed_at_any_step_loses_no_file_in_silence(here, tmp_path, fu
             break
 
 
-def test_a_send_goes_on_with_its_receivers_when_the_server_was_started_again(spawn, here):
-    def start(*words):
-        return Process(ROOT / "client.py", "--port", server.port, *words, cwd=here)
+def test_a_send_goes_on_with_its_receivers_when_the_server_was_started_again(spawn, here, proxy):
+    def start(*words, port=None):
+        return Process(ROOT / "client.py", "--port", port or server.port, *words, cwd=here)
 
     (here / "t").mkdir()
     (here / "t/0").write_bytes(BIG)
     (here / "t/1").write_text("one")
     server = spawn("server.py", here, port=free_port())
-    boxes = [start("--nick", nick, "receive", "-o", nick) for nick in ("bob", "eve")]
+    way = proxy(server.port, hold_at=1 << 20, times=1)  # so that it cannot end before
+    boxes = [
+        start("--nick", nick, "receive", "-o", nick, port=port)
+        for nick, port in (("bob", server.port), ("eve", way.port))
+    ]
     for box in boxes:
         box.wait_for("waiting for files")
-    sending = start("send", "t", "--limit-rate", "20M", "--to", "bob", "--to", "eve")
+    sending = start("send", "t", "--to", "bob", "--to", "eve")
     until(lambda: list(here.glob("bob/t/.six*")), "the part")
     server.kill()
+    way.go.set()
     spawn("server.py", here, port=server.port)
     assert sending.wait() == 0 and "attempt 1 of 16" in sending.err, sending.err
     assert "not back yet" in sending.err or "attempt 2" not in sending.err, sending.err
@@ -1933,7 +1987,9 @@ def test_a_chatter_that_reads_nothing_is_let_go_also_if_it_sends_empty_lines(sta
 
 
 @OVER_TLS
-def test_a_reader_that_is_stuck_loses_its_own_lines_and_is_told_how_many(server, peer):
+def test_a_reader_that_is_stuck_loses_its_own_lines_and_is_told_how_many(server, peer, full):
+    if server.tls and not full:
+        pytest.skip("a second and a half of encryption: --full runs it")
     stuck, reader, text = peer("chat stuck", small=True), peer("chat reader"), "x" * 3900
     hearing = meanwhile(
         lambda: [line for line in iter(reader.line, "") if line.startswith("said")][:1]

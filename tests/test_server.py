@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, assert_clean, interpreters, until
+from conftest import DEADLINE, ROOT, Process, assert_clean, interpreters, stopped, until
 
 sys.path.insert(0, str(ROOT))
 import server as script
@@ -1331,21 +1331,24 @@ def test_an_upload_corrupted_at_any_byte_is_never_taken_for_whole(start, box, fu
 
 
 def sizes(folder):
-    return [os.stat(folder / part).st_size for part in parts(folder)]
+    found = []
+    for part in parts(folder):
+        with contextlib.suppress(FileNotFoundError):  # gone meanwhile, as parts do
+            found.append(os.stat(folder / part).st_size)
+    return found
 
 
 def partial(server, box, name="big", data=BIG, count=2 << 20, over=""):
     """An upload that ends in the middle; what is kept of it."""
+    line = rf"put {name}: cut at {count} of {len(data)} bytes.*; kept"
+    before = len(re.findall(line, server.err))
     with server.connect() as sock:
         sock.sendall(
             f"put {name} size={len(data)} mtime_ns=1700000000000000001{over}\ndata {len(data)}\n".encode()
             + data[:count]
         )
-        until(
-            lambda: any(os.stat(box / part).st_size == count for part in parts(box)),
-            "the part to grow",
-        )
-    server.wait_for(rf"put {name}: cut at {count} of {len(data)} bytes.*; kept")
+        until(lambda: count in sizes(box), "the part to grow")
+    until(lambda: len(re.findall(line, server.err)) > before, "the server to be done with it")
 
 
 def rest(offset, keys="big mtime_ns=1700000000000000001", data=BIG):
@@ -1414,10 +1417,7 @@ def test_a_part_survives_the_server_being_killed(start, box):
             f"put big size={len(BIG)} mtime_ns=1700000000000000001\ndata {len(BIG)}\n".encode()
             + BIG[: 1 << 20]
         )
-        until(
-            lambda: any(os.stat(box / part).st_size == 1 << 20 for part in parts(box)),
-            "the part to grow",
-        )
+        until(lambda: 1 << 20 in sizes(box), "the part to grow")
         server.kill()
     assert b"verified=yes" in talk(start(), rest(1 << 20))
 
@@ -1503,8 +1503,9 @@ def test_a_part_has_one_writer_also_where_there_are_no_locks(spawn, box, tmp_pat
         first.sendall(begin + BIG[: 2 << 20])
         until(lambda: sizes(box) == [2 << 20], "the part")
         second.sendall(b"ping\n" + begin + BIG[:10])
-        while b"ok ping\n" not in second.recv(1000):  # it leaves when the second has begun to write
-            pass
+        said = b""
+        while b"ok ping\n" not in said:  # it leaves when the second has begun to write
+            said += second.recv(1000) or pytest.fail("the second one was hung up on")
         with contextlib.suppress(ConnectionError):  # it was silent and had to give way
             first.sendall(BIG[2 << 20 :] + end)
             everything(first)
@@ -1666,10 +1667,7 @@ def test_a_signal_in_mid_upload_keeps_the_part(start, box):
         sock.sendall(
             f"put big size={len(BIG)} mtime_ns=1\ndata {len(BIG)}\n".encode() + BIG[: 1 << 20]
         )
-        until(
-            lambda: any(os.stat(box / part).st_size == 1 << 20 for part in parts(box)),
-            "the part to grow",
-        )
+        until(lambda: 1 << 20 in sizes(box), "the part to grow")
         assert "stopped: 1 client disconnected, 1 part kept" in server.stop()
     assert len(parts(box)) == 1
 
@@ -1906,7 +1904,7 @@ def test_a_deep_listing_keeps_only_the_names_of_the_folders_above(box):
     (box / names(box)[0] / "below").touch()
     tracemalloc.start()
     try:
-        found = script.walk(script.Folder(str(box)), "", lambda full, error: None)
+        found = script.walk(script.Folder(str(box)), "")
         assert next(full for full, _, _ in found if full.endswith("/below"))
         assert tracemalloc.get_traced_memory()[0] < 300_000
     finally:
@@ -1923,6 +1921,20 @@ def test_a_client_that_says_little_costs_little(start):
             sock.sendall(b"ping\n")
             assert GREETING.match(sock.recv(100))
         assert server.status("VmRSS") - before < 40 * 128
+
+
+@pytest.mark.parametrize("folder", ["", "0"])
+def test_a_number_that_is_no_name_here_is_the_port(tmp_path, folder):
+    if folder:
+        (tmp_path / folder / "in it").mkdir(parents=True)
+    words = ("0", "--port", "0") if folder else ("0",)
+    server = Process(ROOT / "server.py", *words, cwd=tmp_path)
+    port = int(server.wait_for(r"listening on 127\.0\.0\.1:(\d+)", "out")[1])
+    with socket.create_connection(("127.0.0.1", port), DEADLINE) as sock:
+        sock.sendall(b"list\nbye\n")
+        assert (b"dir in%20it " in sock.makefile("rb").read()) == bool(folder)
+    server.kill()
+    assert os.listdir(tmp_path) == [folder or "files"]
 
 
 # --- a drop box ---
@@ -1943,7 +1955,8 @@ def test_in_a_drop_box_files_can_be_added_and_nothing_else(start, box):
         assert said.startswith("err ") and said.endswith("reason=drop-box"), said
     assert names(box) == ["a", "anna"] and (box / "anna" / "a").read_bytes() == b"1"
     server.wait_for(r"handed in by anna: anna/a, 1 bytes, verified=yes")
-    assert " stat a: " not in server.err, "each put of a client begins with it"
+    told = re.findall(r"\d (put|stat|handed in) .*", server.err)
+    assert told == ["handed in", "put"], "one line for what was handed in"
 
 
 def test_what_is_handed_in_twice_gets_a_number_and_the_answer_tells_it(start, box):
@@ -2107,11 +2120,12 @@ def test_digests_that_many_ask_for_leave_room_for_others(start, box):
             assert sock.recv(100).startswith(b"sixsockets")
         until(lambda: server.status("Threads") >= 60, "all of them to be served")
         read = []
-        for number in os.listdir(f"/proc/{server.pid}/fd"):
-            with contextlib.suppress(FileNotFoundError):
-                if os.readlink(f"/proc/{server.pid}/fd/{number}").endswith("/big"):
-                    facts = Path(f"/proc/{server.pid}/fdinfo/{number}").read_text()
-                    read.append(int(facts.split()[1]))
+        with stopped(server):  # or one could be done and the next begun between two looks
+            for number in os.listdir(f"/proc/{server.pid}/fd"):
+                with contextlib.suppress(FileNotFoundError):
+                    if os.readlink(f"/proc/{server.pid}/fd/{number}").endswith("/big"):
+                        facts = Path(f"/proc/{server.pid}/fdinfo/{number}").read_text()
+                        read.append(int(facts.split()[1]))
         assert sum(0 < position < 1 << 30 for position in read) <= 4, read
         assert b"ok stat small" in talk(server, b"stat small digest=no\n")
 

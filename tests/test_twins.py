@@ -1,6 +1,7 @@
 """The blocks that several scripts share are the same to the byte, and stand exactly where their first line says."""
 
 import ast
+import functools
 import re
 
 import pytest
@@ -32,6 +33,7 @@ GROUPS = {
 }
 
 
+@functools.lru_cache(None)
 def fences():
     """name -> script -> (what the first line says, the body)"""
     found = {}

@@ -12,7 +12,7 @@ from collections import Counter, namedtuple
 from types import SimpleNamespace
 
 import pytest
-from conftest import DEADLINE, ROOT, Process, free_port, until
+from conftest import DEADLINE, ROOT, Process, free_port, stopped, until
 from test_upper import lines_of, patient
 
 sys.path.insert(0, str(ROOT))
@@ -114,7 +114,7 @@ def test_a_datagram_of_any_size_comes_back_whole(spawn, asker, size):
 
 def test_the_largest_datagram_goes_through_the_client(spawn, run):
     server = spawn(SCRIPT, "server")
-    done = run(SCRIPT, "client", "--port", server.port, input=b"x" * 65507)
+    done = run(*patient(SCRIPT), "client", "--port", server.port, input=b"x" * 65507)
     assert (done.code, done.out) == (0, b"X" * 65507)
 
 
@@ -152,10 +152,9 @@ def test_all_datagrams_that_wait_are_received_before_the_first_is_answered(spawn
     """Or a client that waits for answers would be woken for each one, which is slower."""
     server = spawn(SCRIPT, "server", "--trace")
     sock = asker(server.port)
-    server.process.send_signal(signal.SIGSTOP)
-    for number in range(3):
-        sock.send(b"n%d" % number)
-    server.process.send_signal(signal.SIGCONT)
+    with stopped(server):
+        for number in range(3):
+            sock.send(b"n%d" % number)
     assert [sock.recv(100) for _ in range(3)] == [b"N0", b"N1", b"N2"]
     calls = re.findall(r"([<>]) (recvfrom|sendto)", server.stop())
     assert calls == [("<", "recvfrom")] * 3 + [(">", "sendto")] * 3
@@ -426,11 +425,9 @@ def test_a_reordered_answer_comes_after_the_next(spawn, asker):
     first = decided.index(True) + 1
     assert not decided[first]
     sock = asker(server.port)
-    # so that all are there at once, however slow this is
-    server.process.send_signal(signal.SIGSTOP)
-    for number in range(1, first + 2):
-        sock.send(b"%d" % number)
-    server.process.send_signal(signal.SIGCONT)
+    with stopped(server):  # so that all are there at once, however slow this is
+        for number in range(1, first + 2):
+            sock.send(b"%d" % number)
     expected = [b"%d" % number for number in [*range(1, first), first + 1, first]]
     assert [sock.recv(10) for _ in expected] == expected
 
@@ -443,7 +440,7 @@ def test_a_reordered_answer_that_nothing_overtakes_comes_all_the_same(spawn, run
 
 def test_a_doubled_answer_does_not_become_the_next_ones(spawn, run):
     server = spawn(SCRIPT, "server", "--dup", 1)
-    done = run(SCRIPT, "client", "--port", server.port, input=b"a\nb\nc\n")
+    done = run(*patient(SCRIPT), "client", "--port", server.port, input=b"a\nb\nc\n")
     assert (done.code, done.out) == (0, b"A\nB\nC\n")
 
 
@@ -565,13 +562,12 @@ def test_two_servers_that_do_not_know_each_others_port_stop_answering_each_other
 def test_one_forged_datagram_makes_two_servers_send_a_hundred_at_most(spawn):
     """No list knows their ports. What comes from the second one's port is sent before it is there."""
     first = spawn(SCRIPT, "server")
-    first.process.send_signal(signal.SIGSTOP)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as forger:
-        forger.bind(("127.0.0.1", 0))
-        forger.sendto(b"loop", ("127.0.0.1", first.port))
-        port = forger.getsockname()[1]
-    second = spawn(SCRIPT, "server", port=port)
-    first.process.send_signal(signal.SIGCONT)
+    port = free_port(socket.SOCK_DGRAM)
+    with stopped(first):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as forger:
+            forger.bind(("127.0.0.1", port))
+            forger.sendto(b"loop", ("127.0.0.1", first.port))
+        second = spawn(SCRIPT, "server", port=port)
     until(lambda: "no answer to one in" in first.err + second.err, "the end of the loop")
     sent = [int(re.search(r"(\d+) sent", server.stop())[1]) for server in (first, second)]
     assert 10 < sum(sent) <= 100

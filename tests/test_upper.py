@@ -16,7 +16,7 @@ import termios
 from pathlib import Path
 
 import pytest
-from conftest import COMPILED, DEADLINE, ROOT, Process, assert_clean, free_port, until
+from conftest import COMPILED, DEADLINE, ROOT, Process, assert_clean, free_port, states, until
 
 F_SETPIPE_SZ = 1031  # of Linux; the fcntl module names it from Python 3.10 on
 BOTH = pytest.mark.parametrize("script", ["tcp_upper.py", "udp_upper.py"])
@@ -192,6 +192,7 @@ def test_ctrl_c_at_the_prompt_stops(spawn, script):
     server = spawn(script, "server")
     client = Terminal(ROOT / script, "client", "--port", server.port)
     client.wait_for(b"sentence: ")
+    until(lambda: states(client.process) == {"S"}, "it to wait for typing")
     # Python's readline misses a Ctrl-C that comes just before it waits: a person presses again, too
     for _ in range(20):
         client.type(b"\3")
@@ -418,6 +419,8 @@ def test_standard_streams_that_do_not_block_lose_nothing(spawn, script):
         os.write(typed, line)
         assert select.select([screen], [], [], DEADLINE)[0]
         assert os.read(screen, 9) == line.upper()
+        # or what comes next would be there before it asks
+        until(lambda: states(client) == {"S"} or client.poll() is not None, "it to wait for more")
         os.set_blocking(inner, False)  # once more, in the middle of it
         os.set_blocking(outer, False)
     os.close(inner)

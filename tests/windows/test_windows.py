@@ -12,7 +12,7 @@ import zipfile
 
 import pytest
 from conftest import ROOT, SCRIPTS, until
-from machine import IS_WINDOWS, ask, lines, needs_pty, needs_python, not_by_hand, windows  # noqa: F401
+from machine import IS_WINDOWS, LIMIT, ask, lines, needs_pty, needs_python, not_by_hand, windows  # noqa: F401
 from test_httpserver_page import CHROMIUM, browser, finished  # noqa: F401
 
 pytestmark = needs_python
@@ -421,7 +421,7 @@ def test_nul_is_no_console(windows, tcp, tmp_path):
         ["client.py", "--port", tcp.port],
     ):
         process = windows.popen(*words, cwd=tmp_path)  # its input is NUL
-        out, err = process.communicate(timeout=50)
+        out, err = process.communicate(timeout=LIMIT)
         assert process.returncode == 0 and b"nput lowercase" not in err, err
         assert b"help lists" not in err and out == b"", (out, err)
 
@@ -430,7 +430,7 @@ def test_nul_is_no_console(windows, tcp, tmp_path):
 def test_the_manual_goes_into_nul(windows, script):
     """isatty() is true of it, and its code page has few letters."""
     process = windows.popen(script, "--help", stdout=subprocess.DEVNULL)
-    _, err = process.communicate(timeout=50)
+    _, err = process.communicate(timeout=LIMIT)
     assert (process.returncode, err) == (0, b"")
 
 
