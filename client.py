@@ -2053,24 +2053,20 @@ class Line(NamedTuple):
         return self.number_or_none(key) or 0
 
     def number_or_none(self, key: str) -> Optional[int]:
-        """The number that a key says, if the line has the key. Only mtime_ns may be negative."""
+        """Decimal digits, few enough for 64 bits; only mtime_ns may be negative."""
         text = self.keys.get(key)
         if text is None:
             return None
-        digits = text.removeprefix("-") if key == "mtime_ns" else text
-        number = to_number(digits)
-        if number is None:
+        if not is_number(text.removeprefix("-") if key == "mtime_ns" else text):
             raise BadNumber("bad-number")
-        return number if digits == text else -number
+        return int(text)
 
     def is_set(self, key: str) -> bool:
         return self.keys.get(key) == "yes"
 
 
-def to_number(text: str) -> Optional[int]:
-    """Decimal digits, few enough for 64 bits."""
-    number = int(text) if len(text) < 20 and text.isascii() and text.isdecimal() else BEYOND
-    return number if number < BEYOND else None
+def is_number(text: str) -> bool:
+    return len(text) < 20 and text.isascii() and text.isdecimal() and int(text) < BEYOND
 
 
 def quote(text: str) -> str:
@@ -2305,10 +2301,9 @@ class Wire:
             if not found:
                 continue
             if found.verb == "data":
-                size = to_number(" ".join(found.words))
-                if size is None:
+                if not is_number(" ".join(found.words)):
                     raise Broken("bad-number")
-                self.remaining = size
+                self.remaining = int(found.words[0])
             return found
         return self.early.popleft()
 

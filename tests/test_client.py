@@ -2588,3 +2588,20 @@ def test_receive_takes_from_those_alone_who_are_named_and_asks(server, do, here,
         assert sent.wait() == code, sent.err
     asked.wait_for("0 (1)")
     assert asked.end() == 0
+
+
+@pytest.mark.parametrize("listed", [b" size=3 mtime_ns=1", b" size=3 mtime_ns=1 exec=yes", b""])
+def test_a_file_that_changed_since_it_was_listed_is_what_the_answer_says(do, here, canned, listed):
+    """The client knows the likely answer from the listing; what comes may be another, or a part."""
+    end = b"end sha256=%b\n" % hashlib.sha256(b"four").hexdigest().encode()
+    begun = GREETING + b"ok stat t type=dir\nfile t/x%b\nok list t deep=yes count=1\n" % listed
+    body = b"ok get t/x size=4 mtime_ns=2\ndata 4\nfour"
+    assert do("get", "t", port=canned(begun + body + end).port).code == 0
+    assert tree(here / "t") == {"x": (b"four", 2, 0)}
+
+
+def test_a_listing_without_sizes_is_no_reason_to_fall(do, here, canned):
+    end = b"end sha256=%b\n" % hashlib.sha256(b"").hexdigest().encode()
+    begun = GREETING + b"ok stat t type=dir\nfile t/x\nok list t deep=yes count=1\n"
+    assert do("get", "t", port=canned(begun + b"ok get t/x\ndata 0\n" + end).port).code == 0
+    assert tree(here / "t")["x"][0] == b""
