@@ -1493,6 +1493,7 @@ def deadly(*args):
     result = true(*args)
     left[0] -= 1
     if not left[0]:
+        open({mark!r}, "x").close()
         os.kill(os.getpid(), signal.SIGKILL)
     return result
 socket.socket.{call} = deadly
@@ -1506,9 +1507,9 @@ def test_a_server_killed_at_any_step_loses_no_file_in_silence(here, tmp_path, fu
     """Who has no whole file is told so, and what has the file's name is the whole file."""
     (here / "x").write_bytes(BIG)
     for turn in range(1, 60) if full else (9,):
-        runner = tmp_path / "run.py"
+        runner, killed = tmp_path / "run.py", tmp_path / f"killed{turn}"
         path = str(ROOT / "server.py")
-        runner.write_text(KILLED.format(turn=turn, call=call, path=path))
+        runner.write_text(KILLED.format(turn=turn, call=call, path=path, mark=str(killed)))
         server, got = Server(str(runner), tmp_path / "box"), here / f"{call}{turn}"
         common = "--port", server.port, "--retries", "0"
         words = "receive", "--count", "1", "--nick", "bob", "-o", f"{got.name}/"
@@ -1521,10 +1522,11 @@ def test_a_server_killed_at_any_step_loses_no_file_in_silence(here, tmp_path, fu
         assert not [*got.glob(".six-*")], "of what was sent to it nothing can be resumed"
         assert has or (codes[0] and codes[1]), (turn, anna.err, bob.err)
         assert all(not code or "error: " in each.err for code, each in zip(codes, (anna, bob)))
-        if server.process.poll() is None:  # so many steps a transfer does not have
+        if not killed.exists():  # so many steps a transfer does not have
             assert has and codes == (0, 0)
             server.stop()
             break
+        assert server.wait() == -signal.SIGKILL, server.err
 
 
 def test_a_send_goes_on_with_its_receivers_when_the_server_was_started_again(spawn, here, proxy):
