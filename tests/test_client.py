@@ -1018,16 +1018,23 @@ def test_a_key_of_a_listing_that_nobody_knows_means_nothing(do, here, canned):
     assert done.code == 0 and (here / "t/x").read_bytes() == b"abc", done
 
 
-def test_a_server_that_answers_without_end_is_left(do, here, listeners):
+def flood(lines, begun):
+    """A server that takes a put, and then sends these lines without end."""
+
     def talk(conn):
         conn.sendall(GREETING)
         while b"stat x" not in conn.recv(1000):
             pass
         conn.sendall(b"err stat x reason=no-such-file\n")
         for _ in iter(bool, True):
-            conn.sendall(b"ok put x\n" * 5000)
+            conn.sendall(lines)
+            begun.set()
 
-    listeners.append(Listener(talk))
+    return Listener(talk)
+
+
+def test_a_server_that_answers_without_end_is_left(do, here, listeners):
+    listeners.append(flood(b"ok put x\n" * 5000, threading.Event()))
     (here / "x").write_bytes(BIG[: 5 << 20])
     done = do("put", "x", port=listeners[0].port)
     assert done.code == 56 and "more answers than requests" in done.err, done
@@ -1035,17 +1042,7 @@ def test_a_server_that_answers_without_end_is_left(do, here, listeners):
 
 def test_ctrl_c_ends_an_upload_to_a_server_that_sends_notes_without_end(here, listeners):
     flooding = threading.Event()
-
-    def talk(conn):
-        conn.sendall(GREETING)
-        while b"stat x" not in conn.recv(1000):
-            pass
-        conn.sendall(b"err stat x reason=no-such-file\n")
-        for _ in iter(bool, True):
-            conn.sendall(b"note x received=5\n" * 5000)
-            flooding.set()
-
-    listeners.append(Listener(talk))
+    listeners.append(flood(b"note x received=5\n" * 5000, flooding))
     (here / "x").write_bytes(BIG[: 5 << 20])
     put = Process(ROOT / "client.py", "--port", listeners[0].port, "put", "x", cwd=here)
     assert flooding.wait(DEADLINE)
